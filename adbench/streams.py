@@ -1,0 +1,28 @@
+"""Random streams without state: what is drawn depends only on a seed and on names, never on what was drawn before.
+
+A run that is interrupted and resumed, or that loads its data with another number of workers, therefore draws the
+same numbers for training batch k as one that ran through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed that is a pure function of `seed` and the names of its purpose."""
+    text = "/".join([str(int(seed)), *map(str, purpose)]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def torch_stream(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` for one purpose, e.g. `torch_stream(seed, "interpolation", k)`."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
+
+
+def numpy_stream(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A NumPy generator for one purpose, e.g. `numpy_stream(seed, "rows", epoch)`."""
+    return np.random.default_rng(derived_seed(seed, *purpose))
