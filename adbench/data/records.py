@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -48,7 +48,6 @@ class Split:
     test: np.ndarray  # int64 rows
 
 
-@runtime_checkable
 class Source(Protocol):
     """A data set that can be read row by row. Its constructor lists the rows and raises UserError where it cannot.
 
