@@ -170,8 +170,8 @@ class Idx(Classes):
         elif missing:
             raise UserError(
                 f"{dataset} is not in {folder}: {missing[0]}.gz is missing; put its four files there "
-                f"({', '.join(self.FILES)}, each .gz or unpacked), point data_root=DIR or ADBENCH_DATA at the folder that has them, or allow the "
-                "download with data.download=true"
+                f"({', '.join(self.FILES)}, each .gz or unpacked), point data_root=DIR or ADBENCH_DATA at "
+                "the folder that has them, or allow the download with data.download=true"
             )
         x_train, y_train, x_test, y_test = (read_idx(folder, name) for name in self.FILES)
         super().__init__(dataset, (x_train, y_train), (x_test, y_test), normal_class)
