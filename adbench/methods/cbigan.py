@@ -42,7 +42,7 @@ class CBiGAN(Adversarial):
         data_id: name of the data set, looked up in `rotation`.
         tile: side of a texture's tiles, a multiple of 32; the images' sides are multiples of it.
         rotation: data set or kind -> [from, to] degrees clockwise, uniform per image in training; none if absent.
-        latent, width, hidden_bias: see adbench.networks.residual_bigan.
+        latent, width, hidden_bias, kernels: see adbench.networks.residual_bigan.
         alpha: weight of the consistency in [0, 1], one number or one per kind; 0 is EGBAD, 1 a double autoencoder.
         consistency_reduction: of the consistency over the batch.
         penalty_weight, penalty_pairing: of the critic's gradient penalty.
@@ -70,6 +70,7 @@ class CBiGAN(Adversarial):
         latent: int,
         width: int,
         hidden_bias: bool,
+        kernels: Literal["glorot_uniform", "he_normal"],
         alpha: float | Mapping[str, float],
         consistency_reduction: Literal["mean", "sum"],
         penalty_weight: float,
@@ -106,7 +107,7 @@ class CBiGAN(Adversarial):
         self.map_sigma, self.tiles_per_chunk = map_sigma, tiles_per_chunk
         self.latent = latent
 
-        sizes = {"side": self.side, "width": width, "latent": latent, "hidden_bias": hidden_bias}
+        sizes = {"side": self.side, "width": width, "latent": latent, "hidden_bias": hidden_bias, "kernels": kernels}
         self.encoder, self.generator, self.critic = Encoder(**sizes), Generator(**sizes), Critic(**sizes)
         self.to(memory_format=torch.channels_last)  # convolutions on a CPU took 0.6 of the time of the other layout
         self.average_encoder = WeightAverage(self.encoder, average_decay, average_corrected)

@@ -8,7 +8,7 @@ more upsampling where m is even and above 2) and so mirrors the encoder:
       64               2                    2 x 2              5
      128               4                    2 x 2              6
 
-Widths are `width` times 1, 2, 3, 4, 8, 16. There is no normalisation. Kernels start Glorot-uniform, biases at zero.
+Widths are `width` times 1, 2, 3, 4, 8, 16. There is no normalisation. Biases start at zero.
 
 Source: Carrara et al. 2020 (CBiGAN), section V-B and Fig. 3; details of the block from the authors' released program.
 """
@@ -25,6 +25,7 @@ from adbench.types import UserError
 
 MULTIPLES = (1, 2, 3, 4, 8, 16)
 SLOPE = 0.2
+KERNELS = {"glorot_uniform": nn.init.xavier_uniform_, "he_normal": nn.init.kaiming_normal_}
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -40,10 +41,10 @@ def _feature_side(side: int) -> int:
     return side // 32
 
 
-def _glorot(module: nn.Module) -> None:
+def _initialise(module: nn.Module, kernels: str) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            KERNELS[kernels](part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
@@ -92,14 +93,17 @@ class Encoder(nn.Module):
         width: see the module's header.
         latent: size of the latent.
         hidden_bias: False leaves out the biases that the authors' released program lacks.
+        kernels: how they start, `glorot_uniform` or `he_normal`.
     """
 
-    def __init__(self, side: int, width: int, latent: int, hidden_bias: bool = True) -> None:
+    def __init__(
+        self, side: int, width: int, latent: int, hidden_bias: bool = True, kernels: str = "glorot_uniform"
+    ) -> None:
         super().__init__()
         self.trunk = ImageTrunk(side, width, hidden_bias)
         self.hidden = nn.Linear(self.trunk.out_features, 16 * width, bias=hidden_bias)
         self.output = nn.Linear(16 * width, latent)
-        _glorot(self)
+        _initialise(self, kernels)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.output(_leaky(self.hidden(self.trunk(image))))
@@ -108,7 +112,9 @@ class Encoder(nn.Module):
 class Generator(nn.Module):
     """Latent (B, latent) -> image (B, 3, S, S) in (-1, 1). Arguments as for `Encoder`."""
 
-    def __init__(self, side: int, width: int, latent: int, hidden_bias: bool = True) -> None:
+    def __init__(
+        self, side: int, width: int, latent: int, hidden_bias: bool = True, kernels: str = "glorot_uniform"
+    ) -> None:
         super().__init__()
         feature_side = _feature_side(side)
         self.first_doubles = feature_side > 2 and feature_side % 2 == 0
@@ -117,7 +123,7 @@ class Generator(nn.Module):
         channels = [16 * width, *(width * m for m in reversed(MULTIPLES))]
         self.blocks = nn.ModuleList(ResidualBlock(i, o, hidden_bias) for i, o in itertools.pairwise(channels))
         self.output = nn.Conv2d(width, 3, 1)
-        _glorot(self)
+        _initialise(self, kernels)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.input(latent).unflatten(1, self.start)  # channels first: the dense units fill (16 width, side, side)
@@ -131,13 +137,15 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Image (B, 3, S, S) and latent (B, latent) -> value (B,), unbounded. Arguments as for `Encoder`."""
 
-    def __init__(self, side: int, width: int, latent: int, hidden_bias: bool = True) -> None:
+    def __init__(
+        self, side: int, width: int, latent: int, hidden_bias: bool = True, kernels: str = "glorot_uniform"
+    ) -> None:
         super().__init__()
         self.trunk = ImageTrunk(side, width, hidden_bias)
         self.latent_path = nn.ModuleList(nn.Linear(i, 512, bias=hidden_bias) for i in (latent, 512, 512))
         self.hidden = nn.Linear(self.trunk.out_features + 512, 16 * width, bias=hidden_bias)
         self.output = nn.Linear(16 * width, 1)
-        _glorot(self)
+        _initialise(self, kernels)
 
     def first_convolution(self, image: Tensor) -> Tensor:
         """(B, width, S, S): the first 3x3 convolution before its activation; linear in the image, blind to z."""
