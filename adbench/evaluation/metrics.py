@@ -8,6 +8,8 @@ or without negatives is None.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -411,22 +413,25 @@ class PixelMetrics(Metric):
             raise ValueError(
                 f"expected maps and masks of one shape (B, 1, H, W), got {tuple(maps.shape)} and {tuple(mask.shape)}"
             )
-        maps = maps.detach().float().flatten(1).to(self.negatives.device)
+        with _one_cpu_thread():
+            self._add(maps.detach().float().flatten(1).to(self.negatives.device), mask[:, 0].cpu().numpy())
+
+    def _add(self, maps: Tensor, mask: NDArray[np.bool_]) -> None:
+        """Add (B, H * W) maps on the states' device and (B, H, W) masks on the host, where regions are labelled."""
         if self.offset:
             maps = maps - self.offset
         ordered = _ordered(maps)
         self.nan += (ordered.abs() > _INFINITY).sum()
         _count(self.negatives, _bin(ordered).flatten())
 
-        on_host = mask[:, 0].cpu().numpy()  # the only copy to the host: regions are labelled there
-        rows = np.flatnonzero(on_host.any(axis=(1, 2)))
+        rows = np.flatnonzero(mask.any(axis=(1, 2)))
         if not len(rows):
             return
-        on_host = on_host[rows]
-        shares, regions = region_shares(on_host)
+        mask = mask[rows]
+        shares, regions = region_shares(mask)
         self.regions += regions
         ordered = ordered[torch.from_numpy(rows).to(ordered.device)]
-        positions = torch.from_numpy(np.flatnonzero(on_host)).to(ordered.device)
+        positions = torch.from_numpy(np.flatnonzero(mask)).to(ordered.device)
         found = _bin(ordered.flatten()[positions])
         one = torch.ones_like(positions)
         self.positives.index_add_(0, found, one)
@@ -461,9 +466,9 @@ class PixelMetrics(Metric):
         if bound > BOUND_WORTH_A_WARNING:
             middle = float(np.interp(0.5, counted.fpr, np.append(counted.threshold[1], counted.threshold[1:])))
             warnings.warn(
-                f"pixel metrics are binned and pixel_auroc is known to ±{bound:.1g} only: the maps' scores vary little "
-                f"around {middle + self.offset:.6g}. Subtract a fixed offset from the maps for finer bins "
-                "(histogram_offset of held-out maps gives one).",
+                f"pixel_auroc is known to ±{bound:.1g} only: many normal and anomalous pixels share a bin, around "
+                f"{middle + self.offset:.6g}. Unless their scores are truly equal, subtract a fixed offset from the maps "
+                "for finer bins (histogram_offset of held-out maps gives one).",
                 stacklevel=2,
             )
         return results | {
@@ -499,6 +504,17 @@ class PixelMetrics(Metric):
 
         counted = Curve(np.append(np.inf, _lower_edge(occupied)), cumulated(negatives), cumulated(positives))
         return counted, cumulated(self.overlap.cpu().numpy()) / int(self.regions)
+
+
+@contextmanager
+def _one_cpu_thread() -> Iterator[None]:
+    """For short passes over memory: threads gain little on idle cores and wait long for each other on busy ones."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _count(state: Tensor, bins: Tensor) -> None:
