@@ -82,7 +82,7 @@ def test_shifting_the_image_by_the_stride_shifts_the_reconstruction_away_from_bo
     inner = slice(136, 192)
     back = there.roll((-8, -16), dims=(-2, -1))
     torch.testing.assert_close(back[..., inner, inner], here[..., inner, inner], rtol=0, atol=1e-4)
-    assert (back - here).abs().max() > 1e-2  # at the border it does not hold
+    assert (back - here).abs().max() > 1e-3  # at the border it does not hold
 
 
 def test_bfloat16_autocast_changes_a_reconstruction_by_less_than_half_a_percent_of_the_range():
