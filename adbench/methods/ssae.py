@@ -17,7 +17,6 @@ Bauer, Nakajima, Müller, "Self-Supervised Training with Autoencoders for Visual
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +45,23 @@ from adbench.types import Batch, Scores, UserError
 
 Value = TypeVar("Value")
 DIFFERENCES = {"squared": equations.squared_difference, "ssim": equations.ssim_difference}
+
+
+class Snapshot(nn.Module):
+    """A copy of another module's weights and statistics, held in buffers: neither trained nor counted as parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        for name, value in module.state_dict().items():
+            self.register_buffer(name.replace(".", "/"), value.clone())
+
+    @torch.no_grad()
+    def take(self, module: nn.Module) -> None:
+        for name, value in module.state_dict().items():
+            self.get_buffer(name.replace(".", "/")).copy_(value)
+
+    def give_back(self, module: nn.Module) -> None:
+        module.load_state_dict({name.replace("/", "."): value for name, value in self.named_buffers()})
 
 
 class SSAE(SingleObjective):
@@ -132,7 +148,7 @@ class SSAE(SingleObjective):
         self.tolerance = {1: tolerance_1, 4: tolerance_4}
         self.squared_norm = squared_norm
         self.networks = nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives)
-        self.kept = copy.deepcopy(self.networks).requires_grad_(False)
+        self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
 
         kinds = {"elastic": elastic, "occlusion": occlusion, "cutout": cutout, "none": Untouched()}
         if corruption not in kinds:
@@ -288,7 +304,7 @@ class SSAE(SingleObjective):
                 best = error
                 self.best_error[i], self.best_at[i] = error, k
             if error <= tolerance * best:
-                self.kept[i].load_state_dict(self.networks[i].state_dict())
+                self.kept[i].take(self.networks[i])
                 self.kept_at[i] = k
             elif tolerance > 1 and k - int(self.kept_at[i]) >= self.patience:
                 group["lr"] = 0.0  # early stopping
@@ -303,7 +319,7 @@ class SSAE(SingleObjective):
         """Take back the weights that validated best; then Eq. 13, the average map of clean held-out images."""
         for i, network in enumerate(self.networks):
             if int(self.kept_at[i]) >= 0:
-                network.load_state_dict(self.kept[i].state_dict())
+                self.kept[i].give_back(network)
         training = self.training
         self.eval()
         total, rows = torch.zeros_like(self.average_maps), 0

@@ -187,6 +187,19 @@ def test_the_weights_with_the_best_validation_error_are_taken_back_for_scoring()
     assert bias[0] == 2 and method.kept_at.tolist() == [1]
 
 
+def test_the_kept_weights_are_a_copy_of_all_of_them_and_count_as_no_parameters():
+    method = make(objectives=[1, 4])
+    network = method.networks[1]
+    assert sum(p.numel() for p in method.parameters()) == 2 * sum(p.numel() for p in network.parameters())
+    network(batch().image)  # batch statistics belong to what is kept
+    method.select([0.5, 0.5], groups(method))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    network(1 - batch().image)
+    torch.nn.init.zeros_(network.head.weight)
+    method.calibrate([])
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
 def test_without_validation_the_last_weights_are_kept():
     method = make()
     torch.nn.init.constant_(method.networks[0].head.bias, 3.0)
