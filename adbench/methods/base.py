@@ -44,6 +44,7 @@ class Method(LightningModule):
         self.log_every = 10
         self.batches_seen = 0  # training batches finished; the index k of the next one
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         self._recent: list[tuple[int, Terms]] = []
         self.latest_terms: dict[str, float] = {}
 

@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup run test lint format bench lock build clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv with the locked dependencies
+
+# uv installs the locked set in seconds; it comes from the package index like everything else.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable ".[dev]"
+	@touch $(STAMP)
+
+run: $(STAMP)  ## train, test and draw the embedded default (minutes on two cores, no download)
+	$(BIN)/python -m adbench.run
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP) lint  ## lint and all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP)  ## measure what the README claims about speed and memory; writes bench.json
+	$(BIN)/python -m bench
+
+lock: $(STAMP)  ## resolve the dependencies anew
+	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --all-extras --no-annotate --no-header -o requirements.lock
+
+build: $(STAMP)  ## a wheel with the configuration inside
+	$(BIN)/uv build --wheel
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

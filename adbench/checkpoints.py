@@ -1,0 +1,88 @@
+"""Checkpoints that survive a kill at any moment."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from adbench.files import whole
+
+UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
+
+
+class WholeFiles(CheckpointIO):
+    """Saves through a temporary file in the same folder and keeps the checkpoint before; loads weights only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        with whole(path) as temporary:
+            torch.save(checkpoint, temporary)
+            if path.exists():
+                keep = previous(path)
+                link = keep.with_suffix(".link")
+                link.unlink(missing_ok=True)
+                try:
+                    os.link(path, link)  # so that at no moment there is no checkpoint
+                    link.replace(keep)
+                except OSError:  # a file system without hard links: the rename below is atomic all the same
+                    link.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return path.with_name("previous.ckpt")
+
+
+def newest_readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint, or the one before if the last cannot be read; None if there is none."""
+    for candidate in (path, previous(path)):
+        if candidate.exists():
+            with suppress(*UNREADABLE):
+                return candidate, WholeFiles().load_checkpoint(candidate)
+    return None
+
+
+class SaveEvery(Callback):
+    """Save `path` every `every` training batches and at the end of training; stop there when asked to.
+
+    Saving happens before batch k starts, when Lightning's counters and ours agree that k batches are finished.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, max(1, every)
+        self.stop_requested = False
+        self._saved_at = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = pl_module.batches_seen  # what was just loaded need not be written again
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        k = pl_module.batches_seen
+        if self.stop_requested or (k and k % self.every == 0 and k != self._saved_at):
+            trainer.save_checkpoint(self.path)
+            self._saved_at = k
+        if self.stop_requested:
+            raise Interrupted(f"stopped before training batch {k}; the same command resumes it there")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM) and saved its state."""

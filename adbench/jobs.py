@@ -1,0 +1,474 @@
+"""One job: from a composed configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adbench import __version__
+from adbench.files import write_text
+from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash
+from adbench.types import UserError
+
+log = logging.getLogger("adbench")
+
+OmegaConf.register_new_resolver(
+    "min_batches", lambda a, b: a if b in (None, "null") else min(int(a), int(b)), replace=True
+)
+
+TERMINATED = 143  # 128 + SIGTERM, what a shell reports and a scheduler expects
+
+
+def execute(cfg: DictConfig) -> int:
+    """Run one job and return its exit code: 0 finished, 1 failed, 143 stopped by SIGTERM.
+
+    Errors never escape: a sweep goes on with its next job, and metrics.json tells what became of this one.
+    """
+    hydra = HydraConfig.get()
+    path = Path(hydra.runtime.output_dir)
+    choices = dict(hydra.runtime.choices)
+    try:
+        with RunFolder(path) as folder, _sigterm_as_request() as request:
+            return _execute(cfg, folder, choices, request)
+    except UserError as error:  # someone else owns the folder: its metrics.json is not ours to write
+        _say_error(error)
+        return 1
+
+
+def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], request: StopRequest) -> int:
+    before = folder.metrics()
+    write_text(Path(cfg.results) / "latest", f"{folder.path.resolve()}\n")
+    if before.get("status") == "finished" and not cfg.overwrite:
+        log.info("Already finished; overwrite=true trains it again.")
+        log.info(summary(before, folder.path))
+        return 0
+    resumable = before.get("status") in ("running", "interrupted") and cfg.resume and not cfg.overwrite
+    if not resumable:
+        folder.clear()
+    record: dict[str, Any] = {
+        **{group: choices[group] for group in ("method", "data", "protocol", "pretraining")},
+        "seed": cfg.seed, "config_hash": None, "status": "running", "error": None,
+        "selection": "last batch", "metrics": {}, "counts": {},
+        "time": {"started": before.get("time", {}).get("started") if resumable else _now(), "finished": None},
+        "hardware": {}, "versions": _versions(), "git": _git(),
+    }  # fmt: skip
+    folder.write_metrics(record)
+    started = time.perf_counter()
+    try:
+        _resolve(cfg)
+        record["config_hash"] = config_hash(cfg)
+        # A job that is resumed must be the same experiment: an edited YAML default has moved under it otherwise.
+        if resumable and before.get("config_hash") not in (None, record["config_hash"]):
+            log.info("The configuration behind this folder changed since it was interrupted: starting anew.")
+            folder.clear()
+        record["changed"] = changed_values(cfg, choices)
+        folder.write_config(cfg)
+        folder.write_metrics(record)
+        _train_and_test(cfg, folder, record, request)
+    except BaseException as error:
+        stopped = request.received or isinstance(error, KeyboardInterrupt)
+        record["status"] = "interrupted" if stopped else "failed"
+        record["error"] = "stopped by a signal" if stopped else _one_line(error)
+        record["time"]["finished"] = _now()
+        folder.write_metrics(record)
+        if stopped:
+            log.error("Interrupted; the same command resumes this run.")
+            return TERMINATED if request.received else 130
+        _say_error(error)
+        return 1
+    record["status"] = "finished"
+    record["time"]["finished"] = _now()
+    record["time"]["total_s"] = round(time.perf_counter() - started, 2)
+    folder.write_metrics(record)
+    log.info(summary(record, folder.path))
+    return 0
+
+
+def _resolve(cfg: DictConfig) -> None:
+    """Fail now, with one message, if a value of the configuration cannot be had."""
+    kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
+    if cfg.data.kind not in kinds:
+        raise UserError(
+            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this data set is of kind {cfg.data.kind}; "
+            "choose another data= or method= (python -m adbench.run --help lists them)"
+        )
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(
+            f"the value {key} is missing: give it on the command line as {key}=..."
+            if "Missing mandatory value" in str(error)
+            else f"the configuration does not resolve: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest) -> None:
+    threads = _set_threads(cfg)
+    import torch
+    from pytorch_lightning import Trainer, seed_everything
+    from pytorch_lightning.callbacks import TQDMProgressBar
+
+    from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
+    from adbench.evaluation.evaluator import Evaluator, threshold_from_normals
+    from adbench.evaluation.panels import Panels
+
+    _quiet()
+    with _no_stdout_chatter():
+        seed_everything(cfg.seed, workers=True)
+    method = build_method(cfg)
+    method.log_every = cfg.log_every
+    pretraining = _pretraining(cfg, method)
+    datamodule = build_datamodule(cfg, method.supervision)
+    datamodule.setup()
+    folder.write_split(datamodule.split_table())
+
+    total = _total_batches(cfg, datamodule)
+    method.total_batches = total
+    found = newest_readable(folder.checkpoint)
+    start = int(found[1]["batches_seen"]) if found else 0
+    if total:
+        datamodule.set_budget(total, start=start)
+    record["hardware"] = _hardware(threads)
+    record["counts"] = _counts(datamodule, method)
+    record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
+    record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
+    folder.write_metrics(record)
+    _announce(cfg, record, folder, start, total)
+
+    saver = SaveEvery(folder.checkpoint, cfg.budget.checkpoint_every)
+    request.callback = saver
+    loggers = _loggers(cfg, folder, record)
+    bar = TQDMProgressBar(refresh_rate=_refresh_rate())
+    trainer_options = {k: v for k, v in cfg.trainer.items() if k != "threads"} | {
+        "max_epochs": 1, "logger": loggers, "default_root_dir": folder.path, "enable_checkpointing": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+        "plugins": [WholeFiles()], "log_every_n_steps": 1,
+    }  # fmt: skip
+    try:
+        clock = time.perf_counter()
+        fitter = Trainer(**trainer_options, callbacks=[saver, bar])
+        if pretraining is not None and not found:
+            method.to(fitter.strategy.root_device)
+            pretraining(method, datamodule, cache_dir=cfg.cache_dir, seed=cfg.seed,
+                        max_batches=cfg.budget.pretraining_batches)  # fmt: skip
+            record["time"]["pretraining_s"] = round(time.perf_counter() - clock, 2)
+            clock = time.perf_counter()
+        if start < total:
+            fitter.fit(method, datamodule=datamodule, ckpt_path=found[0] if found else None)
+        elif found:
+            method.load_state_dict(found[1]["state_dict"])
+            method.batches_seen = start
+        request.callback = None
+        record["time"]["train_s"] = round(time.perf_counter() - clock, 2)
+
+        device = fitter.strategy.root_device
+        method.to(device).eval()
+        with torch.no_grad():
+            if not total and not bool(method.prepared):
+                method.prepare(datamodule.training_batches(device))
+                method.prepared.fill_(True)
+            if not bool(method.calibrated):
+                method.calibrate(datamodule.holdout_batches(device))
+                method.calibrated.fill_(True)
+        if fitter.is_global_zero:
+            _save_calibrated(method, folder)
+        held_out = _score_all(method, datamodule.holdout_batches(device))
+        threshold = threshold_from_normals(held_out["score"], cfg.evaluation.quantile)
+        record["threshold"] = threshold
+        rows = _named_rows(datamodule.records, held_out["index"], held_out["score"])
+        folder.write_scores("calibration.csv", rows)
+
+        clock = time.perf_counter()
+        evaluator = Evaluator(
+            has_masks=datamodule.has_masks and method.has_maps,
+            threshold=threshold["value"],
+            offset=held_out["map_offset"],
+        )
+        panels = Panels(
+            folder.path / "figures", datamodule.records, threshold=threshold["value"], has_masks=datamodule.has_masks,
+            per_defect=cfg.evaluation.panels_per_defect, normal=cfg.evaluation.panels_normal, evaluator=evaluator,
+        )  # fmt: skip
+        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, TQDMProgressBar(_refresh_rate())])
+        with warnings.catch_warnings():
+            tester.test(method, datamodule=datamodule, verbose=False)
+        record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
+        table = evaluator.table()
+        record["metrics"] = evaluator.results()
+        record["per_defect_image_auroc"] = evaluator.per_defect(datamodule.records.defect[table["index"]])
+        record["image_auroc_interval_95"] = evaluator.interval()
+        for logger in loggers:
+            numbers = {f"test/{k}": v for k, v in record["metrics"].items() if v is not None}
+            logger.log_metrics(numbers, step=total)
+            logger.save()
+        folder.write_scores("scores.csv", _named_rows(datamodule.records, table["index"], table["score"]))
+    finally:
+        for logger in loggers:
+            with suppress(Exception):
+                logger.finalize("success" if sys.exc_info()[0] is None else "failed")
+        if "wandb" in sys.modules:  # without this the jobs of a sweep merge into one run
+            sys.modules["wandb"].finish(quiet=True)
+
+
+def _pretraining(cfg: DictConfig, method: Any) -> Any:
+    """The pretraining of a configuration, checked against the method before any data is read; None for none."""
+    node = {k: v for k, v in OmegaConf.to_container(cfg.pretraining, resolve=True).items() if k != "id"}
+    if node.get("_target_") is None:
+        return None
+    pretraining = instantiate(node, _convert_="all")
+    pretraining.check(method)
+    return pretraining
+
+
+def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
+    batches, epochs = cfg.budget.max_batches, cfg.budget.max_epochs
+    if batches is None and epochs is None:
+        raise UserError(
+            f"method {cfg.method.get('_target_')} gives no length for budget={cfg.budget.name}; "
+            "say budget.max_batches=N or budget.max_epochs=N"
+        )
+    total = batches if batches is not None else epochs * datamodule.batches_per_epoch
+    if total < 0:
+        raise UserError(f"the training budget must be at least 0 batches, and {total} came")
+    return int(total)
+
+
+def _set_threads(cfg: DictConfig) -> int:
+    """Share the cores among the jobs that run side by side: two jobs of two threads on two cores crawl."""
+    jobs = 1
+    with suppress(Exception):
+        jobs = max(1, int(HydraConfig.get().launcher.get("n_jobs", 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cfg.trainer.threads or max(1, cores // jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _score_all(method: Any, batches: Any) -> dict[str, Any]:
+    """Scores of held-out rows, and a value of their maps to measure pixel scores from (see Evaluator's offset)."""
+    import numpy as np
+    import torch
+
+    index, score, medians = [], [], []
+    with torch.no_grad():
+        for batch in batches:
+            scores = method.score(batch.image)
+            index.append(batch.index.cpu())
+            score.append(scores.image.float().cpu())
+            if scores.maps is not None:
+                medians.append(scores.maps.flatten(1).float().median(dim=1).values.cpu())
+    join = lambda parts: torch.cat(parts).numpy() if parts else np.empty(0)  # noqa: E731
+    offset = float(np.median(join(medians))) if medians else 0.0
+    return {"index": join(index).astype(int), "score": join(score), "map_offset": offset}
+
+
+def _named_rows(records: Any, index: Any, score: Any) -> Iterator[tuple[int, str, int, str, float]]:
+    for i, s in zip(index.tolist(), score.tolist(), strict=True):
+        yield i, str(records.path[i]), int(records.label[i]), str(records.defect[i]), s
+
+
+def _save_calibrated(method: Any, folder: RunFolder) -> None:
+    """Write the checkpoint again with what calibration filled in; it is what predict and export load."""
+    from adbench.checkpoints import WholeFiles, newest_readable
+
+    found = newest_readable(folder.checkpoint)
+    checkpoint = found[1] if found else {}
+    state = {name: value.detach().cpu() for name, value in method.state_dict().items()}
+    WholeFiles().save_checkpoint(
+        checkpoint | {"state_dict": state, "batches_seen": method.batches_seen}, folder.checkpoint
+    )
+
+
+def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list[Any]:
+    """Lightning loggers of the chosen group, told where the run lives and what it is called."""
+    if cfg.logger is None:
+        return []
+    tags = [str(record[group]) for group in ("method", "data", "protocol", "pretraining")]
+    loggers = []
+    for name, node in cfg.logger.items():
+        options: dict[str, Any] = {"save_dir": str(folder.path)}
+        if name == "wandb":
+            offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online")
+            options |= {
+                "offline": offline and os.environ.get("WANDB_MODE") != "disabled",
+                "group": "/".join(tags), "tags": [*tags, f"budget:{cfg.budget.name}"], "job_type": "train",
+                "name": "/".join([*tags, f"seed{cfg.seed}"]),
+                "config": OmegaConf.to_container(cfg, resolve=True),
+            }  # fmt: skip
+        logger = instantiate(node, **options)
+        if name != "wandb":
+            with suppress(Exception):
+                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        loggers.append(logger)
+    return loggers
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+def summary(record: dict[str, Any], folder: Path) -> str:
+    """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
+    metrics = record.get("metrics", {})
+    width = max((len(name) for name in metrics), default=0)
+    lines = [f"  {name:<{width}}  {'null' if value is None else format(value, '.4f')}" for name, value in metrics.items()]  # noqa: E501
+    picture = folder / "figures" / "panels.png"
+    if picture.exists():
+        lines.append(f"picture: {picture}")
+    main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
+    lines.append(f"{record['method']} on {record['data']}, seed {record['seed']}: {', '.join(main) or 'no metric is defined'} -> {folder}")  # noqa: E501
+    return "\n".join(lines)
+
+
+def _announce(cfg: DictConfig, record: dict[str, Any], folder: RunFolder, start: int, total: int) -> None:
+    counts, paper = record["counts"], cfg.method.get("recipe", {}).get("budget", {}).get("paper", {})
+    log.info(
+        f"{record['method']} on {record['data']} ({counts['train']} training, {counts['holdout']} held-out, "
+        f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
+    )
+    length = f"{total:,} batches of {cfg.data.batch_size}"
+    published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
+    published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
+    if cfg.budget.name != "paper" and published and total:
+        length += f" (budget={cfg.budget.name}; the paper's is {published}: budget=paper)"
+    log.info(f"{length}{f', resuming at batch {start}' if start else ''} -> {folder.path}")
+
+
+def _say_error(error: BaseException) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, UserError):
+        log.debug("", exc_info=error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exception(error)
+    log.error(f"error: {_one_line(error)}")
+    if not isinstance(error, UserError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+        log.error("(HYDRA_FULL_ERROR=1 shows the traceback)")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _counts(datamodule: Any, method: Any) -> dict[str, int]:
+    split, label = datamodule.split, datamodule.records.label
+    return {
+        "train": len(split.train),
+        "train_known_normal": int((split.semi_label == 1).sum()),
+        "train_known_anomalous": int((split.semi_label == -1).sum()),
+        "holdout": len(split.holdout),
+        "test_normal": int((label[split.test] == 0).sum()),
+        "test_anomalous": int((label[split.test] == 1).sum()),
+        "parameters": sum(p.numel() for p in method.parameters()),
+    }
+
+
+def _hardware(threads: int) -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": threads, "gpus": gpus}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"adbench": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that ran, and whether it was modified; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        call = lambda *args: subprocess.run(  # noqa: E731
+            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10  # noqa: S607
+        ).stdout.strip()
+        return {"commit": call("rev-parse", "HEAD"), "modified": bool(call("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _refresh_rate() -> int:
+    return 1 if sys.stderr.isatty() else 0  # a log file gets no progress bars
+
+
+def _quiet() -> None:
+    """Silence what Lightning says about things that are deliberate here."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*", ".*You're resuming from a checkpoint that ended before.*",
+        ".*Checkpoint directory .* exists.*", ".*`LightningModule.configure_optimizers` returned `None`.*",
+        ".*No `test_dataloader.*", ".*isinstance\\(treespec, LeafSpec\\).*", ".*Experiment logs directory.*",
+        ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def _no_stdout_chatter() -> Iterator[None]:
+    logger = logging.getLogger("lightning_fabric.utilities.seed")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class StopRequest:
+    """Whether SIGTERM came, and the callback that should save and stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.callback: Any = None
+
+
+@contextmanager
+def _sigterm_as_request() -> Iterator[StopRequest]:
+    """Turn SIGTERM, which schedulers send before the time limit, into 'save a checkpoint and stop'."""
+    request = StopRequest()
+
+    def handle(signum: int, frame: Any) -> None:
+        request.received = True
+        if request.callback is None:
+            raise SystemExit(TERMINATED)  # not training: what is written is whole, the rest is done again
+        request.callback.stop_requested = True
+
+    try:
+        earlier = signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread: the owner of the process decides about its signals
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

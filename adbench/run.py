@@ -1,0 +1,108 @@
+"""`python -m adbench.run`: train and test one method on one data set, or a sweep of them.
+
+Heavy imports wait until the command line is known to make sense: help and a mistyped name answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+  python -m adbench.run                                                   the embedded default, minutes on a CPU
+  python -m adbench.run method=cbigan data=mvtec/bottle data_root=DIR     a paper's method on MVTec AD
+  python -m adbench.run method=cbigan/small data=folder data.name=screws data.root=DIR    your own images
+  python -m adbench.run -m method=cbigan/small,egbad/small data=textures/brick,textures/grass seed=range(3)
+  python -m adbench.run data=digits data.normal_class=3 trainer=smoke     two batches of everything: does it run?"""
+
+OPTIONS = """\
+  seed=0                       of weights, batches and augmentation; the split has its own stream
+  budget=quick|paper|smoke     length of training; budget.max_batches=N or budget.max_epochs=N sets it
+  trainer=default|cpu|gpu|ddp|smoke   where; also trainer.precision=bf16-mixed, trainer.devices=N, trainer.threads=N
+  logger=csv|tensorboard|wandb        wandb works offline and without an account
+  data.normal_class=K          which class is normal (class data sets)
+  data.batch_size=N data.eval_batch_size=N data.workers=N
+  method.KEY=VALUE             any hyper-parameter, named as in the paper (see conf/method/)
+  results=DIR data_root=DIR cache_dir=DIR     also by ADBENCH_RESULTS, ADBENCH_DATA, ADBENCH_CACHE
+  resume=true overwrite=false  a finished run is not repeated, an interrupted one is continued
+  -m, --multirun               every combination of comma-separated values
+  --cfg job                    print the composed configuration and stop
+  --hydra-help                 Hydra's own options"""
+
+
+def _conf_dir() -> Path:
+    # The same rule as runs.conf_dir, which cannot be imported here: it brings Hydra with it.
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """The names a config group offers, from the file names alone."""
+    root = _conf_dir() / group
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("_"))
+
+
+GROUPS = ("method", "data", "protocol", "pretraining", "budget", "trainer", "logger", "experiment")
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    import textwrap
+
+    lines = ["Train and test a visual anomaly detector: python -m adbench.run [group=choice] [key=value] ...", "", "Groups:"]
+    for group in GROUPS:
+        names = choices(group)
+        if names:
+            text = textwrap.fill("  ".join(names), width=88, subsequent_indent=" " * 15, break_on_hyphens=False)
+            lines.append(f"  {group:<12} {text}")
+    return "\n".join([*lines, "", "Options:", OPTIONS, "", "Examples:", EXAMPLES])
+
+
+def unknown_choice(arguments: list[str]) -> str | None:
+    """The message for the first group choice on the command line that does not exist; None if all do."""
+    for argument in arguments:
+        group, equals, value = argument.lstrip("+~").partition("=")
+        if not equals or group not in GROUPS or any(c in value for c in "(){}[]$"):
+            continue
+        names = choices(group)
+        for name in value.split(","):
+            if name not in names and name != "null":
+                near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+                return f"{group}={name} does not exist; {hint}"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return 0
+    own_conf = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in arguments)
+    message = None if own_conf else unknown_choice(arguments)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+    import hydra
+
+    from adbench import jobs
+    from adbench.runs import conf_dir
+
+    codes: list[int] = []
+
+    def task(cfg: Any) -> int:
+        codes.append(jobs.execute(cfg))
+        return codes[-1]
+
+    sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    return next((code for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

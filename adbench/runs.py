@@ -1,0 +1,250 @@
+"""A run folder: where it is, who owns it, what is in it, and how a trained method is loaded back from it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adbench.files import whole, write_json, write_text
+from adbench.types import UserError
+
+GROUPS = ("method", "data", "protocol", "pretraining")
+# Where data lie and how fast they are read changes no result, so it changes no folder name either.
+UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
+            "data.source.file", "data.source.download")  # fmt: skip
+
+
+def conf_dir() -> Path:
+    """The configuration tree: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+# -- where a run goes ---------------------------------------------------------------------------------------------
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(node, Mapping):
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= _flat(value, f"{prefix}.{key}")
+        return flat
+    return {prefix: node}
+
+
+def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
+    """Every value that can change a run's result, by dotted name, interpolations resolved."""
+    values: dict[str, Any] = {}
+    for group in (*GROUPS, "budget"):
+        values |= _flat(OmegaConf.to_container(cfg[group], resolve=True), group)
+    values["trainer.precision"] = cfg.trainer.precision
+    skipped = (*UNHASHED, *(f"{group}.id" for group in GROUPS))
+    # A recipe only feeds other values, which are hashed themselves; a budget's name is not its length.
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in skipped and not key.startswith("method.recipe.") and key != "budget.name"
+    }
+
+
+def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
+    """Dotted keys that a group's readable id already tells, e.g. `data.normal_class` of `cifar10/${.normal_class}`."""
+    template = str(OmegaConf.to_container(cfg[group], resolve=False)["id"])
+    keys = re.findall(r"\$\{([\w.]+)\}", template)
+    return [f"{group}{key}" if key.startswith(".") else key for key in keys]
+
+
+def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+    """The configuration of the same group choices with no value overridden."""
+    overrides = [f"{group}={choices[group]}" for group in GROUPS]
+    reference = GlobalHydra.instance().config_loader().load_configuration(
+        config_name="config", overrides=overrides, run_mode=RunMode.RUN
+    )
+    OmegaConf.set_struct(reference, False)
+    for group in GROUPS:
+        for key in _named_by_id(cfg, group):
+            OmegaConf.update(reference, key, OmegaConf.select(cfg, key))
+    return reference
+
+
+def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """The values that differ from the defaults of the chosen groups and that the folder's name does not tell."""
+    ours, defaults = _hashed_values(cfg), _hashed_values(_reference(cfg, choices))
+    return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """A short hexadecimal name of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """One name for everything that can change the result, the seed included."""
+    return digest({"seed": cfg.seed, **_hashed_values(cfg)}, 12)
+
+
+def safe_id(text: Any) -> str:
+    """A folder name that every file system takes; slashes stay, because ids such as mvtec/bottle nest."""
+    parts = [re.sub(r"[^\w.+-]+", "_", part).strip("._") for part in str(text).split("/")]
+    return "/".join(part for part in parts if part) or "unnamed"
+
+
+def relative_folder(cfg: DictConfig, choices: Mapping[str, str | None]) -> str:
+    """`<method>/<data>/<protocol>/<pretraining>/seed<k>[-hash]`."""
+    names = [safe_id(str(choices["method"]).replace("/", "-")), *(safe_id(cfg[group].id) for group in GROUPS[1:])]
+    changed = changed_values(cfg, choices)
+    return "/".join([*names, f"seed{cfg.seed}" + (f"-{digest(changed)}" if changed else "")])
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    try:
+        return relative_folder(_root_, _root_.hydra.runtime.choices)
+    except OmegaConfBaseException:
+        # Composed, but a value does not resolve (a method that cannot take this kind of data). The job says which;
+        # it needs a folder to say it from.
+        choices = _root_.hydra.runtime.choices
+        parts = [safe_id(choices[group]).replace("/", "-") for group in GROUPS]
+        return "/".join([*parts, f"seed{_root_.seed}-unresolved"])
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+OmegaConf.register_new_resolver("user_path", lambda path: str(Path(path).expanduser()), replace=True)
+
+
+# -- what a run writes --------------------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """One run's folder. Use as a context manager to own it: a lock is held while the block runs.
+
+    Raises:
+        UserError: on entering, if another process owns the folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = FileLock(self.path / ".lock")
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path} is being written by another process; wait for it, or use another seed") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / ".hydra" / "config.yaml"
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of metrics.json; empty before the first run."""
+        try:
+            return json.loads((self.path / "metrics.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def config(self) -> DictConfig:
+        """The resolved configuration that the run was made with."""
+        if not self.config_file.exists():
+            raise UserError(f"{self.path} is no run folder: {self.config_file} is missing")
+        return OmegaConf.load(self.config_file)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, so that nothing of it can be taken for the new one's."""
+        for name in ("metrics.json", "scores.csv", "calibration.csv", "split.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in ("checkpoints", "figures"):
+            for file in (self.path / folder).glob("*"):
+                file.unlink()
+
+    def write_config(self, cfg: DictConfig) -> None:
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        write_text(self.config_file, OmegaConf.to_yaml(resolved))
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        write_json(self.path / "metrics.json", metrics)
+
+    def write_split(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with whole(self.path / "split.json") as temporary:
+            temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+    def write_scores(self, name: str, rows: Iterable[tuple[int, str, int, str, float]]) -> None:
+        """scores.csv or calibration.csv: index, path, label, defect, score with nine significant digits."""
+        with whole(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["index", "path", "label", "defect", "score"])
+            writer.writerows((i, path, label, defect, f"{score:.9g}") for i, path, label, defect, score in rows)
+
+
+# -- building and loading -----------------------------------------------------------------------------------------
+
+
+def build_method(cfg: DictConfig) -> Any:
+    """The method of a configuration, untrained, its seed set.
+
+    The recipe is advice to the data and budget groups, so the constructor does not get it.
+    """
+    node = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if k not in ("recipe", "id")})  # noqa: E501
+    method = instantiate(node, _convert_="all")
+    method.seed = cfg.seed
+    return method
+
+
+def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
+    """The datamodule of a configuration; its files are not read before `setup`."""
+    from adbench.data.datamodule import DataModule
+
+    data = cfg.data
+    protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
+    return DataModule(
+        instantiate(data.source, _convert_="all"),
+        instantiate(protocol, _convert_="all"),
+        image_size=OmegaConf.to_object(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        workers=data.workers,
+        seed=cfg.seed,
+        cache_dir=cfg.cache_dir,
+        supervision=supervision,
+    )
+
+
+def load_method(folder: RunFolder | Path | str) -> Any:
+    """The trained method of a run folder, in eval mode on the CPU."""
+    from adbench.checkpoints import newest_readable
+
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    cfg = folder.config()
+    found = newest_readable(folder.checkpoint)
+    if found is None:
+        raise UserError(f"{folder.checkpoint} is missing or cannot be read; train again with the run's own command")
+    method = build_method(cfg)
+    method.load_state_dict(found[1]["state_dict"])
+    method.batches_seen = int(found[1]["batches_seen"])
+    return method.eval()
+
+
+def choices_of(cfg: DictConfig | None = None) -> dict[str, str | None]:
+    """The group choices of the running Hydra job."""
+    return dict(HydraConfig.get().runtime.choices)
