@@ -250,7 +250,8 @@ class Descriptor(nn.Module):
             raise UserError(f"unknown trunk '{trunk}'; choose one of {', '.join(TRUNKS)}")
         if trunk == "residual" and side != 32:
             raise UserError(f"the trunk 'residual' takes 32-px images, got {side}; choose resnet18")
-        self.side, self.trunk_name = side, trunk
+        self.side = side
+        self.published = trunk == "resnet18" and width == 1  # weights for the trunk can be had
         self.encoder = Encoder(TRUNKS[trunk](width), latent)
         self.decoder = patch_decoder(latent, width) if side == 32 else image_decoder(side, latent, width)
         self.critic = None

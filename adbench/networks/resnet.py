@@ -20,9 +20,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -43,7 +41,9 @@ class ResNet18(nn.Module):
         channels = [max(8, round(c * width)) for c in (64, 128, 256, 512)]
         self.features, self.stem = channels[-1], stem
         imagenet = stem == "imagenet"
-        self.conv1 = nn.Conv2d(3, channels[0], 7 if imagenet else 3, 2 if imagenet else 1, 3 if imagenet else 1, bias=False)
+        self.conv1 = nn.Conv2d(
+            3, channels[0], 7 if imagenet else 3, 2 if imagenet else 1, 3 if imagenet else 1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(channels[0])
         previous = channels[0]
         for number, outputs in enumerate(channels, start=1):
