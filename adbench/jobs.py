@@ -330,16 +330,12 @@ def summary(record: dict[str, Any], folder: Path) -> str:
     """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
     metrics = record.get("metrics", {})
     width = max((len(name) for name in metrics), default=0)
-    lines = [
-        f"  {name:<{width}}  {'null' if value is None else format(value, '.4f')}" for name, value in metrics.items()
-    ]  # noqa: E501
+    lines = [f"  {name:<{width}}  {'null' if value is None else format(value, '.4f')}" for name, value in metrics.items()]  # noqa: E501
     picture = folder / "figures" / "panels.png"
     if picture.exists():
         lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    lines.append(
-        f"{record['method']} on {record['data']}, seed {record['seed']}: {', '.join(main) or 'no metric is defined'} -> {folder}"
-    )  # noqa: E501
+    lines.append(f"{record['method']} on {record['data']}, seed {record['seed']}: {', '.join(main) or 'no metric is defined'} -> {folder}")  # noqa: E501
     return "\n".join(lines)
 
 
@@ -393,28 +389,14 @@ def _hardware(threads: int) -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "gpus": gpus,
-    }
+    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": threads, "gpus": gpus}
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"adbench": __version__, "python": platform.python_version()}
-    for name in (
-        "torch",
-        "torchvision",
-        "pytorch-lightning",
-        "hydra-core",
-        "kornia",
-        "pytorch-msssim",
-        "timm",
-        "numpy",
-    ):
+    for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -427,12 +409,7 @@ def _git() -> dict[str, Any] | None:
         return None
     try:
         call = lambda *args: subprocess.run(  # noqa: E731
-            ["git", *args],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,  # noqa: S607
+            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10  # noqa: S607
         ).stdout.strip()
         return {"commit": call("rev-parse", "HEAD"), "modified": bool(call("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):

@@ -52,11 +52,7 @@ def help_text() -> str:
     """What `--help` prints."""
     import textwrap
 
-    lines = [
-        "Train and test a visual anomaly detector: python -m adbench.run [group=choice] [key=value] ...",
-        "",
-        "Groups:",
-    ]
+    lines = ["Train and test a visual anomaly detector: python -m adbench.run [group=choice] [key=value] ...", "", "Groups:"]
     for group in GROUPS:
         names = choices(group)
         if names:

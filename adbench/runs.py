@@ -70,10 +70,8 @@ def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
 def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
     """The configuration of the same group choices with no value overridden."""
     overrides = [f"{group}={choices[group]}" for group in GROUPS]
-    reference = (
-        GlobalHydra.instance()
-        .config_loader()
-        .load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
+    reference = GlobalHydra.instance().config_loader().load_configuration(
+        config_name="config", overrides=overrides, run_mode=RunMode.RUN
     )
     OmegaConf.set_struct(reference, False)
     for group in GROUPS:
@@ -145,9 +143,7 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"{self.path} is being written by another process; wait for it, or use another seed"
-            ) from None
+            raise UserError(f"{self.path} is being written by another process; wait for it, or use another seed") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,9 +205,7 @@ def build_method(cfg: DictConfig) -> Any:
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
     """
-    node = OmegaConf.create(
-        {k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if k not in ("recipe", "id")}
-    )  # noqa: E501
+    node = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if k not in ("recipe", "id")})  # noqa: E501
     method = instantiate(node, _convert_="all")
     method.seed = cfg.seed
     return method

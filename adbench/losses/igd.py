@@ -27,7 +27,7 @@ LUMA = (0.2989, 0.587, 0.114)  # colour residual -> grey map
 
 
 def moments(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over a batch from which center and squared distances to any center follow: (B, Z) -> (), (Z,), () float64."""
+    """Count, sum and sum of squares of a batch, enough for its distances to any center: (B, Z) -> (), (Z,), ()."""
     z = z.double()
     return z.new_full((), len(z)), z.sum(dim=0), (z * z).sum()
 
@@ -141,8 +141,8 @@ def coefficient(prediction: Tensor, alpha: Tensor, *, broadcast: bool = False) -
 
     Args:
         prediction: (B,). alpha: (B, 1).
-        broadcast: compare every prediction with every alpha, as a shape error in the released whole-image code does; the
-            critic then learns mean(alpha).
+        broadcast: compare every prediction with every alpha, as a shape error in the released whole-image code does;
+            the critic then learns mean(alpha).
 
     Returns:
         () float.
@@ -152,9 +152,9 @@ def coefficient(prediction: Tensor, alpha: Tensor, *, broadcast: bool = False) -
 
 
 def zero_prediction(prediction: Tensor) -> Tensor:
-    """mean d(.)^2: the second term of l_d (Eq. 10, on x_hat_zeta) and the adversarial term of l_fg (Eq. 11, on x_hat_alpha).
+    """mean d(.)^2: (B,) -> ().
 
-    (B,) -> ().
+    Source: Eq. 10, second term (on x_hat_zeta), and Eq. 11, the adversarial term of l_fg (on x_hat_alpha).
     """
     return prediction.float().square().mean()
 
@@ -174,8 +174,8 @@ def residual_map(
 ) -> Tensor:
     """The reconstruction terms at every pixel, as one grey map.
 
-    Source: Eq. 17. The paper's m is a product of scales whose maps differ in size and is not defined per pixel; here, as
-    in the released code, 1 - m is the weighted sum over scales of 1 - SSIM, each scale's map resized to the image.
+    Source: Eq. 17. The paper's m is a product of scales whose maps differ in size and is not defined per pixel; here,
+    as in the released code, 1 - m is the weighted sum over scales of 1 - SSIM, each map resized to the image.
 
     Args:
         x, x_hat: (B, 3, H, W) normalised pixels.

@@ -64,8 +64,8 @@ class IGD(Adversarial):
         gaussian: train and score with l_h (the GAC row of the ablation).
         interpolation: train with critic and interpolation (the INTER row).
         zeta: share of the image in the critic's blend (below Eq. 10), or "uniform" for U(0, 1) per sample.
-        critic_first: the critic's turn comes first and reuses the decoder's pass of the batch, which is exact because the
-            decoder has not moved. False: it comes last and decodes again, as released.
+        critic_first: the critic's turn comes first and reuses the decoder's pass of the batch, which is exact because
+            the decoder has not moved. False: it comes last and decodes again, as released.
         critic_sigmoid: scale -> whether its critic ends in a sigmoid.
         critic_broadcast: compare every prediction with every alpha in the global critic, as released.
         pairing: x2 of a pair is the "next" sample of the batch, or its "mirror" image along the batch as released.
@@ -284,7 +284,7 @@ class IGD(Adversarial):
     # -- M-step -------------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """Each scale's players; a Gaussian classifier and autoencoder ("generator") and, with interpolation, a critic."""
+        """Each scale's players: encoder and decoder ("generator") and, with interpolation, a critic."""
         phases = []
         for scale, d in self.descriptors.items():
             modules = {"generator": [d.encoder, d.decoder], "critic": [d.critic]}

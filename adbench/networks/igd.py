@@ -11,6 +11,7 @@ released code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ class ResidualTrunk(nn.Module):
         super().__init__()
         c = _channels(width, 64, 128, 256, 512)
         self.features = c[3]
-        downs = [Down(i, o, nn.BatchNorm2d) for i, o in zip(c, c[1:], strict=False)]
+        downs = [Down(i, o, nn.BatchNorm2d) for i, o in pairwise(c)]
         self.layers = nn.Sequential(
             nn.Conv2d(3, c[0], 3, padding=1), *downs, nn.Flatten(), nn.Linear(c[3] * 16, self.features)
         )
@@ -160,7 +161,7 @@ def patch_decoder(latent: int, width: float = 1.0) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(latent, c[0] * 16),
         nn.Unflatten(1, (c[0], 4, 4)),
-        *[Up(i, o) for i, o in zip(c, c[1:], strict=False)],
+        *[Up(i, o) for i, o in pairwise(c)],
         nn.BatchNorm2d(c[-1]),
         nn.ReLU(),
         nn.Conv2d(c[-1], 3, 3, padding=1),
@@ -200,7 +201,7 @@ def image_decoder(side: int, latent: int, width: float = 1.0) -> nn.Sequential:
         nn.Linear(latent, first * 16),
         nn.Unflatten(1, (first, 4, 4)),
         DoubleThenConv(first, first, 3),
-        *[Up(i, o) for i, o in zip(c, c[1:], strict=False)],
+        *[Up(i, o) for i, o in pairwise(c)],
         nn.BatchNorm2d(c[-1]),
         nn.ReLU(),
         DoubleThenConv(c[-1], 3, 5),

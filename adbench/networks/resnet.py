@@ -1,4 +1,4 @@
-"""ResNet-18 feature extractors whose parameter names are those of torchvision and timm, so published weights fit strictly.
+"""ResNet-18 as torchvision and timm name its parameters, so that published weights fit strictly.
 
 Source: He et al. 2016, Table 1 (18 layers, projection shortcuts where the shape changes).
 """
