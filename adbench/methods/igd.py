@@ -236,10 +236,14 @@ class IGD(Adversarial):
             self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
-        """Set each scale's center and variance from all training images. Source: Eq. 3."""
+        """Set each scale's center and variance from all training images. Source: Eq. 3.
+
+        In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing yet
+        and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
+        """
         if not self.gaussian:
             return
-        with self._evaluating():
+        with self._without_gradient(training=first and not self.frozen):
             collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
             for number, batch in enumerate(batches):
                 for scale in self.scales:
@@ -271,15 +275,15 @@ class IGD(Adversarial):
         return self._patches(x, self.e_step_patches, f"e_step/{number}") if scale == "local" else x
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
+    def _without_gradient(self, training: bool) -> Iterator[None]:
+        before = self.training
+        self.train(training)
         precision = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         try:
             with torch.no_grad(), precision:
                 yield
         finally:
-            self.train(training)
+            self.train(before)
 
     # -- M-step -------------------------------------------------------------------------------------------------------
 
