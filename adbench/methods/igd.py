@@ -170,7 +170,7 @@ class IGD(Adversarial):
             window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
             self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
-        self._apply_freeze()
+        self.frozen = False  # whether the trunks are held fixed
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(loss.STD).view(1, 3, 1, 1), persistent=False)
@@ -194,14 +194,7 @@ class IGD(Adversarial):
     def on_pretrained(self) -> None:
         """Called once the trunks are filled: they are held fixed from now on (with `freeze`)."""
         self.pretrained.fill_(True)
-        self._apply_freeze()
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the trunks are held fixed."""
-        return self.freeze and bool(getattr(self, "pretrained", False))
-
-    def _apply_freeze(self) -> None:
+        self.frozen = self.freeze
         for descriptor in self.descriptors.values():
             descriptor.encoder.trunk.requires_grad_(not self.frozen)
         self.train(self.training)
@@ -218,8 +211,8 @@ class IGD(Adversarial):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.pretrained.copy_(checkpoint["state_dict"]["pretrained"])
-        self._apply_freeze()  # before the optimizers are made
+        if bool(checkpoint["state_dict"]["pretrained"]):
+            self.on_pretrained()  # before the optimizers are made
 
     def normalize(self, image: Tensor) -> Tensor:
         """From [0, 1] to ImageNet-normalised pixels in channels-last memory."""
