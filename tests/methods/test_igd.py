@@ -120,7 +120,9 @@ def test_the_generators_turn_leaves_the_critic_unchanged_and_the_critics_turn_le
     assert changed(d.critic, critic)
 
 
-@pytest.mark.parametrize(("name", "side"), [("igd", 32), ("igd", 64), ("igd/gac", 32), ("igd/rec", 32), ("igd/mse", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("igd", 32), ("igd", 64), ("igd/gac", 32), ("igd/rec", 32), ("igd/mse", 32)]
+)
 def test_two_batches_change_every_trainable_parameter(name, side):
     method = build(name, "object" if side > 32 else "small", side, patches_per_image=2)
     before = snapshot(method)
@@ -240,7 +242,7 @@ def test_bfloat16_changes_no_loss_term_by_more_than_two_percent():
 
 
 def test_interpolation_needs_two_images():
-    with pytest.raises(UserError, match="data.batch_size=2"):
+    with pytest.raises(UserError, match=r"data\.batch_size=2"):
         build().training_step(batch_of(images(1)), 0)
 
 
