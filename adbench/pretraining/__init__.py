@@ -10,8 +10,9 @@ A pretraining is a class whose constructor takes the options of `conf/pretrainin
     pretraining.check(method)                                # UserError at composition, before any data is read
     pretraining(method, datamodule, cache_dir=..., seed=..., max_batches=...)   # fills the encoders in place
 
-`Trained` (in `base`) gives those that learn from images a shared cache: its result lies in `cache_dir/pretraining`
-under a key of encoder, data, options and seed, is written whole, and is made once by whichever job comes first. Long ones leave a partial file that the next start continues. Only training rows, without known anomalies, are seen.
+`Trained` (in `base`) gives those that learn from images a shared cache: a result lies in `cache_dir/pretraining` under
+a key of encoder, data, options and seed, is written whole, and is made once by whichever job comes first. Long ones
+leave a partial file that the next start continues. Only training rows, without known anomalies, are seen.
 
     none           nothing
     imagenet       published weights, strictly            `imagenet.ImageNet`
