@@ -2,7 +2,8 @@
 
 The baseline follows the paper's equations one by one: encoder, decoder and critic as plain layers (doubling, then
 convolving; convolving, then averaging), every pass computed where it is needed (four of the decoder, three of the
-critic, two of the frozen trunk), float32, contiguous memory, MS-SSIM from pytorch-msssim. Both start from the same weights.
+critic, two of the frozen trunk), float32, contiguous memory, MS-SSIM from pytorch-msssim. Both start from the
+same weights.
 
     python bench/igd_step.py
 """
