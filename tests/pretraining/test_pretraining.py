@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adbench import runs
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
@@ -24,6 +25,7 @@ from adbench.pretraining.autoencoder import Autoencoder, image_decoder
 from adbench.pretraining.base import Images, signature
 from adbench.pretraining.imagenet import Distillation, ImageNet, fill, read_weights
 from adbench.pretraining.simclr import SimCLR, nt_xent
+from adbench.run import choices
 from adbench.types import Batch, UserError
 
 CONF = str(Path(__file__).parents[2] / "conf")
@@ -457,3 +459,62 @@ def test_the_patch_trunk_of_igd_takes_every_learned_pretraining(teacher_file, tm
         pretraining.check(method)
         pretraining(method, Data(64), cache_dir=tmp_path, seed=0, max_batches=1)
         assert not torch.equal(trunk.layers[0].weight, before), name
+
+
+# -- method x pretraining ----------------------------------------------------------------------------------------------
+
+
+def smallest() -> list[str]:
+    """One config of every method: its small preset where it has one."""
+    names = choices("method")
+    bases = [name for name in names if "/" not in name]
+    return [f"{base}/small" if f"{base}/small" in names else base for base in bases]
+
+
+PRETRAININGS = [name for name in choices("pretraining") if name != "none"]
+#: What a test can afford, beside two batches: views and teacher's images of a few pixels.
+SHORT = {"imagenet_kd": {"batch_size": 2, "teacher_side": 32}}
+
+
+def affordable(name, teacher_file):
+    changes = SHORT.get(name, {"batch_size": 4} if name != "imagenet" else {})
+    return build(name, **changes, **({"checkpoint": teacher_file} if name.startswith("imagenet") else {}))
+
+
+def composed(name):
+    """The method's configuration on the kind of data that costs least, and images to match."""
+    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+        kinds = compose("config", overrides=[f"method={name}"]).method.recipe.input
+        data = {"small": "digits", "texture": "textures/grass", "object": "mvtec/bottle", "tabular": "odds/cardio"}
+        kind = next(kind for kind in data if kind in kinds)
+        cfg = compose("config", overrides=[f"method={name}", f"data={data[kind]}", "data_root=/nowhere"])
+    size = cfg.data.image_size
+    if kind == "tabular":
+        return cfg, Data(shape=(8, size))
+    return cfg, Data(side=size if isinstance(size, int) else max(size))
+
+
+@pytest.mark.parametrize("pretraining", PRETRAININGS)
+@pytest.mark.parametrize("name", smallest())
+def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, pretraining, teacher_file, tmp_path):
+    cfg, data = composed(name)
+    torch.manual_seed(0)
+    method = runs.build_method(cfg)
+    acts = affordable(pretraining, teacher_file)
+    shown = method.encoders() if hasattr(method, "encoders") else {}
+    possible = bool(shown) and all(
+        encoder.side is not None or pretraining == "autoencoder" for encoder in shown.values()
+    )
+    if pretraining == "imagenet":
+        possible = possible and all(encoder.published for encoder in shown.values())
+    if not possible:
+        with pytest.raises(UserError, match=r"pretraining=\w+"):
+            acts.check(method)
+        return
+    before = {key: [p.detach().clone() for p in encoder.network.parameters()] for key, encoder in shown.items()}
+    acts.check(method)
+    acts(method, data, cache_dir=tmp_path, seed=0, max_batches=1)
+    for key, encoder in method.encoders().items():
+        after = list(encoder.network.parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(after, before[key], strict=True)), key
+        assert all(torch.isfinite(p).all() for p in after)
