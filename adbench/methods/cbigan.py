@@ -26,6 +26,7 @@ from torch import Tensor
 from adbench.losses import cbigan as loss
 from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule, Terms
 from adbench.networks.averaging import WeightAverage
+from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.residual_bigan import Critic, Encoder, Generator
 from adbench.transforms.geometry import rotate, rotated_crop, tile, untile
 from adbench.types import Batch, Scores, UserError
@@ -112,6 +113,12 @@ class CBiGAN(Adversarial):
         self.to(memory_format=torch.channels_last)  # convolutions on a CPU took 0.6 of the time of the other layout
         self.average_encoder = WeightAverage(self.encoder, average_decay, average_corrected)
         self.average_generator = WeightAverage(self.generator, average_decay, average_corrected)
+
+    def encoders(self) -> dict[str, PretrainableEncoder]:
+        """What pretraining may fill: the convolutions below the latent. They train on afterwards."""
+        trunk = self.encoder.trunk
+        shown = PretrainableEncoder(trunk, trunk.out_features, self.side, _signed, windows=self.is_texture)
+        return {"encoder": shown}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         self.average_encoder.restart(self.encoder)  # pretraining may have changed it since it was built
