@@ -1,0 +1,221 @@
+"""Images decoded and resized once, kept as bytes in a file that all jobs and loader workers map into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from adbench.data.records import Source
+from adbench.transforms.image import resize, resize_nearest, to_bytes, to_float
+from adbench.types import UserError
+
+VERSION = 1  # raise when the same source and size would give other bytes
+CHUNK = 256  # rows resized together where a source lies in memory
+
+
+class Rows:
+    """The rows of an array in a .npy file, mapped into memory where they are first read.
+
+    It travels to a loader's worker as a path, not as the gigabytes behind it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_array": None}
+
+    @property
+    def array(self) -> np.ndarray:
+        if self._array is None:
+            self._array = np.asarray(np.load(self.path, mmap_mode="r"))
+        return self._array
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.array[rows]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tuple[Rows, Rows | None]:
+    """All of a source's images and masks at one size.
+
+    Returns:
+        Images (N, C, H, W) uint8 with C 1 or 3, and masks (M, H, W) bool of the M rows that have one, in order of rows
+        (None where the source has no masks).
+
+    Raises:
+        UserError: a file is broken, a mask does not fit its image, or the cache cannot be written.
+    """
+    folder = Path(cache_dir).expanduser() / "images"
+    key = hashlib.blake2b(f"{source.fingerprint()} {size} {VERSION}".encode(), digest_size=12).hexdigest()
+    masked = np.flatnonzero(source.records.mask != "")
+    channels = 3 if source.array is None else source.array.shape[-1]
+    shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
+    if len(masked):
+        shapes["masks"] = ((len(masked), *size), np.dtype(bool))
+    paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
+    meta = folder / f"{key}.json"
+    if not _whole(meta, paths, shapes):
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{key}.lock"):
+                if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
+                    _build(source, size, masked, paths, shapes, meta)
+    return Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None
+
+
+def _whole(meta: Path, paths: dict[str, Path], shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
+    """Whether the files are there, of the right shape and type, and hold the bytes that were written."""
+    try:
+        written = json.loads(meta.read_text())
+        for name, path in paths.items():
+            array = np.load(path, mmap_mode="r")
+            if (array.shape, array.dtype) != shapes[name] or written[name] != _sample(path):
+                return False
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return False
+    return True
+
+
+def _sample(path: Path) -> list[int]:
+    """Size and a checksum of the ends and of 64 places between them: cheap for any size, and a hole is noticed."""
+    size, checksum, block = path.stat().st_size, 0, 4096
+    with path.open("rb") as file:
+        for place in range(65):
+            file.seek(max(0, size - block) * place // 64)
+            checksum = zlib.crc32(file.read(block), checksum)
+    return [size, checksum]
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the image cache in {folder}: {error.strerror or error}; free space there, or choose another "
+            "place with cache_dir=DIR or ADBENCH_CACHE"
+        ) from error
+
+
+def _build(
+    source: Source,
+    size: tuple[int, int],
+    masked: np.ndarray,
+    paths: dict[str, Path],
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]],
+    meta: Path,
+) -> None:
+    needed = sum(int(np.prod(shape)) for shape, _ in shapes.values())
+    free = shutil.disk_usage(meta.parent).free
+    if needed > free:
+        raise UserError(
+            f"the image cache needs {needed / 2**20:,.0f} MiB in {meta.parent} and {free / 2**20:,.0f} MiB are free; "
+            "free space there, or choose another place with cache_dir=DIR or ADBENCH_CACHE"
+        )
+    # The names are fixed and the lock is held, so what a killed job has left is overwritten, not added to.
+    temporary = {name: path.with_suffix(".part") for name, path in paths.items()}
+    meta.unlink(missing_ok=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("wb")) for name, path in temporary.items()}
+            starts = {name: _header(files[name], *shapes[name]) for name in files}
+
+            def put(name: str, place: int, rows: np.ndarray) -> None:
+                """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
+                rows = np.ascontiguousarray(rows)
+                content = memoryview(rows).cast("B")
+                offset = starts[name] + place * (rows.nbytes // len(rows))
+                while content:
+                    done = os.pwrite(files[name].fileno(), content, offset)
+                    content, offset = content[done:], offset + done
+
+            _fill(source, size, masked, put)
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        samples = {name: _sample(path) for name, path in temporary.items()}
+        for name, path in temporary.items():
+            path.replace(paths[name])
+        part = meta.with_suffix(".part")
+        part.write_text(json.dumps(samples))
+        part.replace(meta)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    return file.tell()
+
+
+def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -> None:
+    place_of_mask = {int(row): place for place, row in enumerate(masked)}
+    total = len(source.records)
+
+    def whole_image(row: int) -> None:
+        image = source.read_image(row)
+        put("images", row, resized(image[None], size))
+        if row in place_of_mask:
+            put_mask(row, image.shape[:2])
+
+    def put_mask(row: int, expected: tuple[int, ...]) -> None:
+        mask = source.read_mask(row)
+        if mask.shape != tuple(expected):
+            path, of = source.records.mask[row], source.records.path[row]
+            raise UserError(
+                f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {of} is "
+                f"{expected[1]}x{expected[0]}; a mask must have its image's size (below {getattr(source, 'root', '')})"
+            )
+        put("masks", place_of_mask[row], resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy())
+
+    bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False)
+    with bar:
+        if source.array is not None:
+            for start in range(0, total, CHUNK):
+                chunk = source.array[start : start + CHUNK]
+                put("images", start, resized(chunk, size))
+                bar.update(len(chunk))
+            for row in place_of_mask:
+                put_mask(row, source.array.shape[1:3])
+            return
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for future in [pool.submit(whole_image, row) for row in range(total)]:
+                future.result()
+                bar.update()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)  # part of what the pool's threads set is the process's
+
+
+def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized in float with antialias and rounded once."""
+    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    if tuple(image.shape[-2:]) != size:
+        image = to_bytes(resize(to_float(image), size))
+    return image.contiguous().numpy()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

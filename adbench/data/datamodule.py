@@ -1,0 +1,276 @@
+"""From a data set and a protocol to batches.
+
+Batches travel as bytes and become float on the device. Which rows make training batch k depends on (seed, k) alone, so
+a run that resumes at k, or loads with another number of workers, sees the batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from adbench.data.cache import Rows, cached
+from adbench.data.protocols import checked
+from adbench.data.records import Records, Source, Split
+from adbench.streams import numpy_stream
+from adbench.transforms.image import to_float, to_rgb
+from adbench.types import Batch, UserError
+
+Protocol = Callable[[Records, np.random.Generator, str], Split]
+
+
+class TrainingRows(Sampler[np.ndarray]):
+    """The rows of training batches start, start + 1, ...: each a pure function of (seed, k).
+
+    Epoch e goes through permutation e of the rows in full batches; what is left over waits for another epoch. Its
+    length counts the batches before `start` too: Lightning compares it with the number of batches seen in all.
+    """
+
+    def __init__(
+        self, rows: np.ndarray, batch_size: int, seed: int, total: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.total, self.start, self.rank, self.world = total, start, rank, world
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        per_epoch = len(self.rows) // self.batch_size
+        epoch, order = -1, self.rows
+        for k in range(self.start, self.total):
+            if k // per_epoch != epoch:
+                epoch = k // per_epoch
+                order = self.rows[numpy_stream(self.seed, "rows", epoch).permutation(len(self.rows))]
+            first = k % per_epoch * self.batch_size
+            yield order[first : first + self.batch_size][self.rank :: self.world]
+
+
+class Fetch(Dataset[Batch]):
+    """Row numbers -> a batch of bytes, by one indexed read of the cache.
+
+    Args:
+        images: (N, C, H, W) uint8, or (N, D) float32.
+        masks: (M, H, W) bool and `mask_place`, the place in it of each record or -1; None where masks are withheld.
+        label, semi_label: (N,) as the batch shall show them.
+    """
+
+    def __init__(
+        self, images: Any, masks: Rows | None, mask_place: np.ndarray, label: np.ndarray, semi_label: np.ndarray
+    ) -> None:
+        self.images, self.masks, self.mask_place = images, masks, mask_place
+        self.label, self.semi_label = label.astype(np.int64), semi_label.astype(np.int64)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        image = torch.from_numpy(self.images[rows])
+        # One pixel stands for an empty mask on the way to the device.
+        mask = np.zeros((len(rows), 1, 1, 1), dtype=bool)
+        if self.masks is not None:
+            place = self.mask_place[rows]
+            mask = np.zeros((len(rows), 1, *image.shape[-2:]), dtype=bool)
+            mask[place >= 0, 0] = self.masks[place[place >= 0]]
+        return Batch(
+            image=image,
+            label=torch.from_numpy(self.label[rows]),
+            semi_label=torch.from_numpy(self.semi_label[rows]),
+            mask=torch.from_numpy(mask),
+            index=torch.from_numpy(rows.astype(np.int64)),
+        )
+
+
+class DataModule(LightningDataModule):
+    """The loaders of one run.
+
+    Args:
+        source: the data set.
+        protocol: who trains, is held out and is tested.
+        image_size: side in pixels, or [height, width]; not looked at for tabular data.
+        batch_size: rows of a training batch over all devices together; with fewer training rows it is all of them.
+        eval_batch_size: rows of any other batch, per device.
+        workers: loader processes, or "auto": none on two cores, where they only take turns with the training.
+        seed: of the protocol's draws and of the order of rows.
+        cache_dir: where decoded images are kept.
+        supervision: the method's; only "semi" ones receive known anomalies.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        protocol: Protocol,
+        *,
+        image_size: int | Sequence[int],
+        batch_size: int,
+        eval_batch_size: int,
+        workers: int | str,
+        seed: int,
+        cache_dir: Path | str,
+        supervision: str,
+    ) -> None:
+        super().__init__()
+        self.source, self.protocol, self.seed, self.supervision = source, protocol, seed, supervision
+        self.records, self.has_masks = source.records, source.has_masks
+        self.size = _size(image_size)
+        self.batch_size = _positive("data.batch_size", batch_size)
+        self.eval_batch_size = _positive("data.eval_batch_size", eval_batch_size)
+        self.workers, self.cache_dir = _workers(workers), cache_dir
+        self._split: Split | None = None
+        self._max_batches: int | None = None
+        self._start = 0
+
+    # -- what is in it --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the rows and read every image once; errors in the data come here, before any training."""
+        if self._split is not None:
+            return
+        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        if self.supervision != "semi":
+            shown = split.semi_label != -1
+            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+        split = checked(split, self.records)
+        masked = self.records.mask != ""
+        self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
+        if self.source.features is not None:
+            self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float32)
+            self._masks = None
+        else:
+            self._images, self._masks = cached(self.source, self.size, self.cache_dir)
+        self._semi_label = np.zeros(len(self.records), dtype=np.int64)
+        self._semi_label[split.train] = split.semi_label
+        self._split = split
+
+    @property
+    def split(self) -> Split:
+        self.setup()
+        assert self._split is not None
+        return self._split
+
+    def split_table(self) -> list[dict[str, Any]]:
+        """Every record and its role, as it is written to split.json."""
+        role = np.full(len(self.records), "unused", dtype="<U7")
+        for name in ("train", "holdout", "test"):
+            role[getattr(self.split, name)] = name
+        columns = zip(
+            self.records.path.tolist(), role.tolist(), self.records.label.tolist(), self._semi_label.tolist(),
+            self.records.defect.tolist(), strict=True,
+        )  # fmt: skip
+        keys = ("row", "path", "role", "label", "semi_label", "defect")
+        return [dict(zip(keys, (row, *values), strict=True)) for row, values in enumerate(columns)]
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of a training batch over all devices together."""
+        _, world = self._place()
+        if self.batch_size % world:
+            raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
+        rows = min(self.batch_size, len(self.split.train)) // world * world
+        if rows == 0:
+            raise UserError(f"{len(self.split.train)} training rows are too few for {world} devices; use fewer devices")
+        return rows
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.split.train) // self.rows_per_batch
+
+    def set_budget(self, max_batches: int, start: int = 0) -> None:
+        """Train on batches start .. max_batches - 1; `start` is the number of batches that a checkpoint has seen."""
+        self._max_batches, self._start = _positive("max_batches", max_batches), start
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world = self._place()
+        total = self.batches_per_epoch if self._max_batches is None else self._max_batches
+        rows = TrainingRows(self.split.train, self.rows_per_batch, self.seed, total, self._start, rank, world)
+        return self._loader(self._withheld(), rows)
+
+    def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
+        """All training rows in order, on every rank, as float on `device`."""
+        return self._batches(self._withheld(), self.split.train, device)
+
+    def holdout_batches(self, device: torch.device | str) -> Iterator[Batch]:
+        """The held-out normal rows in order, on every rank, as float on `device`."""
+        return self._batches(self._withheld(), self.split.holdout, device)
+
+    # -- testing --------------------------------------------------------------------------------------------------
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        rank, world = self._place()
+        rows = self.split.test[rank::world]
+        fetch = Fetch(
+            self._images, self._masks, self._mask_place, self.records.label, np.zeros(len(self.records), dtype=np.int64)
+        )
+        return self._loader(fetch, _chunks(rows, self.eval_batch_size))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
+        """Bytes to RGB float in [0, 1], on the device; features stay as they are."""
+        image = batch.image
+        if image.dtype == torch.uint8:
+            image = to_float(to_rgb(image))
+        size = image.shape[-2:] if image.ndim == 4 else (1, 1)
+        return batch._replace(image=image, mask=batch.mask.expand(-1, -1, *size))
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, number of ranks)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _withheld(self) -> Fetch:
+        """Training rows as a method may see them: no label, no mask."""
+        self.setup()
+        label = np.full(len(self.records), -1, dtype=np.int64)
+        return Fetch(self._images, None, self._mask_place, label, self._semi_label)
+
+    def _loader(self, fetch: Fetch, rows: Sampler[np.ndarray] | list[np.ndarray]) -> DataLoader[Batch]:
+        return DataLoader(
+            fetch,
+            sampler=rows,
+            batch_size=None,  # a "sample" of `fetch` is a batch
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its draw for the workers' seeds stays out of the global stream
+        )
+
+    def _batches(self, fetch: Fetch, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
+        for chunk in _chunks(rows, self.eval_batch_size):
+            yield self.on_after_batch_transfer(Batch(*(part.to(device) for part in fetch[chunk])))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _size(image_size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise UserError(f"data.image_size is one side or [height, width], got {image_size}")
+    return _positive("data.image_size", sides[0]), _positive("data.image_size", sides[1])
+
+
+def _workers(workers: int | str) -> int:
+    if workers == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 0 if cores <= 2 else min(4, cores // 2)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise UserError(f"data.workers is auto or a number from 0, got {workers!r}")
+    return workers

@@ -1,0 +1,119 @@
+"""Rotation, cropping and tiling of image batches on their device: one call per batch, own numbers per sample."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adbench.types import UserError
+
+
+def inscribed_square(side: float, degrees: Tensor) -> Tensor:
+    """Side of the largest upright square inside a square of `side` turned by `degrees`, about the same centre.
+
+    side / (|sin| + |cos|): all of it at 0 and 90 degrees, 0.707 of it at 45.
+
+    Args:
+        side: of the turned square.
+        degrees: (B,) any angle.
+
+    Returns:
+        (B,) float in [0.707 side, side].
+    """
+    angle = degrees.deg2rad()
+    return side / (angle.sin().abs() + angle.cos().abs())
+
+
+def rotate(image: Tensor, degrees: Tensor) -> Tensor:
+    """Turn each image clockwise about its centre, bilinear, the border's pixels continued outwards.
+
+    Args:
+        image: (B, C, H, W) float.
+        degrees: (B,) one angle per image.
+
+    Returns:
+        (B, C, H, W), in the range of the image.
+    """
+    height, width = image.shape[-2:]
+    top_left = torch.zeros(len(image), 2, device=image.device)
+    return _sample_rotated(image, degrees, top_left, height, width)
+
+
+def rotated_crop(image: Tensor, degrees: Tensor, position: Tensor, size: int) -> Tensor:
+    """Turn each square image clockwise, cut away the empty corners and take one crop of what is left.
+
+    Equal to `rotate`, then a central crop to `inscribed_square`, then a crop at a whole pixel, in one sampling which
+    touches only the crop's pixels. At 0 degrees the pixels are the image's own.
+
+    Args:
+        image: (B, C, S, S) float.
+        degrees: (B,) one angle per image.
+        position: (B, 2) in [0, 1), row and column, uniform for a uniform crop.
+        size: side of the crop.
+
+    Returns:
+        (B, C, size, size), in the range of the image.
+
+    Raises:
+        UserError: the images are not square.
+    """
+    height, width = image.shape[-2:]
+    if height != width:
+        raise UserError(f"rotated crops are taken of square images, got {height}x{width}; choose a square image size")
+    # The tolerance keeps rounding at 0 and 90 degrees from costing a row; beyond it no crop looks past the edge.
+    margin = ((height - inscribed_square(height, degrees)) / 2 - 1e-3).ceil().clamp_min(0)
+    free = (height - 2 * margin - size + 1).clamp_min(1)  # number of places for the crop along a side
+    top_left = margin[:, None] + (position * free[:, None]).floor().minimum(free[:, None] - 1)
+    return _sample_rotated(image, degrees, top_left, size, size)
+
+
+def _sample_rotated(image: Tensor, degrees: Tensor, top_left: Tensor, height: int, width: int) -> Tensor:
+    """The window (top_left in rows and columns, height x width) of each turned image."""
+    full_height, full_width = image.shape[-2:]
+    rows = torch.arange(height, device=image.device) + 0.5 - full_height / 2  # pixel centres, measured from the centre
+    columns = torch.arange(width, device=image.device) + 0.5 - full_width / 2
+    y = (top_left[:, 0, None] + rows)[:, :, None]
+    x = (top_left[:, 1, None] + columns)[:, None, :]
+    cosine, sine = (f(degrees.deg2rad()).view(-1, 1, 1) for f in (torch.cos, torch.sin))
+    source_x = (cosine * x + sine * y) * (2 / full_width)
+    source_y = (cosine * y - sine * x) * (2 / full_height)
+    grid = torch.stack([source_x, source_y], -1).to(image.dtype)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def tile(image: Tensor, size: int) -> Tensor:
+    """Cut images into squares that do not overlap, row by row.
+
+    Args:
+        image: (B, C, H, W), H and W multiples of `size`.
+        size: side of a tile.
+
+    Returns:
+        (B, N, C, size, size), N = (H / size) (W / size).
+
+    Raises:
+        UserError: the images do not divide into tiles.
+    """
+    batch, channels, height, width = image.shape
+    if height % size or width % size:
+        raise UserError(
+            f"images are cut into tiles of {size}, so their sides are multiples of it; got {height}x{width}"
+        )
+    grid = image.reshape(batch, channels, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, size, size)
+
+
+def untile(tiles: Tensor, height: int, width: int) -> Tensor:
+    """Put tiles back where `tile` took them from.
+
+    Args:
+        tiles: (B, N, C, size, size).
+        height, width: of the whole image.
+
+    Returns:
+        (B, C, height, width).
+    """
+    batch, _, channels, size, _ = tiles.shape
+    grid = tiles.reshape(batch, height // size, width // size, channels, size, size)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)

@@ -1,0 +1,86 @@
+"""Every name in conf/ composes, and every method is what its YAML says."""
+
+import inspect
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from adbench import runs
+from adbench.run import choices
+
+KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digits", "tabular": "odds/cardio"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+        yield
+
+
+def composed(*overrides):
+    return compose("config", overrides=list(overrides))
+
+
+def method_for(kind_of_data: str, method: str) -> bool:
+    return kind_of_data in composed(f"method={method}").method.recipe.input
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_a_method_names_every_constructor_argument_and_no_other(name):
+    cfg = composed(f"method={name}")
+    node = OmegaConf.to_container(cfg.method, resolve=False)
+    signature = inspect.signature(get_class(node.pop("_target_")).__init__)
+    given = set(node) - {"recipe", "id"}
+    wanted = set(signature.parameters) - {"self"}
+    required = {n for n, p in signature.parameters.items() if p.default is p.empty} - {"self"}
+    assert required <= given <= wanted
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_a_recipe_has_a_paper_and_a_quick_budget_and_says_what_it_takes(name):
+    recipe = composed(f"method={name}").method.recipe
+    assert set(recipe.input) <= set(KIND_OF)
+    for budget in ("paper", "quick"):
+        assert set(recipe.budget[budget]) <= {"max_batches", "max_epochs"}
+        assert len(recipe.budget[budget]) == 1
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_a_data_set_composes_with_a_method_that_takes_its_kind(name):
+    overrides = {"folder": ["data.name=n", "data.root=/r"], "npz": ["data.name=n", "data.file=/f.npz"]}.get(name, [])
+    cfg = composed(f"data={name}", "method=brightness", *overrides)
+    if cfg.data.kind in cfg.method.recipe.input:
+        OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("group", ["protocol", "budget", "trainer", "logger"])
+def test_every_choice_of_a_group_composes_and_resolves(group):
+    for name in choices(group):
+        OmegaConf.to_container(composed(f"{group}={name}")[group], resolve=True)
+
+
+def folder_of(*overrides):
+    cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    return runs.relative_folder(cfg, cfg.hydra.runtime.choices)
+
+
+def test_the_folder_is_readable_and_plain_for_the_defaults():
+    assert folder_of("method=brightness", "data=mvtec/bottle") == "brightness/mvtec/bottle/one_class/none/seed0"
+
+
+def test_what_changes_the_result_changes_the_folder_and_what_does_not_does_not():
+    plain = folder_of("method=pca")
+    assert folder_of("method=pca", "method.components=7") != plain
+    assert folder_of("method=pca", "method.components=30") == plain
+    assert folder_of("method=pca", "data.batch_size=3") != plain
+    assert folder_of("method=pca", "trainer.precision=bf16-mixed") != plain
+    assert folder_of("method=pca", "trainer=smoke") != plain or composed("method=pca").budget.max_batches == 0
+    for option in ("data.workers=2", "results=/elsewhere", "data_root=/elsewhere", "cache_dir=/c", "resume=false",
+                   "overwrite=true", "logger=tensorboard", "data.eval_batch_size=3", "trainer.threads=1"):  # fmt: skip
+        assert folder_of("method=pca", option) == plain, option
+
+
+def test_what_the_readable_id_tells_is_not_hashed_again():
+    assert folder_of("method=pca", "data=cifar10", "data.normal_class=3").endswith("pca/cifar10/3/one_class/none/seed0")

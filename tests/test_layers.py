@@ -1,0 +1,48 @@
+"""Imports point down only; a peer never imports a peer."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "adbench"
+BASE = {"types", "streams", "files", "__init__"}
+CORE = BASE | {"losses", "networks", "transforms"}
+MAY_IMPORT = {
+    "types": set(), "streams": set(), "files": set(), "checkpoints": BASE,
+    "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
+    "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
+    "runs": CORE | {"data", "methods", "checkpoints"},
+}  # fmt: skip
+COMMANDS = {"run", "jobs", "predict", "export", "evaluate", "report", "corruptions", "runs"}
+
+
+def modules():
+    return [p for p in PACKAGE.rglob("*.py") if "conf" not in p.parts]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "adbench" else [node.module])
+
+
+def home(path):
+    """The package or module of the first level that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    here = home(path)
+    allowed = MAY_IMPORT.get(here)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "adbench" and rest and allowed is not None:
+            assert rest[0] in allowed | {here}, f"{path} imports {name}"
+        if top in ("hydra", "omegaconf"):
+            assert here in COMMANDS, f"{path} imports {name}: methods take plain arguments"
+        if top == "wandb":
+            pytest.fail(f"{path} imports wandb: Lightning's logger reaches it")

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from adbench.run import GROUPS, choices, help_text, main, unknown_choice
+
+
+def test_help_lists_every_choice_of_every_group():
+    text = help_text()
+    for group in GROUPS:
+        for name in choices(group):
+            assert name in text
+
+
+def test_help_answers_without_importing_torch_or_hydra():
+    code = (
+        "import sys; from adbench.run import main; main(['--help']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf')))"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("python -m adbench.run ") >= 5
+    assert time.perf_counter() - started < 30  # a hang, not a speed: it takes a tenth of a second
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("method=cbigann", "method=cbigann does not exist; did you mean cbigan"),
+        ("data=mvtec/botle", "did you mean mvtec/bottle"),
+        ("logger=csv,wnadb", "logger=wnadb does not exist; did you mean wandb"),
+        ("budget=xyzzy", "there are paper, quick, smoke"),
+    ],
+)
+def test_a_mistyped_choice_is_told_before_anything_is_imported(argument, message, capsys):
+    assert main([argument]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["method=choice(cbigan,egbad)", "seed=range(3)", "method.alpha=0.1", "+extra=1"])
+def test_what_is_not_a_plain_choice_is_left_to_hydra(argument):
+    assert unknown_choice([argument]) is None
