@@ -126,12 +126,13 @@ class PWAE(SingleObjective):
             if value not in choices:
                 raise UserError(f"method.{name} must be {' or '.join(map(str, choices))}, got {value!r}")
         if divergence == "kl" and prior != "gaussian":
-            raise UserError("KL has no closed form for a Student-t prior; say method.prior=gaussian with method.divergence=kl")
+            raise UserError("method.divergence=kl has no closed form for a Student-t prior; add method.prior=gaussian")
         if identity_share is not None and not 0 <= identity_share <= 1:
             raise UserError(f"method.identity_share is a share from 0 to 1, or null, got {identity_share}")
         if kind not in enlarge:
             raise UserError(f"method.enlarge has no factor for data of kind {kind}; it has {', '.join(enlarge)}")
         height, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width_px)
         self.grid, self.tiles, self.enlarge = grid, grid * grid, int(enlarge[kind])
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
         #: height and width in pixels of what the encoder sees
@@ -182,9 +183,9 @@ class PWAE(SingleObjective):
         maps, z = self.encoder(tiles.flatten(0, 1))
         return maps.unflatten(0, tiles.shape[:2]), z.unflatten(0, tiles.shape[:2])
 
-    def _mosaic_to_image(self, maps: Tensor, like: Tensor) -> Tensor:
-        height, width = like.shape[-2:]
-        return self.decoder(join_tiles(maps, self.grid))[..., :height, :width]
+    def _mosaic_to_image(self, maps: Tensor) -> Tensor:
+        height, width = self.image_size
+        return self.decoder(join_tiles(maps, self.grid))[..., :height, :width].float()
 
     def _maps_of(self, z: Tensor) -> Tensor:
         return self.code_to_map(z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -210,8 +211,8 @@ class PWAE(SingleObjective):
         z, divergence = self._codes_and_divergence(encoded)
         if self.code_to_map is not None:
             maps = self._maps_of(z)
-        x_hat = self._mosaic_to_image(maps, image)
-        terms = {"reconstruction": loss.reconstruction(image, x_hat.float(), self.reconstruction_form)}
+        x_hat = self._mosaic_to_image(maps)
+        terms = {"reconstruction": loss.reconstruction(image, x_hat, self.reconstruction_form)}
         if self.lambda_1:
             terms["hsic"] = self.lambda_1 * self._bottleneck(image, z)
         if divergence is not None:
@@ -306,8 +307,8 @@ class PWAE(SingleObjective):
 
     def _x_hat(self, image: Tensor) -> Tensor:
         if self.code_to_map is not None:
-            return self.decode(self.codes(image), image)
-        return self._mosaic_to_image(self.encode(image)[0], image).float()
+            return self.decode(self.codes(image))
+        return self._mosaic_to_image(self.encode(image)[0])
 
     def reconstruct(self, image: Tensor) -> Tensor:
         return self._x_hat(image).clamp(0, 1)
@@ -317,11 +318,22 @@ class PWAE(SingleObjective):
         return loss.tile_errors(image, self._x_hat(image), self.grid, self.error)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
-        """Scores beside the main one, each (B,): the errors' sum, the whole image's alone, the worst tile's alone."""
+        """Scores beside the main one, each (B,): the errors' sum, the whole image's alone, the worst tile's alone; with
+        released errors also these, (B, 1 + K)."""
         errors = self.tile_errors(image)
         tiles_only = errors.clone()
         tiles_only[:, 0] = 0
-        return {"sum": loss.summed_score(errors), "whole": errors[:, 0], "worst_tile": self._two_threshold(tiles_only)}
+        worst_tile = self._two_threshold(tiles_only)
+        scores = {"sum": loss.summed_score(errors), "whole": errors[:, 0], "worst_tile": worst_tile}
+        return scores | ({"errors": errors} if self.error == "released" else {})
+
+    def released_metrics(
+        self, columns: Mapping[str, Tensor], label: Tensor, folder: Tensor
+    ) -> Mapping[str, float | None]:
+        """What the published program would print for a test set, from its `extra_scores`; see losses.pwae."""
+        if "errors" not in columns:
+            return {}
+        return loss.released_metrics(columns["errors"], label, folder, self.tau_whole, self.tau_tile)
 
     # -- codes ----------------------------------------------------------------------------------------------------
 
@@ -334,8 +346,8 @@ class PWAE(SingleObjective):
         """Whether `decode` can draw codes: only if the decoder is fed with them."""
         return self.code_to_map is not None
 
-    def decode(self, codes: Tensor, like: Tensor) -> Tensor:
-        """(B, K, d) codes -> (B, 3, H, W) at the height and width of `like`."""
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, K, d) codes -> (B, 3, H, W)."""
         if self.code_to_map is None:
             raise UserError("this decoder is fed with feature maps, not codes; use method.decoder_input=latent")
-        return self._mosaic_to_image(self._maps_of(codes), like).float()
+        return self._mosaic_to_image(self._maps_of(codes))

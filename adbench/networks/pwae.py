@@ -6,6 +6,7 @@ Source: Zhang et al., P-WAE, section IV-A; layer sizes from the released code, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import timm
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
             ]  # fmt: skip
         else:
             sizes = [inputs, c1, c2, c3, c4, c5]
-            layers = [layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in _enlarge(i, o, 3)]
+            layers = [layer for i, o in pairwise(sizes) for layer in _enlarge(i, o, 3)]
             layers += [nn.Conv2d(c5, 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         self.output = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[output]
