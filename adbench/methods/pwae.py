@@ -54,8 +54,8 @@ class PWAE(SingleObjective):
         decoder_input: "feature_map" (as released: no bottleneck) or "latent" (as the paper's Eq. 1 and Figure 6).
         output: "sigmoid" or "tanh".
         reconstruction: "squared" or "absolute_and_squared".
-        lambda_1, lambda_2, lambda_3: weights of HSIC, divergence and jigsaw (Eq. 20). A term of weight 0 is not
-            computed; without the jigsaw there is no head and no shuffling.
+        lambda_0, lambda_1, lambda_2, lambda_3: weights of reconstruction, HSIC, divergence and jigsaw (Eq. 20, where
+            lambda_0 is 1). A term of weight 0 is not computed; without the jigsaw there is no head and no shuffling.
         beta: weight of the dependence on the input (Eq. 15).
         prior: "student_t" or "gaussian".
         nu: the prior's degrees of freedom.
@@ -88,6 +88,7 @@ class PWAE(SingleObjective):
         decoder_input: Literal["feature_map", "latent"],
         output: Literal["sigmoid", "tanh"],
         reconstruction: Literal["squared", "absolute_and_squared"],
+        lambda_0: float,
         lambda_1: float,
         lambda_2: float,
         lambda_3: float,
@@ -138,7 +139,8 @@ class PWAE(SingleObjective):
         #: height and width in pixels of what the encoder sees
         self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
         self.latent, self.decoder_input = latent, decoder_input
-        self.lambda_1, self.lambda_2, self.lambda_3, self.beta = lambda_1, lambda_2, lambda_3, beta
+        self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
+        self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
         self.hsic, self.hsic_epsilon, self.hsic_sigma = hsic, hsic_epsilon, hsic_sigma
         self.hsic_standardized, self.identity_share = hsic_standardized, identity_share
@@ -212,7 +214,7 @@ class PWAE(SingleObjective):
         if self.code_to_map is not None:
             maps = self._maps_of(z)
         x_hat = self._mosaic_to_image(maps)
-        terms = {"reconstruction": loss.reconstruction(image, x_hat, self.reconstruction_form)}
+        terms = {"reconstruction": self.lambda_0 * loss.reconstruction(image, x_hat, self.reconstruction_form)}
         if self.lambda_1:
             terms["hsic"] = self.lambda_1 * self._bottleneck(image, z)
         if divergence is not None:
