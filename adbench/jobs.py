@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
 from adbench.files import write_text
-from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash
+from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -102,18 +102,16 @@ def _resolve(cfg: DictConfig) -> None:
     kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
-            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this data set is of kind {cfg.data.kind}; "
+            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
+    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
+    if missing:
+        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(
-            f"the value {key} is missing: give it on the command line as {key}=..."
-            if "Missing mandatory value" in str(error)
-            else f"the configuration does not resolve: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
 
 
 def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest) -> None:
@@ -198,12 +196,11 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
             datamodule.has_masks, threshold, histogram_offset(held_out["pixels"]) if len(held_out["pixels"]) else 0.0
         )
         panels = Panels(
-            folder.path / "figures", datamodule.records, threshold=threshold["value"], has_masks=datamodule.has_masks,
-            per_defect=cfg.evaluation.panels_per_defect, normal=cfg.evaluation.panels_normal, evaluator=evaluator,
+            folder.path / "figures", evaluator, datamodule.records.defect, datamodule.split.test,
+            per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal,
         )  # fmt: skip
         tester = Trainer(**trainer_options, callbacks=[evaluator, panels, TQDMProgressBar(_refresh_rate())])
-        with warnings.catch_warnings():
-            tester.test(method, datamodule=datamodule, verbose=False)
+        tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
         record["metrics"] = evaluator.results()
@@ -324,12 +321,14 @@ def summary(record: dict[str, Any], folder: Path) -> str:
     """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
     metrics = record.get("metrics", {})
     width = max((len(name) for name in metrics), default=0)
-    lines = [f"  {name:<{width}}  {'null' if value is None else format(value, '.4f')}" for name, value in metrics.items()]  # noqa: E501
+    shown = {name: "null" if value is None else f"{value:.4f}" for name, value in metrics.items()}
+    lines = [f"  {name:<{width}}  {value}" for name, value in shown.items()]
     picture = folder / "figures" / "panels.png"
     if picture.exists():
         lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    lines.append(f"{record['method']} on {record['data']}, seed {record['seed']}: {', '.join(main) or 'no metric is defined'} -> {folder}")  # noqa: E501
+    what = f"{record['method']} on {record['data']}, seed {record['seed']}"
+    lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
     return "\n".join(lines)
 
 
@@ -383,14 +382,28 @@ def _hardware(threads: int) -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": threads, "gpus": gpus}
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "gpus": gpus,
+    }
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"adbench": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy"):
+    for name in (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "hydra-core",
+        "kornia",
+        "pytorch-msssim",
+        "timm",
+        "numpy",
+    ):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -402,12 +415,15 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
     try:
-        call = lambda *args: subprocess.run(  # noqa: E731
-            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10  # noqa: S607
-        ).stdout.strip()
-        return {"commit": call("rev-parse", "HEAD"), "modified": bool(call("status", "--porcelain", "-uno"))}
+        modified = bool(_git_says(root, "status", "--porcelain", "-uno"))
+        return {"commit": _git_says(root, "rev-parse", "HEAD"), "modified": modified}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git_says(root: Path, *arguments: str) -> str:
+    line = ["git", *arguments]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
 
 def _refresh_rate() -> int:
@@ -425,6 +441,7 @@ def _quiet() -> None:
         ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
+    warnings.showwarning = lambda message, *_, **__: log.warning(f"warning: {message}")
 
 
 @contextmanager
