@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from adbench.losses import pwae as loss
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
+from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
 from adbench.transforms.jigsaw import distant_permutations, join_tiles, permute_tiles, split_tiles
 from adbench.types import Batch, Scores, UserError
@@ -138,7 +139,7 @@ class PWAE(SingleObjective):
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
         #: height and width in pixels of what the encoder sees
         self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
-        self.latent, self.decoder_input = latent, decoder_input
+        self.backbone, self.latent = backbone, latent
         self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
         self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
@@ -277,10 +278,17 @@ class PWAE(SingleObjective):
         return loss.jigsaw(self.jigsaw_head(shuffled.flatten(1)).float(), classes)
 
     def _joined(self, rows: Tensor) -> Tensor:
-        """The rows of all devices in the order of the joined batch: sorting and Gram matrices couple them."""
+        """The rows of all devices in the order of the joined batch: sorting and Gram matrices couple them.
+
+        Only this device's rows carry a gradient, times the number of devices, so that the mean of the devices'
+        gradients is the joined batch's.
+        """
         if self._trainer is None or self.trainer.world_size == 1:
             return rows
-        return self.all_gather(rows, sync_grads=rows.requires_grad).transpose(0, 1).flatten(0, 1)
+        world, held = self.trainer.world_size, rows.detach()
+        parts = list(self.all_gather(held).unbind(0))
+        parts[self.trainer.global_rank] = held + world * (rows - held)
+        return torch.stack(parts, dim=1).flatten(0, 1)
 
     # -- after training ---------------------------------------------------------------------------------------------
 
@@ -336,6 +344,23 @@ class PWAE(SingleObjective):
         if "errors" not in columns:
             return {}
         return loss.released_metrics(columns["errors"], label, folder, self.tau_whole, self.tau_tile)
+
+    # -- pretraining ----------------------------------------------------------------------------------------------
+
+    def encoders(self) -> dict[str, PretrainableEncoder]:
+        """The backbone, up to the mean over its last map; the map itself goes to codes and decoder."""
+        published = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
+        encoder = self.encoder
+        return {
+            "tiles": PretrainableEncoder(
+                encoder.backbone,
+                encoder.features,
+                min(self.tile_size),
+                encoder.normalized,
+                windows=True,
+                published=published[self.backbone] if encoder.width == 1 else None,
+            )
+        }
 
     # -- codes ----------------------------------------------------------------------------------------------------
 

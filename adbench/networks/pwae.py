@@ -43,7 +43,7 @@ class TileEncoder(nn.Module):
         channels = tuple(max(8, round(c * width)) for c in (64, 128, 256, 512))
         # pretrained=False: weights come from the pretraining group, never from here
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, channels=channels)
-        self.features = self.backbone.num_features
+        self.features, self.width = self.backbone.num_features, width
         self.mapper = nn.Linear(self.features * (MAP - 2) ** 2, latent * (2 if posterior else 1))
         self.posterior = posterior
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,45 @@ def test_the_input_is_standardised_over_the_training_images_and_flat_pixels_stay
     assert flat.any()
     assert x[:, flat].abs().max() < 1e-2
     torch.testing.assert_close(x[:, ~flat].std(0, unbiased=False), torch.ones(int((~flat).sum())), rtol=1e-3, atol=0)
+
+
+# -- several devices
+
+
+def on_device(rank, rows, world=2):
+    """A method on one of two devices, each with every second row; its collective answers from the joined rows."""
+    method = make()
+    method._trainer = SimpleNamespace(world_size=world, global_rank=rank)
+    with torch.no_grad():
+        everyone = torch.stack([rows[r::world] for r in range(world)])
+    method.all_gather = lambda held: everyone if torch.equal(held, everyone[rank]) else None
+    return method
+
+
+def test_devices_join_their_rows_in_order_and_their_mean_gradient_is_the_joined_batchs():
+    generator = torch.Generator().manual_seed(0)
+    x, prior, theta = (torch.randn(*shape, generator=generator) for shape in ((8, 9, 4), (8, 9, 4), (9, 5, 4)))
+
+    def gradient(join):
+        weight = torch.ones(4, requires_grad=True)
+        loss.sliced_wasserstein(join(x * weight), prior, theta).sum().backward()
+        return weight.grad
+
+    parts = [gradient(lambda z, r=rank: on_device(r, z)._joined(z[r::2])) for rank in range(2)]
+    assert torch.equal(on_device(1, x)._joined(x[1::2]), x)
+    torch.testing.assert_close(torch.stack(parts).mean(0), gradient(lambda z: z))
+
+
+# -- pretraining
+
+
+def test_the_backbone_is_shown_for_pretraining_and_has_published_weights_at_full_width_only():
+    (shown,) = make().encoders().values()
+    assert shown.published is None
+    assert shown.side == 16
+    assert shown.network(torch.rand(2, 3, 16, 16)).shape == (2, shown.features)
+    (full,) = make("method.width=1").encoders().values()
+    assert full.published == "resnet18.tv_in1k"
 
 
 # -- schedule
