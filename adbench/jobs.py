@@ -215,8 +215,8 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         for logger in loggers:
             with suppress(Exception):
                 logger.finalize("success" if sys.exc_info()[0] is None else "failed")
-        if "wandb" in sys.modules:  # without this the jobs of a sweep merge into one run
-            sys.modules["wandb"].finish(quiet=True)
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish()  # without this the jobs of a sweep merge into one run
 
 
 def _pretraining(cfg: DictConfig, method: Any) -> Any:
@@ -306,7 +306,7 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
                 "name": "/".join([*tags, f"seed{cfg.seed}"]),
                 "config": OmegaConf.to_container(cfg, resolve=True),
             }  # fmt: skip
-        logger = instantiate(node, **options)
+        logger = instantiate(node, _partial_=True)(**options)  # "config" is a name that instantiate keeps for itself
         if name != "wandb":
             with suppress(Exception):
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
