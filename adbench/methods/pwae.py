@@ -1,0 +1,380 @@
+"""P-WAE, the patch-wise Wasserstein autoencoder (Zhang et al., "P-WAE: Generalized Patch-Wasserstein Autoencoder for
+Anomaly Screening").
+
+An image is cut into n x n tiles; one encoder sees each tile by itself. The codes of tile k are drawn to a prior of
+their own, a head guesses from all codes in which order the tiles came, and a decoder rebuilds the whole image.
+
+    Eq. 11           priors T(5, k, 1)              losses.pwae.student_t
+    Eqs. 14, 15      HSIC bottleneck                losses.pwae.centred_gram, nhsic, hsic_bottleneck
+    Eqs. 17, 18      sliced Wasserstein distance    losses.pwae.sliced_wasserstein
+    Eq. 19           jigsaw puzzle                  losses.pwae.jigsaw, transforms.jigsaw
+    Eq. 20           the sum                        PWAE.objective
+    Eqs. 21 to 23    whole and tile errors          losses.pwae.tile_errors, two_threshold_score, summed_score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adbench.losses import pwae as loss
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
+from adbench.networks.encoder import PretrainableEncoder
+from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
+from adbench.transforms.jigsaw import distant_permutations, join_tiles, permute_tiles, split_tiles
+from adbench.types import Batch, Scores, UserError
+
+POOLED = 30  # side of the image that the HSIC term sees
+
+
+def inverse_decay(rate: float, power: float) -> Schedule:
+    """lr / (1 + rate * progress)^power. Source: P-WAE, section IV-A, a = 10 and b = 0.75."""
+    return lambda progress: (1.0 + rate * progress) ** -power
+
+
+class PWAE(SingleObjective):
+    """Patch-wise Wasserstein autoencoder.
+
+    Images whose sides n does not divide are extended by repeating their last row and column; what belongs to the
+    extension is cut off again before any error is measured. Small images are enlarged before they are cut.
+
+    Args:
+        kind: data kind: object, texture or small.
+        image_size: side of the images, or [H, W].
+        grid: n, tiles along a side; 2 or 3.
+        backbone: "resnet50" or "resnet18".
+        width: multiplies the channels of encoder and decoder.
+        latent: d, numbers in the code of a tile.
+        enlarge: data kind -> whole factor by which its images are enlarged in front of the encoder.
+        normalize_input: apply ImageNet's mean and deviation inside the encoder.
+        decoder: "released" or "padded", see networks.pwae.Decoder.
+        decoder_input: "feature_map" (as released: no bottleneck) or "latent" (as the paper's Eq. 1 and Figure 6).
+        output: "sigmoid" or "tanh".
+        reconstruction: "squared" or "absolute_and_squared".
+        lambda_0, lambda_1, lambda_2, lambda_3: weights of reconstruction, HSIC, divergence and jigsaw (Eq. 20, where
+            lambda_0 is 1). A term of weight 0 is not computed; without the jigsaw there is no head and no shuffling.
+        beta: weight of the dependence on the input (Eq. 15).
+        prior: "student_t" or "gaussian".
+        nu: the prior's degrees of freedom.
+        location_step: distance of the priors of neighbouring tiles (tile k at k times it); 0 gives all tiles one prior.
+        divergence: "sliced_wasserstein", or "kl" to Gaussian priors with a reparameterised posterior.
+        projections: directions per tile and batch.
+        hsic: "normalised" (Eq. 14) or "alignment".
+        hsic_epsilon: of Eq. 14.
+        hsic_sigma: kernel width in units of sqrt(dimension), or "median".
+        hsic_standardized: measure the input's dimensions in standard deviations over the training images.
+        permutations: |S| without the identity.
+        permutation_seed: of their choice.
+        identity_share: share of training images whose tiles stay in place, a class of its own; None has no such class.
+        error: "norm" (Eqs. 22, 23) or "released".
+        tau_whole, tau_tile: thresholds of the normalised errors whose rule the score carries.
+        optimizer, schedule: see SingleObjective.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        image_size: int | Sequence[int],
+        grid: int,
+        backbone: str,
+        width: float,
+        latent: int,
+        enlarge: Mapping[str, int],
+        normalize_input: bool,
+        decoder: Literal["released", "padded"],
+        decoder_input: Literal["feature_map", "latent"],
+        output: Literal["sigmoid", "tanh"],
+        reconstruction: Literal["squared", "absolute_and_squared"],
+        lambda_0: float,
+        lambda_1: float,
+        lambda_2: float,
+        lambda_3: float,
+        beta: float,
+        prior: Literal["student_t", "gaussian"],
+        nu: float,
+        location_step: float,
+        divergence: Literal["sliced_wasserstein", "kl"],
+        projections: int,
+        hsic: Literal["normalised", "alignment"],
+        hsic_epsilon: float,
+        hsic_sigma: float | Literal["median"],
+        hsic_standardized: bool,
+        permutations: int,
+        permutation_seed: int,
+        identity_share: float | None,
+        error: Literal["norm", "released"],
+        tau_whole: float,
+        tau_tile: float,
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None,
+    ) -> None:
+        super().__init__(optimizer, schedule)
+        for name, value, choices in (
+            ("grid", grid, (2, 3)),
+            ("backbone", backbone, BACKBONES),
+            ("decoder", decoder, ("released", "padded")),
+            ("decoder_input", decoder_input, ("feature_map", "latent")),
+            ("output", output, ("sigmoid", "tanh")),
+            ("reconstruction", reconstruction, ("squared", "absolute_and_squared")),
+            ("prior", prior, ("student_t", "gaussian")),
+            ("divergence", divergence, ("sliced_wasserstein", "kl")),
+            ("hsic", hsic, ("normalised", "alignment")),
+            ("error", error, ("norm", "released")),
+        ):
+            if value not in choices:
+                raise UserError(f"method.{name} must be {' or '.join(map(str, choices))}, got {value!r}")
+        if divergence == "kl" and prior != "gaussian":
+            raise UserError("method.divergence=kl has no closed form for a Student-t prior; add method.prior=gaussian")
+        if identity_share is not None and not 0 <= identity_share <= 1:
+            raise UserError(f"method.identity_share is a share from 0 to 1, or null, got {identity_share}")
+        if kind not in enlarge:
+            raise UserError(f"method.enlarge has no factor for data of kind {kind}; it has {', '.join(enlarge)}")
+        height, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width_px)
+        self.grid, self.tiles, self.enlarge = grid, grid * grid, int(enlarge[kind])
+        self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
+        #: height and width in pixels of what the encoder sees
+        self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
+        self.backbone, self.latent = backbone, latent
+        self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
+        self.beta = beta
+        self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
+        self.hsic, self.hsic_epsilon, self.hsic_sigma = hsic, hsic_epsilon, hsic_sigma
+        self.hsic_standardized, self.identity_share = hsic_standardized, identity_share
+        self.reconstruction_form, self.error, self.tau_whole, self.tau_tile = reconstruction, error, tau_whole, tau_tile
+
+        self.encoder = TileEncoder(backbone, width, latent, divergence == "kl", normalize_input)
+        self.code_to_map = None
+        if decoder_input == "latent":
+            self.code_to_map = CodeToMap(latent, self.encoder.features, [map_side(s) for s in self.tile_size])
+        size = [height + self.below, width_px + self.right]
+        self.decoder = Decoder(self.encoder.features, width, size, decoder, output)
+        self.jigsaw_head = None
+        if lambda_3:
+            table = distant_permutations(permutations, self.tiles, permutation_seed)
+            self.register_buffer("permutations", table if identity_share is not None else table[1:])
+            self.jigsaw_head = nn.Linear(self.tiles * latent, len(self.permutations))
+
+        location = location_step * torch.arange(1.0, self.tiles + 1)[:, None]  # (K, 1), by true tile
+        self.register_buffer("location", location, persistent=False)
+        self.register_buffer("pooled_mean", torch.zeros(3 * POOLED**2))
+        self.register_buffer("pooled_std", torch.ones(3 * POOLED**2))
+        self.register_buffer("maxima", torch.zeros(1 + self.tiles))
+
+        untouched = [f"decoder.{name}" for name in self.decoder.idle_biases()]
+        if not (lambda_1 or lambda_2 or lambda_3 or self.code_to_map):
+            untouched.append("encoder.mapper")
+        self.gradient_free = tuple(untouched)
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    def cut(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, K, 3, h, w): the tiles as the encoder sees them."""
+        if self.below or self.right:
+            image = F.pad(image, (0, self.right, 0, self.below), mode="replicate")
+        if self.enlarge > 1:
+            image = F.interpolate(image, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
+        return split_tiles(image, self.grid)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> the tiles' last maps (B, K, C, h, w) and codes (B, K, d), or (B, K, 2 d) for a posterior."""
+        tiles = self.cut(image)
+        maps, z = self.encoder(tiles.flatten(0, 1))
+        return maps.unflatten(0, tiles.shape[:2]), z.unflatten(0, tiles.shape[:2])
+
+    def _mosaic_to_image(self, maps: Tensor) -> Tensor:
+        height, width = self.image_size
+        return self.decoder(join_tiles(maps, self.grid))[..., :height, :width].float()
+
+    def _maps_of(self, z: Tensor) -> Tensor:
+        return self.code_to_map(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        rows = [self._pooled(batch.image) for batch in batches]
+        pooled = torch.cat(rows).double()
+        self.pooled_mean.copy_(pooled.mean(0))
+        # A pixel that never changes by a grey level tells nothing, and must not be blown up to a deviation of 1.
+        self.pooled_std.copy_(pooled.std(0, unbiased=False).clamp_min(1 / 255))
+
+    @staticmethod
+    def _pooled(image: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(image, POOLED).flatten(1)
+
+    def objective(self, batch: Batch) -> Terms:
+        image = batch.image
+        # The paper shuffles tiles, encodes them one by one and puts their maps back in place before decoding. Because
+        # no tile sees another, the tiles can stay where they are and only the jigsaw head gets its codes shuffled.
+        maps, encoded = self.encode(image)
+        z, divergence = self._codes_and_divergence(encoded)
+        if self.code_to_map is not None:
+            maps = self._maps_of(z)
+        x_hat = self._mosaic_to_image(maps)
+        terms = {"reconstruction": self.lambda_0 * loss.reconstruction(image, x_hat, self.reconstruction_form)}
+        if self.lambda_1:
+            terms["hsic"] = self.lambda_1 * self._bottleneck(image, z)
+        if divergence is not None:
+            terms["divergence"] = self.lambda_2 * divergence
+        if self.jigsaw_head is not None:
+            terms["jigsaw"] = self.lambda_3 * self._jigsaw(z)
+        return terms
+
+    def _codes_and_divergence(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, K, d) codes and the () divergence from their priors, None at weight 0."""
+        if self.divergence == "kl":
+            mean, log_variance = encoded.float().chunk(2, dim=-1)
+            noise = self.randn("posterior", len(mean), self.tiles, self.latent)
+            z = mean + (0.5 * log_variance).exp() * noise
+            return z, loss.gaussian_kl(mean, log_variance, self.location).sum() if self.lambda_2 else None
+        z = encoded.float()
+        if not self.lambda_2:
+            return z, None
+        with torch.autocast(z.device.type, enabled=False):
+            directions = torch.randn(
+                (self.tiles, self.projections, self.latent), generator=self.stream("directions"), device=z.device
+            )
+            directions = F.normalize(directions, dim=-1)
+            prior = self._joined(self._prior("divergence prior", len(z)))
+            return z, loss.sliced_wasserstein(self._joined(z), prior, directions).sum()
+
+    def _prior(self, purpose: str, rows: int) -> Tensor:
+        """(rows, K, d) samples of the priors of the K tiles."""
+        if self.prior == "student_t":
+            return loss.student_t(self.rand(purpose, rows, self.tiles, self.latent, 2), self.nu, self.location)
+        return self.randn(purpose, rows, self.tiles, self.latent) + self.location
+
+    def _bottleneck(self, image: Tensor, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            x = self._pooled(image)
+            if self.hsic_standardized:
+                x = (x - self.pooled_mean) / self.pooled_std
+            variables = (self._joined(v.flatten(1)) for v in (x, z, self._prior("hsic prior", len(z))))
+            gram_x, gram_z, gram_prior = (loss.centred_gram(v, self._kernel_width(v)) for v in variables)
+            return loss.hsic_bottleneck(
+                self._dependence(gram_prior, gram_z), self._dependence(gram_x, gram_z), self.beta
+            ).float()
+
+    def _kernel_width(self, variable: Tensor) -> float | Literal["median"]:
+        return self.hsic_sigma if self.hsic_sigma == "median" else self.hsic_sigma * variable.shape[1] ** 0.5
+
+    def _dependence(self, gram: Tensor, gram_z: Tensor) -> Tensor:
+        if self.hsic == "alignment":
+            return loss.kernel_alignment(gram, gram_z)
+        return loss.nhsic(gram, gram_z, self.hsic_epsilon)
+
+    def _jigsaw(self, z: Tensor) -> Tensor:
+        stay, which = self.rand("permutation", len(z), 2).unbind(1)
+        if self.identity_share is None:
+            classes = (which * len(self.permutations)).long()
+        else:
+            other = 1 + (which * (len(self.permutations) - 1)).long()
+            classes = torch.where(stay < self.identity_share, torch.zeros_like(other), other)
+        shuffled = permute_tiles(z, self.permutations[classes])
+        return loss.jigsaw(self.jigsaw_head(shuffled.flatten(1)).float(), classes)
+
+    def _joined(self, rows: Tensor) -> Tensor:
+        """The rows of all devices in the order of the joined batch: sorting and Gram matrices couple them.
+
+        Only this device's rows carry a gradient, times the number of devices, so that the mean of the devices'
+        gradients is the joined batch's.
+        """
+        if self._trainer is None or self.trainer.world_size == 1:
+            return rows
+        world, held = self.trainer.world_size, rows.detach()
+        parts = list(self.all_gather(held).unbind(0))
+        parts[self.trainer.global_rank] = held + world * (rows - held)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    # -- after training ---------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.batches_seen == self.total_batches:  # here, so that the last checkpoint has them
+            self.eval()
+            self.maxima.zero_()
+            with torch.no_grad():
+                self.calibrate(self.trainer.datamodule.training_batches(self.device))
+            self.train()
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Raise the columns' maxima to these normal images'; called for the training rows, then the held-out ones."""
+        for batch in batches:
+            self.maxima.copy_(torch.maximum(self.maxima, self.tile_errors(batch.image).amax(0)))
+
+    def score(self, image: Tensor) -> Scores:
+        x_hat = self._x_hat(image)
+        score = self._two_threshold(loss.tile_errors(image, x_hat, self.grid, self.error))
+        return Scores(score, (image - x_hat).abs().mean(1, keepdim=True))
+
+    def _two_threshold(self, errors: Tensor) -> Tensor:
+        maxima = torch.where(self.maxima > 0, self.maxima, torch.ones_like(self.maxima))
+        return loss.two_threshold_score(errors, maxima, self.tau_whole, self.tau_tile)
+
+    def _x_hat(self, image: Tensor) -> Tensor:
+        if self.code_to_map is not None:
+            return self.decode(self.codes(image))
+        return self._mosaic_to_image(self.encode(image)[0])
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        return self._x_hat(image).clamp(0, 1)
+
+    def tile_errors(self, image: Tensor) -> Tensor:
+        """(B, 1 + K): the error of the whole image, then of its tiles, not normalised."""
+        return loss.tile_errors(image, self._x_hat(image), self.grid, self.error)
+
+    def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
+        """Scores beside the main one, each (B,): the errors' sum, the whole image's alone, the worst tile's alone; with
+        released errors also these, (B, 1 + K)."""
+        errors = self.tile_errors(image)
+        tiles_only = errors.clone()
+        tiles_only[:, 0] = 0
+        worst_tile = self._two_threshold(tiles_only)
+        scores = {"sum": loss.summed_score(errors), "whole": errors[:, 0], "worst_tile": worst_tile}
+        return scores | ({"errors": errors} if self.error == "released" else {})
+
+    def released_metrics(
+        self, columns: Mapping[str, Tensor], label: Tensor, folder: Tensor
+    ) -> Mapping[str, float | None]:
+        """What the published program would print for a test set, from its `extra_scores`; see losses.pwae."""
+        if "errors" not in columns:
+            return {}
+        return loss.released_metrics(columns["errors"], label, folder, self.tau_whole, self.tau_tile)
+
+    # -- pretraining ----------------------------------------------------------------------------------------------
+
+    def encoders(self) -> dict[str, PretrainableEncoder]:
+        """The backbone, up to the mean over its last map; the map itself goes to codes and decoder."""
+        published = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
+        encoder = self.encoder
+        return {
+            "tiles": PretrainableEncoder(
+                encoder.backbone,
+                encoder.features,
+                min(self.tile_size),
+                encoder.normalized,
+                windows=True,
+                published=published[self.backbone] if encoder.width == 1 else None,
+            )
+        }
+
+    # -- codes ----------------------------------------------------------------------------------------------------
+
+    def codes(self, image: Tensor) -> Tensor:
+        """(B, K, d): the code of every tile (a posterior's mean)."""
+        return self.encode(image)[1][..., : self.latent].float()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` can draw codes: only if the decoder is fed with them."""
+        return self.code_to_map is not None
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, K, d) codes -> (B, 3, H, W)."""
+        if self.code_to_map is None:
+            raise UserError("this decoder is fed with feature maps, not codes; use method.decoder_input=latent")
+        return self._mosaic_to_image(self._maps_of(codes))

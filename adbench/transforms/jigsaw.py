@@ -1,0 +1,88 @@
+"""Cutting images into a grid of tiles, putting them together, and the permutations of a jigsaw puzzle."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adbench.streams import numpy_stream
+from adbench.types import UserError
+
+
+def split_tiles(image: Tensor, n: int) -> Tensor:
+    """(B, C, n h, n w) -> (B, n^2, C, h, w), tiles in raster order."""
+    rows = image.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # (B, C, n, h, n, w)
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def join_tiles(tiles: Tensor, n: int) -> Tensor:
+    """(B, n^2, C, h, w) -> (B, C, n h, n w), the inverse of `split_tiles`."""
+    grid = tiles.unflatten(1, (n, n)).permute(0, 3, 1, 4, 2, 5)  # (B, C, n, h, n, w)
+    return grid.flatten(4, 5).flatten(2, 3)
+
+
+def permute_tiles(tiles: Tensor, permutation: Tensor) -> Tensor:
+    """Slot j of the result holds tile permutation[:, j].
+
+    Args:
+        tiles: (B, K, ...).
+        permutation: (B, K) int64, each row a permutation of 0 .. K - 1.
+    """
+    return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], permutation]
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """The permutations that undo (..., K) permutations."""
+    return permutation.argsort(dim=-1)
+
+
+@lru_cache(maxsize=8)
+def distant_permutations(count: int, tiles: int, seed: int = 0) -> Tensor:
+    """Permutations far from the identity and from each other: each next one has the largest Hamming distance to the
+    nearest chosen before. Ties are broken at random, by the seed alone.
+
+    Source: Noroozi and Favaro 2016, section 4.2 (permutations chosen for their Hamming distance).
+
+    Args:
+        count: how many, without the identity; at most tiles! - 1.
+        tiles: permuted things, at most 9 (all permutations are looked at).
+        seed: of the order in which ties are taken.
+
+    Returns:
+        (1 + count, tiles) int64 on the CPU; row 0 is the identity. Shared between callers: do not write into it.
+
+    Raises:
+        UserError: more permutations than there are, or too many tiles.
+    """
+    if tiles > 9:
+        raise UserError(f"method.grid cuts {tiles} tiles, whose permutations cannot be enumerated; use 2 or 3")
+    every = _all_permutations(tiles)
+    if not 0 <= count < len(every):
+        raise UserError(f"method.permutations must be between 0 and {len(every) - 1} for {tiles} tiles, got {count}")
+    order = numpy_stream(seed, "permutations", tiles).permutation(len(every) - 1) + 1  # 0 is the identity
+    candidates = every[order]
+    columns = np.ascontiguousarray(candidates.T)
+    # same[j, v] marks the candidates with tile v in slot j, so a distance to all of them is `tiles` sums of bytes.
+    same = (columns[:, None] == np.arange(tiles, dtype=np.uint8)[:, None]).view(np.uint8)
+    closest = np.zeros(len(candidates), dtype=np.uint8)  # slots shared with the nearest chosen permutation
+    shared = np.empty_like(closest)
+    chosen = [every[0]]
+    for _ in range(count):
+        shared.fill(0)
+        for slot, tile in enumerate(chosen[-1]):
+            shared += same[slot, tile]
+        np.maximum(closest, shared, out=closest)
+        chosen.append(candidates[closest.argmin()])
+    return torch.from_numpy(np.array(chosen, dtype=np.int64))
+
+
+def _all_permutations(tiles: int) -> np.ndarray:
+    """(tiles!, tiles) uint8, the identity first."""
+    every = np.zeros((1, 1), dtype=np.uint8)
+    for new in range(1, tiles):  # put the new tile last, then into every other slot
+        slots = [np.insert(every, slot, new, axis=1) for slot in range(new, -1, -1)]
+        every = np.concatenate(slots)
+    return every

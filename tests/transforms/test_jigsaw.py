@@ -1,0 +1,59 @@
+"""Tiles go apart and come back; permutations are far apart."""
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from adbench.transforms.jigsaw import distant_permutations, inverse, join_tiles, permute_tiles, split_tiles
+from adbench.types import UserError
+
+
+def test_tiles_are_the_slices_in_raster_order_and_join_to_the_image():
+    image = torch.arange(2 * 3 * 6 * 12.0).reshape(2, 3, 6, 12)
+    tiles = split_tiles(image, 3)
+    assert tiles.shape == (2, 9, 3, 2, 4)
+    assert torch.equal(tiles[:, 5], image[:, :, 2:4, 8:12])
+    assert torch.equal(join_tiles(tiles, 3), image)
+
+
+def test_a_permutation_and_its_inverse_cancel_for_all_of_them():
+    every = torch.tensor(list(permutations(range(9))))
+    tiles = torch.arange(9).expand(len(every), 9)
+    assert torch.equal(permute_tiles(permute_tiles(tiles, every), inverse(every)), tiles)
+
+
+def test_slot_j_shows_tile_permutation_j():
+    tiles = torch.tensor([[10, 11, 12]])
+    assert permute_tiles(tiles, torch.tensor([[2, 0, 1]])).tolist() == [[12, 10, 11]]
+
+
+def test_a_thousand_permutations_are_distinct_apart_and_led_by_the_identity():
+    chosen = distant_permutations(1000, 9, seed=0)
+    assert chosen.shape == (1001, 9)
+    assert chosen[0].tolist() == list(range(9))
+    assert torch.equal(chosen.sort(dim=1).values, torch.arange(9).expand(1001, 9))
+    distance = (chosen[:, None] != chosen).sum(-1) + 9 * torch.eye(1001, dtype=torch.long)
+    assert distance.min() == 5  # 1000 drawn at random come as near as 2
+
+
+def test_each_next_permutation_is_the_farthest_from_those_before():
+    every = torch.tensor(list(permutations(range(4))))
+    chosen = distant_permutations(23, 4, seed=3)
+    for i in range(1, 24):
+        nearest = (every[:, None] != chosen[:i]).sum(-1).amin(1)
+        assert (chosen[i] != chosen[:i]).sum(-1).amin() == nearest.max()
+
+
+def test_the_choice_is_a_function_of_the_seed():
+    distant_permutations.cache_clear()
+    first = distant_permutations(20, 9, seed=4).clone()
+    distant_permutations.cache_clear()
+    assert torch.equal(distant_permutations(20, 9, seed=4), first)
+    assert not torch.equal(distant_permutations(20, 9, seed=5), first)
+
+
+@pytest.mark.parametrize(("count", "tiles"), [(24, 4), (10, 16)])
+def test_more_permutations_than_there_are_or_too_many_tiles_are_refused(count, tiles):
+    with pytest.raises(UserError, match=r"method\."):
+        distant_permutations(count, tiles)
