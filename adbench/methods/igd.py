@@ -231,8 +231,8 @@ class IGD(Adversarial):
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
         """Set each scale's center and variance from all training images. Source: Eq. 3.
 
-        In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing yet
-        and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
+        In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing
+        yet, and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
         """
         if not self.gaussian:
             return

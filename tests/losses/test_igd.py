@@ -96,7 +96,10 @@ def test_the_residual_lies_in_the_unit_interval_for_pixels_in_range():
     black, white = (torch.full((1, 3, 32, 32), v) for v in (0.0, 1.0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (loss.MEAN, loss.STD))
     extremes = ((black - mean) / std, (white - mean) / std)
-    for x, y in ((images(seed=1), images(seed=2)), (extremes[0].expand(3, -1, -1, -1), extremes[1].expand(3, -1, -1, -1))):
+    for x, y in (
+        (images(seed=1), images(seed=2)),
+        (extremes[0].expand(3, -1, -1, -1), extremes[1].expand(3, -1, -1, -1)),
+    ):
         residual = loss.reconstruction(x, y, rho=0.15, **SMALL)
         assert ((residual >= 0) & (residual <= 1)).all()
 
