@@ -1,0 +1,438 @@
+"""IGD, the interpolated Gaussian descriptor (Chen et al. 2022).
+
+An autoencoder whose normal embeddings are described by a center and a mean squared distance (E-step), and a critic that
+guesses how far a decoded embedding was interpolated between two samples (M-step). One descriptor sees whole images
+("global"), one sees 32-px patches ("local"); they share nothing but the batch, and their scores are added.
+
+    Eq. 3           mu, sigma^2                       losses.igd.floored_center, floored_variance     IGD.e_step
+    Eqs. 5, 8       Gaussian classifier l_h           losses.igd.gaussian
+    Eq. 7           l_h + lambda_1 l_d + lambda_2 l_fg                                                 IGD.phases
+    Eq. 10          critic l_d                        losses.igd.coefficient, zero_prediction
+    Eqs. 11, 12     l_fg = l_r + lambda_3 d^2         losses.igd.reconstruction, zero_prediction
+    Eqs. 13 to 15   image score                       losses.igd.scale_score, worst_patch              IGD.score
+    Eqs. 16, 17     anomaly map                       losses.igd.residual_map                          IGD.score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adbench.losses import igd as loss
+from adbench.losses.similarity import scale_weights
+from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule, Terms
+from adbench.networks.encoder import PretrainableEncoder
+from adbench.networks.igd import Descriptor
+from adbench.transforms.sliding import all_windows, chosen_windows, fold_windows
+from adbench.types import Batch, Scores, UserError
+
+PATCH, STRIDE = 32, 16
+#: Weights of (l_r, l_h) in the released detection script. Source: released code, not the paper.
+RELEASED_WEIGHTS = {"global": (0.1, 0.9), "local": (0.9, 0.1), "alone": (0.5, 0.5)}
+
+
+class _Decoded(NamedTuple):
+    """One forward pass of one scale, which all its players share within a batch."""
+
+    x: Tensor  # (n, 3, S, S) normalised
+    z: Tensor  # (n, Z)
+    x_hat: Tensor
+    mixed: Tensor | None  # (n, Z) interpolated embeddings
+    mixed_hat: Tensor | None
+    alpha: Tensor | None  # (n, 1)
+
+
+class IGD(Adversarial):
+    """Interpolated Gaussian descriptor on one or two scales.
+
+    Args:
+        kind: data kind: object or texture (whole images and patches) or small (32-px images: one descriptor).
+        image_size: side of the square images; 32, or a power of two from 64 on.
+        scales: "global", "local" or both. Small images have the global one alone.
+        latent: Z, size of the embedding.
+        width: multiplies every number of channels (1 is the paper's).
+        trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar" or "residual".
+        rho: weight of the absolute error in l_r (Eq. 12).
+        lambda_1, lambda_2: weights of the critic's and of the reconstruction's constraint (Eq. 7).
+        lambda_3: weight of the adversarial term (Eq. 11).
+        residual: "similarity" (Eq. 12) or "squared" (the MSE row of the ablation).
+        gaussian: train and score with l_h (the GAC row of the ablation).
+        interpolation: train with critic and interpolation (the INTER row).
+        zeta: share of the image in the critic's blend (below Eq. 10), or "uniform" for U(0, 1) per sample.
+        critic_first: the critic's turn comes first and reuses the decoder's pass of the batch, which is exact because
+            the decoder has not moved. False: it comes last and decodes again, as released.
+        critic_sigmoid: scale -> whether its critic ends in a sigmoid.
+        critic_broadcast: compare every prediction with every alpha in the global critic, as released.
+        pairing: x2 of a pair is the "next" sample of the batch, or its "mirror" image along the batch as released.
+        bn_frozen: the decoder's batch normalisation keeps its initial statistics, as released.
+        freeze: hold a pretrained trunk fixed; one without pretraining always trains.
+        e_step_every: epochs between two E-steps.
+        e_step_order: "center_first", or "variance_first" (with the old center, and floored per batch) as released.
+        center_floor, variance_floor: see losses.igd.
+        patches_per_image: patches drawn per image and batch for the local descriptor; None takes all.
+        e_step_patches: patches drawn per image in the E-step; None takes all.
+        flip: mirror half of the training images left-right; a truth value or one per data kind.
+        fusion: "paper" (l_r + l_h, summed over scales) or "released" (weights 0.1, 0.9 and halves).
+        fold: overlapping local maps are averaged ("mean") or added ("sum", as released).
+        maps: "paper" (bilinear, Eq. 17's weights) or "released" (nearest, structural part unweighted).
+        signed_error: score local patches with the signed mean error, as released.
+        eval_patches: patches per forward pass while scoring.
+        optimizers: "generator" (projection, decoder and an unfrozen trunk) and "critic" -> factory.
+        schedule: learning-rate multiplier.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        image_size: int | Sequence[int],
+        scales: Sequence[Literal["global", "local"]],
+        latent: int,
+        width: float,
+        trunks: Mapping[str, str],
+        rho: float,
+        lambda_1: float,
+        lambda_2: float,
+        lambda_3: float,
+        residual: Literal["similarity", "squared"],
+        gaussian: bool,
+        interpolation: bool,
+        zeta: float | Literal["uniform"],
+        critic_first: bool,
+        critic_sigmoid: Mapping[str, bool],
+        critic_broadcast: bool,
+        pairing: Literal["next", "mirror"],
+        bn_frozen: bool,
+        freeze: bool,
+        e_step_every: float,
+        e_step_order: Literal["center_first", "variance_first"],
+        center_floor: float,
+        variance_floor: float,
+        patches_per_image: int | None,
+        e_step_patches: int | None,
+        flip: bool | Mapping[str, bool],
+        fusion: Literal["paper", "released"],
+        fold: Literal["mean", "sum"],
+        maps: Literal["paper", "released"],
+        signed_error: bool,
+        eval_patches: int,
+        optimizers: Mapping[str, OptimizerFactory],
+        schedule: Schedule | None,
+    ) -> None:
+        side = _square(image_size)
+        scales = _scales(kind, side, scales)
+        players = ["critic", "generator"] if critic_first else ["generator", "critic"]
+        if not interpolation:
+            players = ["generator"]
+        self._players = players
+        super().__init__({f"{scale}_{player}": optimizers[player] for scale in scales for player in players}, schedule)
+        for name, value, choices in (
+            ("residual", residual, ("similarity", "squared")),
+            ("pairing", pairing, ("next", "mirror")),
+            ("e_step_order", e_step_order, ("center_first", "variance_first")),
+            ("fusion", fusion, ("paper", "released")),
+            ("fold", fold, ("mean", "sum")),
+            ("maps", maps, ("paper", "released")),
+        ):
+            if value not in choices:
+                raise UserError(f"method.{name} must be {' or '.join(choices)}, got {value!r}")
+        if not 0 <= rho <= 1:
+            raise UserError(f"method.rho weighs two errors and must be in [0, 1], got {rho}; the paper's is 0.15")
+        self.side, self.scales = side, scales
+        self.rho, self.lambda_1, self.lambda_2, self.lambda_3 = rho, lambda_1, lambda_2, lambda_3
+        self.residual, self.gaussian, self.interpolation, self.zeta = residual, gaussian, interpolation, zeta
+        self.critic_first, self.critic_broadcast, self.pairing = critic_first, critic_broadcast, pairing
+        self.bn_frozen, self.freeze = bn_frozen, freeze
+        self.e_step_every, self.e_step_order = e_step_every, e_step_order
+        self.center_floor, self.variance_floor = center_floor, variance_floor
+        self.patches_per_image, self.e_step_patches = patches_per_image, e_step_patches
+        self.flip = flip[kind] if isinstance(flip, Mapping) else flip
+        self.fusion, self.fold, self.released_maps, self.signed_error = fusion, fold, maps == "released", signed_error
+        self.eval_patches = eval_patches
+
+        self.descriptors = nn.ModuleDict()
+        self._window: dict[str, dict[str, Any]] = {}
+        for scale in scales:
+            small = side == PATCH
+            descriptor = Descriptor(
+                PATCH if scale == "local" else side,
+                trunk=trunks["small" if small else scale],
+                latent=latent,
+                width=width,
+                critic=interpolation,
+                sigmoid=critic_sigmoid[scale],
+            )
+            self.descriptors[scale] = descriptor
+            window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
+            self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
+        self._decoded: dict[str, _Decoded] = {}
+        self._apply_freeze()
+        self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(loss.STD).view(1, 3, 1, 1), persistent=False)
+
+    # -- the trunk and its pretraining --------------------------------------------------------------------------------
+
+    def encoders(self) -> dict[str, PretrainableEncoder]:
+        """The trunks that pretraining may fill, by scale."""
+        return {
+            scale: PretrainableEncoder(
+                descriptor.encoder.trunk,
+                descriptor.encoder.trunk.features,
+                descriptor.side,
+                normalize=self.normalize,
+                windows=scale == "local",
+                published="resnet18.tv_in1k" if descriptor.published else None,
+            )
+            for scale, descriptor in self.descriptors.items()
+        }
+
+    def on_pretrained(self) -> None:
+        """Called once the trunks are filled: they are held fixed from now on (with `freeze`)."""
+        self.pretrained.fill_(True)
+        self._apply_freeze()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the trunks are held fixed."""
+        return self.freeze and bool(getattr(self, "pretrained", False))
+
+    def _apply_freeze(self) -> None:
+        for descriptor in self.descriptors.values():
+            descriptor.encoder.trunk.requires_grad_(not self.frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> IGD:
+        """Training mode, except that a frozen trunk and, with `bn_frozen`, the decoder stay in eval mode."""
+        super().train(mode)
+        for descriptor in getattr(self, "descriptors", {}).values():
+            if self.frozen or self.bn_frozen:
+                descriptor.encoder.eval()
+            if self.bn_frozen:
+                descriptor.decoder.eval()
+        return self
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.pretrained.copy_(checkpoint["state_dict"]["pretrained"])
+        self._apply_freeze()  # before the optimizers are made
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """From [0, 1] to ImageNet-normalised pixels in channels-last memory."""
+        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    # -- E-step -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        self.e_step(batches, first=True)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        every = max(1, round(self.e_step_every * self.trainer.datamodule.batches_per_epoch))
+        if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
+            self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
+
+    def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
+        """Set each scale's center and variance from all training images. Source: Eq. 3."""
+        if not self.gaussian:
+            return
+        with self._evaluating():
+            collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
+            for number, batch in enumerate(batches):
+                for scale in self.scales:
+                    x = self._e_step_input(scale, batch.image, number)
+                    z = torch.cat([self.descriptors[scale].encoder(part) for part in x.split(self.eval_patches)])
+                    collected[scale].append(loss.moments(z))
+            for scale, parts in collected.items():
+                self._update_gaussian(
+                    self.descriptors[scale], *(torch.stack(p) for p in zip(*parts, strict=True)), first
+                )
+
+    def _update_gaussian(self, d: Descriptor, count: Tensor, total: Tensor, squares: Tensor, first: bool) -> None:
+        sums = self._over_ranks(torch.cat([count.sum().view(1), total.sum(dim=0)]))
+        center = loss.floored_center((sums[1:] / sums[0]).float(), self.center_floor)
+        released = self.e_step_order == "variance_first"
+        about = d.center if released and not first else center
+        distances = loss.distance_sums(count, total, squares, about)
+        per_batch = (distances / count).clamp_min(self.variance_floor)
+        pieces = (per_batch.sum(), count.new_tensor(len(count))) if released else (distances.sum(), count.sum())
+        numerator, denominator = self._over_ranks(torch.stack(pieces))
+        d.variance.copy_(loss.floored_variance(numerator, denominator, self.variance_floor))
+        d.center.copy_(center)
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        return sums if self._trainer is None else self.trainer.strategy.reduce(sums, reduce_op="sum")
+
+    def _e_step_input(self, scale: str, image: Tensor, number: int) -> Tensor:
+        x = self.normalize(image)
+        return self._patches(x, self.e_step_patches, f"e_step/{number}") if scale == "local" else x
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.training
+        self.eval()
+        precision = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
+        try:
+            with torch.no_grad(), precision:
+                yield
+        finally:
+            self.train(training)
+
+    # -- M-step -------------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """Each scale's players: encoder and decoder ("generator") and, with interpolation, a critic."""
+        phases = []
+        for scale, d in self.descriptors.items():
+            modules = {"generator": [d.encoder, d.decoder], "critic": [d.critic]}
+            objectives = {"generator": self.generator_objective, "critic": self.critic_objective}
+            phases += [
+                Phase(f"{scale}_{player}", modules[player], partial(objectives[player], scale))
+                for player in self._players
+            ]
+        return phases
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.interpolation and len(batch.image) < 2:
+            raise UserError("interpolation needs two images in a batch, got one; set data.batch_size=2 or more")
+        image = self._augmented(batch.image)
+        # Made before any player's turn, while all parameters require a gradient; then critic and generator share it.
+        self._decoded = {scale: self._decode(scale, image) for scale in self.scales}
+        super().training_step(batch, batch_idx)
+        self._decoded = {}
+
+    def _augmented(self, image: Tensor) -> Tensor:
+        if not self.flip:
+            return image
+        mirrored = self.rand("flip", len(image), 1, 1, 1) < 0.5
+        return torch.where(mirrored, image.flip(-1), image)
+
+    def _decode(self, scale: str, image: Tensor) -> _Decoded:
+        d, x = self.descriptors[scale], self.normalize(image)
+        if scale == "local":
+            x = self._patches(x, self.patches_per_image, "patches")
+        with torch.set_grad_enabled(not self.frozen):
+            features = d.encoder.trunk(x)
+        z = d.encoder.projection(features)
+        x_hat = d.decoder(z)
+        if not self.interpolation:
+            return _Decoded(x, z, x_hat, None, None, None)
+        alpha = self.rand(f"{scale}/alpha", len(x), 1) / 2
+        other = z.roll(1, 0) if self.pairing == "next" else z.flip(0)
+        mixed = loss.interpolate(z, other, alpha)
+        return _Decoded(x, z, x_hat, mixed, d.decoder(mixed), alpha)
+
+    def generator_objective(self, scale: str, batch: Batch) -> Terms:
+        """l_h + lambda_2 (l_r + lambda_3 mean d(x_hat_alpha)^2). Source: Eqs. 7, 8 and 11."""
+        d, decoded = self.descriptors[scale], self._decoded[scale]
+        terms = {"reconstruction": self.lambda_2 * self._residual(scale, decoded.x, decoded.x_hat).mean()}
+        if self.gaussian:
+            terms["gaussian"] = loss.gaussian(decoded.z, d.center, d.variance).mean()
+        if self.interpolation:
+            fooled = loss.zero_prediction(d.critic(decoded.mixed_hat))
+            terms["interpolation"] = self.lambda_2 * self.lambda_3 * fooled
+        return terms
+
+    def critic_objective(self, scale: str, batch: Batch) -> Terms:
+        """lambda_1 l_d. Source: Eq. 10."""
+        d, decoded = self.descriptors[scale], self._decoded[scale]
+        x_hat, mixed_hat = decoded.x_hat.detach(), decoded.mixed_hat.detach()
+        if not self.critic_first:
+            with torch.no_grad():
+                mixed_hat, x_hat = d.decoder(decoded.mixed), d.decoder(d.encoder(decoded.x))
+        zeta = self.rand(f"{scale}/zeta", len(x_hat), 1, 1, 1) if self.zeta == "uniform" else self.zeta
+        inputs = torch.cat([mixed_hat.float(), loss.blend(decoded.x, x_hat.float(), zeta)])
+        of_mixed, of_blend = d.critic(inputs).chunk(2)  # normalised per sample: one pass equals two
+        broadcast = self.critic_broadcast and scale == "global"
+        return {
+            "coefficient": self.lambda_1 * loss.coefficient(of_mixed, decoded.alpha, broadcast=broadcast),
+            "blend": self.lambda_1 * loss.zero_prediction(of_blend),
+        }
+
+    def _residual(self, scale: str, x: Tensor, x_hat: Tensor, signed: bool = False) -> Tensor:
+        if self.residual == "squared":
+            return loss.squared_error(x, x_hat)
+        return loss.reconstruction(x, x_hat, rho=self.rho, signed=signed, **self._window[scale])
+
+    def _patches(self, x: Tensor, number: int | None, purpose: str) -> Tensor:
+        """(B, 3, S, S) -> patches of all images, drawn anew for each image and purpose."""
+        available = ((self.side - PATCH) // STRIDE + 1) ** 2
+        order = self.rand(purpose, len(x), available).argsort(dim=1)
+        return chosen_windows(x, PATCH, STRIDE, order[:, : number or available])
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+
+    def score(self, image: Tensor) -> Scores:
+        """Image scores (Eqs. 13 to 15) and anomaly maps (Eqs. 16 and 17) of (B, 3, S, S) images in [0, 1]."""
+        if image.shape[-2:] != (self.side, self.side):
+            raise UserError(f"this IGD was built for {self.side}x{self.side} images, got {tuple(image.shape[-2:])}")
+        x = self.normalize(image)
+        parts = [self._score_scale(scale, x) for scale in self.scales]
+        share = 1 / len(parts) if self.fusion == "released" else 1
+        total, pixels = (share * torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+        return Scores(total.float(), pixels.float())
+
+    def _score_scale(self, scale: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        d = self.descriptors[scale]
+        samples = all_windows(x, PATCH, STRIDE) if scale == "local" else x
+        chunks = [samples] if torch.compiler.is_exporting() else samples.split(self.eval_patches)
+        score, pixels = (torch.cat(p) for p in zip(*(self._score_samples(scale, d, c) for c in chunks), strict=True))
+        if scale == "local":
+            score = loss.worst_patch(score.unflatten(0, (len(x), -1)))
+            pixels = pixels.squeeze(1).unflatten(0, (len(x), -1))
+            pixels = fold_windows(pixels, self.side, self.side, STRIDE, average=self.fold == "mean")
+        return score, pixels
+
+    def _score_samples(self, scale: str, d: Descriptor, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        z = d.encoder(x)
+        x_hat = d.decoder(z).float()
+        anomalous = loss.gaussian(z, d.center, d.variance) if self.gaussian else None
+        residual = self._residual(scale, x, x_hat, signed=self.signed_error and scale == "local")
+        weights = (1.0, 1.0)
+        if self.fusion == "released" and self.gaussian:
+            weights = RELEASED_WEIGHTS[scale if len(self.scales) == 2 else "alone"]
+        if self.residual == "squared":
+            pixels = loss.grey((x - x_hat).square())
+        else:
+            pixels = loss.residual_map(x, x_hat, rho=self.rho, released=self.released_maps, **self._window[scale])
+        return loss.scale_score(residual, anomalous, weights), pixels
+
+    def reconstruct(self, image: Tensor) -> Tensor | None:
+        """The global descriptor's reconstruction, or the local one's patches averaged, in [0, 1]."""
+        x = self.normalize(image)
+        if "global" in self.scales:
+            d = self.descriptors["global"]
+            x_hat = d.decoder(d.encoder(x))
+        else:
+            d = self.descriptors["local"]
+            parts = all_windows(x, PATCH, STRIDE).split(self.eval_patches)
+            patches = torch.cat([d.decoder(d.encoder(part)) for part in parts]).unflatten(0, (len(x), -1))
+            planes = [fold_windows(patches[:, :, c], self.side, self.side, STRIDE, average=True) for c in range(3)]
+            x_hat = torch.cat(planes, dim=1)
+        return (x_hat * self.std + self.mean).clamp(0, 1)
+
+
+def _square(image_size: int | Sequence[int]) -> int:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height != width:
+        raise UserError(f"IGD takes square images, got {height}x{width}; set method.recipe.input to one side")
+    return height
+
+
+def _scales(kind: str, side: int, scales: Sequence[str]) -> list[str]:
+    unknown = [scale for scale in scales if scale not in ("global", "local")]
+    if unknown or not scales:
+        raise UserError(f"method.scales lists global, local or both, got {list(scales)}")
+    if kind not in ("object", "texture", "small"):
+        raise UserError(f"IGD takes images (data.kind object, texture or small), got kind '{kind}'")
+    if side == PATCH:
+        if "global" not in scales:
+            raise UserError(
+                f"a {PATCH}-px image is one patch, so it has the global scale alone: method.scales=[global]"
+            )
+        return ["global"]
+    return [scale for scale in ("global", "local") if scale in scales]

@@ -1,0 +1,265 @@
+"""IGD's networks: residual encoder, decoder and critic for 32-px patches and for whole images of any power of two.
+
+A block that convolves and then halves, or doubles and then convolves, is computed as one strided (transposed)
+convolution with a kernel folded from the block's 3x3 (5x5) weights: the same function of the same parameters with 4/9
+(9/25) of the multiplications, and without the intermediate image at the larger size.
+
+Source: Chen et al. 2022 (IGD), "Implementation Details" (Z = 128, "ResNet-18 and its reverse"); layer tables from the
+released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adbench.networks.resnet import ResNet18
+from adbench.types import UserError
+
+
+def _folding_matrix(kernel: int) -> Tensor:
+    """(k^2, (k + 1)^2): a k x k kernel followed by a 2 x 2 mean, as a linear map of the flattened kernel."""
+    spread = torch.zeros(kernel, kernel + 1)
+    for tap in range(kernel):
+        spread[tap, tap : tap + 2] = 0.5
+    return torch.kron(spread, spread)
+
+
+class _Folded(nn.Conv2d):
+    """A same-size convolution with odd kernel k whose weights are used folded to k + 1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.register_buffer("fold", self.make_fold(kernel), persistent=False)
+
+    @staticmethod
+    def make_fold(kernel: int) -> Tensor:
+        raise NotImplementedError
+
+    def folded(self) -> Tensor:
+        """(outputs, inputs, k + 1, k + 1), summed in float32 also under autocast."""
+        side = self.kernel_size[0] + 1
+        with torch.autocast(self.weight.device.type, enabled=False):
+            flat = self.weight.reshape(self.out_channels * self.in_channels, -1)
+            return (flat @ self.fold).view(self.out_channels, self.in_channels, side, side)
+
+
+class ConvThenHalve(_Folded):
+    """conv k x k, then 2 x 2 mean: (B, i, H, W) -> (B, o, H / 2, W / 2)."""
+
+    @staticmethod
+    def make_fold(kernel: int) -> Tensor:
+        return _folding_matrix(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.folded(), self.bias, stride=2, padding=self.padding)
+
+
+class DoubleThenConv(_Folded):
+    """Nearest-neighbour doubling, then conv k x k: (B, i, H, W) -> (B, o, 2H, 2W)."""
+
+    @staticmethod
+    def make_fold(kernel: int) -> Tensor:
+        return 4 * _folding_matrix(kernel).flip(1)  # doubling sums where halving averages; transposition flips
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.folded().transpose(0, 1), self.bias, stride=2, padding=self.padding)
+
+
+class ImageNorm(nn.Module):
+    """Layer normalisation over a whole (C, H, W) activation, one gain and one shift per element."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        # laid out as channels-last activations are
+        self.weight = nn.Parameter(torch.ones(side, side, channels).permute(2, 0, 1))
+        self.bias = nn.Parameter(torch.zeros(side, side, channels).permute(2, 0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.permute(1, 2, 0), self.bias.permute(1, 2, 0)
+        return F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
+
+
+class Down(nn.Module):
+    """Pre-activation residual block that halves the side: (B, i, H, W) -> (B, o, H / 2, W / 2)."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            norm(inputs),
+            nn.ReLU(),
+            nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
+            norm(inputs),
+            nn.ReLU(),
+            ConvThenHalve(inputs, outputs, 3),
+        )
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inputs, outputs, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x) + self.shortcut(x)
+
+
+class Up(nn.Module):
+    """Pre-activation residual block that doubles the side: (B, i, H, W) -> (B, o, 2H, 2W)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            DoubleThenConv(inputs, outputs, 3, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+        )
+        # a 1x1 convolution and nearest-neighbour doubling commute; the small side first costs a quarter
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode="nearest"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x) + self.shortcut(x)
+
+
+def _channels(width: float, *numbers: int) -> list[int]:
+    return [max(8, round(n * width)) for n in numbers]
+
+
+class ResidualTrunk(nn.Module):
+    """The 32-px encoder below its projection: (B, 3, 32, 32) -> (B, 512 width)."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        c = _channels(width, 64, 128, 256, 512)
+        self.features = c[3]
+        downs = [Down(i, o, nn.BatchNorm2d) for i, o in pairwise(c)]
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, c[0], 3, padding=1), *downs, nn.Flatten(), nn.Linear(c[3] * 16, self.features)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Encoder(nn.Module):
+    """A trunk, which pretraining may fill and freeze, and the projection that IGD trains: (B, 3, S, S) -> (B, Z)."""
+
+    def __init__(self, trunk: nn.Module, latent: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.projection = nn.Linear(trunk.features, latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.trunk(x))
+
+
+def patch_decoder(latent: int, width: float = 1.0) -> nn.Sequential:
+    """(B, Z) -> (B, 3, 32, 32), unbounded."""
+    c = _channels(width, 512, 256, 128, 64)
+    return nn.Sequential(
+        nn.Linear(latent, c[0] * 16),
+        nn.Unflatten(1, (c[0], 4, 4)),
+        *[Up(i, o) for i, o in pairwise(c)],
+        nn.BatchNorm2d(c[-1]),
+        nn.ReLU(),
+        nn.Conv2d(c[-1], 3, 3, padding=1),
+    )
+
+
+def patch_critic(width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
+    """(B, 3, 32, 32) -> (B,)."""
+    c = _channels(width, 64, 128, 256, 512)
+    sides = (32, 16, 8)
+    return nn.Sequential(
+        nn.Conv2d(3, c[0], 3, padding=1),
+        *[Down(i, o, lambda n, s=s: ImageNorm(n, s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
+        nn.Flatten(),
+        nn.Linear(c[3] * 16, 1),
+        *([nn.Sigmoid()] if sigmoid else []),
+        nn.Flatten(0),
+    )
+
+
+def _stages(side: int, width: float) -> list[int]:
+    """Channels of a whole-image network from its largest to its smallest stage: log2(side) - 3 of them."""
+    stages = side.bit_length() - 4
+    if side < 64 or side & (side - 1):
+        raise UserError(
+            f"IGD's whole-image networks need a side that is a power of two and at least 64, got {side}; "
+            "choose one with method.recipe.input or run the patches alone with method.scales=[local]"
+        )
+    return _channels(width, *[min(64 * 2**n, 512) for n in range(stages)])
+
+
+def image_decoder(side: int, latent: int, width: float = 1.0) -> nn.Sequential:
+    """(B, Z) -> (B, 3, S, S), unbounded; S a power of two, at least 64."""
+    first = _channels(width, 512)[0]
+    c = [first, *reversed(_stages(side, width)[:-1])]
+    return nn.Sequential(
+        nn.Linear(latent, first * 16),
+        nn.Unflatten(1, (first, 4, 4)),
+        DoubleThenConv(first, first, 3),
+        *[Up(i, o) for i, o in pairwise(c)],
+        nn.BatchNorm2d(c[-1]),
+        nn.ReLU(),
+        DoubleThenConv(c[-1], 3, 5),
+    )
+
+
+def image_critic(side: int, width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
+    """(B, 3, S, S) -> (B,); S a power of two, at least 64."""
+    c = _stages(side, width)
+    last = _channels(width, 512)[0]
+    sides = [side // 2 ** (n + 1) for n in range(len(c))]
+    return nn.Sequential(
+        nn.Conv2d(3, c[0], 5, stride=2, padding=2),
+        *[Down(i, o, lambda n, s=s: ImageNorm(n, s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
+        nn.Conv2d(c[-1], last, 3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(last * 16, 1),
+        *([nn.Sigmoid()] if sigmoid else []),
+        nn.Flatten(0),
+    )
+
+
+TRUNKS: dict[str, Callable[[float], nn.Module]] = {
+    "resnet18": lambda width: ResNet18(width),
+    "resnet18_cifar": lambda width: ResNet18(width, stem="cifar"),
+    "residual": ResidualTrunk,
+}
+
+
+class Descriptor(nn.Module):
+    """One scale's networks with the center and the mean squared distance of its normal embeddings.
+
+    Args:
+        side: of the images or patches that it sees; 32 takes the patch networks, more the whole-image networks.
+        trunk: "resnet18", "resnet18_cifar" or "residual" (32 px only).
+        latent: Z.
+        width: multiplies every number of channels.
+        critic: whether it has one (interpolation is trained).
+        sigmoid: whether the critic ends in one.
+    """
+
+    def __init__(
+        self, side: int, *, trunk: str, latent: int, width: float = 1.0, critic: bool = True, sigmoid: bool = False
+    ) -> None:
+        super().__init__()
+        if trunk not in TRUNKS:
+            raise UserError(f"unknown trunk '{trunk}'; choose one of {', '.join(TRUNKS)}")
+        if trunk == "residual" and side != 32:
+            raise UserError(f"the trunk 'residual' takes 32-px images, got {side}; choose resnet18")
+        self.side = side
+        self.published = trunk == "resnet18" and width == 1  # weights for the trunk can be had
+        self.encoder = Encoder(TRUNKS[trunk](width), latent)
+        self.decoder = patch_decoder(latent, width) if side == 32 else image_decoder(side, latent, width)
+        self.critic = None
+        if critic:
+            self.critic = patch_critic(width, sigmoid) if side == 32 else image_critic(side, width, sigmoid)
+        self.register_buffer("center", torch.zeros(latent))
+        self.register_buffer("variance", torch.ones(()))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not isinstance(module, _Folded):
+                module.to(memory_format=torch.channels_last)
