@@ -62,7 +62,7 @@ def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
 
 def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
     """Dotted keys that a group's readable id already tells, e.g. `data.normal_class` of `cifar10/${.normal_class}`."""
-    template = str(OmegaConf.to_container(cfg[group], resolve=False)["id"])
+    template = str(OmegaConf.to_container(cfg[group], resolve=False).get("id", ""))
     keys = re.findall(r"\$\{([\w.]+)\}", template)
     return [f"{group}{key}" if key.startswith(".") else key for key in keys]
 
@@ -75,8 +75,10 @@ def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig
     )
     OmegaConf.set_struct(reference, False)
     for group in GROUPS:
-        for key in _named_by_id(cfg, group):
-            OmegaConf.update(reference, key, OmegaConf.select(cfg, key))
+        for key in (*_named_by_id(cfg, group), *UNHASHED):
+            value = OmegaConf.select(cfg, key)
+            if value is not None:
+                OmegaConf.update(reference, key, value)
     return reference
 
 
@@ -121,7 +123,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-OmegaConf.register_new_resolver("user_path", lambda path: str(Path(path).expanduser()), replace=True)
+# A smoke run is short; a method that has no training steps (0) stays without.
+OmegaConf.register_new_resolver("min_batches", lambda a, b: a if b is None else min(int(a), int(b)), replace=True)
 
 
 # -- what a run writes --------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ Networks: adbench.networks.residual_bigan. Rotations, crops and tiles (section V
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -113,7 +113,7 @@ class CBiGAN(Adversarial):
         self.average_encoder = WeightAverage(self.encoder, average_decay, average_corrected)
         self.average_generator = WeightAverage(self.generator, average_decay, average_corrected)
 
-    def prepare(self, batches: Any) -> None:
+    def prepare(self, batches: Iterable[Batch]) -> None:
         self.average_encoder.restart(self.encoder)  # pretraining may have changed it since it was built
         self.average_generator.restart(self.generator)
 
