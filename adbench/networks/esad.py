@@ -32,7 +32,9 @@ def _convolution(inputs: int, outputs: int, norm: bool, plain: bool, last: bool 
     return layers
 
 
-def encoder(widths: tuple[int, ...] = WIDTHS, norm: bool = True, code_bn: bool = False, plain: bool = False) -> nn.Sequential:
+def encoder(
+    widths: tuple[int, ...] = WIDTHS, norm: bool = True, code_bn: bool = False, plain: bool = False
+) -> nn.Sequential:
     """(B, 3, S, S) -> code (B, widths[-1], S / 16, S / 16).
 
     Args:

@@ -81,7 +81,7 @@ def encoder(name: str, image_size: int) -> nn.Sequential:
 
 def decoder(name: str, image_size: int) -> nn.Sequential:
     """(B, E) -> (B, 3, S, S) in [0, 1], for the autoencoder that comes before: nearest doubling and transposed 5x5."""
-    side, channels, blocks, hidden, embedding = _size(name, image_size)
+    side, channels, _, hidden, embedding = _size(name, image_size)
     layers: list[nn.Module] = []
     if hidden is not None:
         layers += [nn.Linear(embedding, hidden, bias=False), nn.BatchNorm1d(hidden, eps=1e-4, affine=False)]

@@ -46,13 +46,13 @@ class FeatureScaling(nn.Module):
         super().__init__()
         if scaling not in ("min_max", "clipped", "none"):
             raise ValueError(f"scaling is min_max, clipped or none, got {scaling}")
-        self.scaling = scaling
+        self.scaling, self.fitted = scaling, scaling != "none"
         self.register_buffer("offset", torch.zeros(features))
         self.register_buffer("unit", torch.ones(features))
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Take offset and unit from the (n, D) training rows; a constant column gets the unit 1."""
-        if self.scaling == "none":
+        if not self.fitted:
             return
         rows = torch.cat(list(batches)).double()
         if self.scaling == "min_max":
