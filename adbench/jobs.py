@@ -198,12 +198,11 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
             datamodule.has_masks, threshold, histogram_offset(held_out["pixels"]) if len(held_out["pixels"]) else 0.0
         )
         panels = Panels(
-            folder.path / "figures", datamodule.records, threshold=threshold["value"], has_masks=datamodule.has_masks,
-            per_defect=cfg.evaluation.panels_per_defect, normal=cfg.evaluation.panels_normal, evaluator=evaluator,
+            folder.path / "figures", evaluator, datamodule.records.defect, datamodule.split.test,
+            per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal,
         )  # fmt: skip
         tester = Trainer(**trainer_options, callbacks=[evaluator, panels, TQDMProgressBar(_refresh_rate())])
-        with warnings.catch_warnings():
-            tester.test(method, datamodule=datamodule, verbose=False)
+        tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
         record["metrics"] = evaluator.results()
@@ -425,6 +424,7 @@ def _quiet() -> None:
         ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
+    warnings.showwarning = lambda message, *_, **__: log.warning(f"warning: {message}")
 
 
 @contextmanager

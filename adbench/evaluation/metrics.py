@@ -467,8 +467,8 @@ class PixelMetrics(Metric):
             middle = float(np.interp(0.5, counted.fpr, np.append(counted.threshold[1], counted.threshold[1:])))
             warnings.warn(
                 f"pixel_auroc is known to ±{bound:.1g} only: many normal and anomalous pixels share a bin, around "
-                f"{middle + self.offset:.6g}. Unless their scores are truly equal, subtract a fixed offset from the maps "
-                "for finer bins (histogram_offset of held-out maps gives one).",
+                f"{middle + self.offset:.6g}. Unless their scores are truly equal, subtract a fixed offset from the "
+                "maps for finer bins (histogram_offset of held-out maps gives one).",
                 stacklevel=2,
             )
         return results | {

@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import numpy as np
@@ -212,7 +213,7 @@ def plain_pro(maps, mask, limit=0.3):
         pro.append(np.mean([found[image][region].mean() for image, region in regions]))
     x = np.unique(np.append(np.array(fpr)[np.array(fpr) <= limit], limit))
     area = 0.0
-    for left, right in zip(x[:-1], x[1:], strict=True):  # at a vertical step the upper end counts to the right
+    for left, right in itertools.pairwise(x):  # at a vertical step the upper end counts to the right
         at_left = max(p for f, p in zip(fpr, pro, strict=True) if f == left)
         following = next(i for i, f in enumerate(fpr) if f >= right)
         at_right = np.interp(right, [left, fpr[following]], [at_left, pro[following]])
@@ -294,7 +295,7 @@ def test_bins_follow_the_order_of_floats_and_join_the_two_zeros():
     values = np.sort(np.append(drawn[~np.isnan(drawn)], np.float32(special)))
     bins = metrics.bin_of(torch.tensor(values))
     assert (bins.diff() >= 0).all()
-    assert 0 <= int(bins.min()) and int(bins.max()) < metrics.BINS
+    assert int(bins.min()) >= 0 and int(bins.max()) < metrics.BINS
     minus, plus = metrics.bin_of(torch.tensor([-0.0, 0.0]))
     assert minus == plus
     relative = metrics.bin_of(torch.tensor([1.0, 1 + 2**-11, -1.0, -1 - 2**-11]))

@@ -1,0 +1,320 @@
+"""The callback that draws a test: a few images of each defect kind, the ROC curve, the histogram of scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from adbench.evaluation.evaluator import Evaluator
+from adbench.evaluation.metrics import Curve, curve
+from adbench.types import Batch, Scores
+
+NORMAL, ANOMALOUS, INK, FAINT = "#2f6db5", "#c8442e", "#222222", "#8a8a8a"
+CONTOUR = "#35f0ff"
+COLOURS = "inferno"
+DPI = 130
+
+
+class Panel(NamedTuple):
+    """One test image and what the method says of it."""
+
+    kind: str  # "good" or the defect kind
+    score: float
+    image: NDArray[np.float32]  # (H, W, 3) in [0, 1]
+    reconstruction: NDArray[np.float32] | None  # (H, W, 3)
+    map: NDArray[np.float32] | None  # (H, W)
+    mask: NDArray[np.bool_] | None  # (H, W)
+
+
+class Panels(Callback):
+    """Draws `panels.png`, `roc.png` and `histogram.png` when a test ends, and hands them to the loggers.
+
+    Args:
+        folder: where the pictures go.
+        evaluator: the one of the same trainer; it knows the scores.
+        defects: defect kind of each row of the record table, "good" for normal rows.
+        test_rows: rows of the record table that are tested.
+        per_defect: images shown of each defect kind.
+        normals: normal images shown.
+        at_most: images shown in all.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        evaluator: Evaluator,
+        defects: Sequence[str] | NDArray[np.str_],
+        test_rows: ArrayLike,
+        per_defect: int = 2,
+        normals: int = 4,
+        at_most: int = 24,
+    ) -> None:
+        self.folder = Path(folder)
+        self.evaluator = evaluator
+        self.defects = np.asarray(defects)
+        self.rows = frozenset(chosen_rows(self.defects, np.asarray(test_rows), per_defect, normals, at_most))
+        self._panels: dict[int, Panel] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._panels = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Scores,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch.image.ndim != 4 or len(self._panels) == len(self.rows):
+            return
+        here = {row: at for at, row in enumerate(batch.index.tolist()) if row in self.rows}
+        if not here:
+            return
+        picked = torch.tensor(list(here.values()), device=batch.image.device)
+        image = batch.image[picked]
+        with torch.no_grad():
+            reconstruction = pl_module.reconstruct(image) if hasattr(pl_module, "reconstruct") else None
+        maps = None if outputs.maps is None else _pixels(outputs.maps[picked])[..., 0]
+        masks = batch.mask[picked, 0].cpu().numpy() if self.evaluator.has_masks else None
+        scores = outputs.image[picked].tolist()
+        images = _pixels(image)
+        reconstructions = None if reconstruction is None else _pixels(reconstruction)
+        for k, row in enumerate(here):
+            self._panels[row] = Panel(
+                str(self.defects[row]),
+                scores[k],
+                images[k],
+                None if reconstructions is None else reconstructions[k],
+                None if maps is None else maps[k],
+                None if masks is None else masks[k],
+            )
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._panels)
+            self._panels = {row: panel for panels in gathered for row, panel in panels.items()}
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        table, threshold = self.evaluator.table(), self.evaluator.threshold
+        level = None if threshold is None else threshold["value"]
+        figures = {"histogram": draw_histogram(table["score"], table["label"], level)}
+        if 0 < table["label"].sum() < len(table["label"]):
+            figures["roc"] = draw_roc(curve(table["score"], table["label"]), self.evaluator.interval(), level)
+        if self._panels:
+            panels = sorted(self._panels.items(), key=lambda item: (item[1].kind == "good", item[1].kind, item[0]))
+            figures["panels"] = draw_panels([panel for _, panel in panels])
+        for name, figure in figures.items():
+            path = self.folder / f"{name}.png"
+            save(figure, path)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image(key=f"figures/{name}", images=[str(path)])
+                elif hasattr(logger.experiment, "add_image"):
+                    logger.experiment.add_image(
+                        f"figures/{name}", rendered(figure), trainer.global_step, dataformats="HWC"
+                    )
+        self._panels = {}
+
+
+def chosen_rows(
+    defects: NDArray[np.str_], test_rows: NDArray[np.int64], per_defect: int, normals: int, at_most: int
+) -> list[int]:
+    """Rows to draw: of each defect kind and of the normal rows some that are evenly spread over the sorted rows."""
+    test_rows = np.sort(test_rows)
+    kinds = defects[test_rows]
+    chosen: list[int] = []
+    for kind in sorted(set(kinds.tolist()), key=lambda kind: (kind == "good", kind)):
+        chosen += _spread(test_rows[kinds == kind], normals if kind == "good" else per_defect)
+    return _spread(np.array(chosen, dtype=np.int64), at_most)
+
+
+def _spread(rows: NDArray[np.int64], number: int) -> list[int]:
+    if len(rows) > number:
+        rows = rows[((np.arange(number) + 0.5) * len(rows) / number).astype(np.int64)]
+    return rows.tolist()
+
+
+def _pixels(images: torch.Tensor) -> NDArray[np.float32]:
+    """(B, C, H, W) on any device -> (B, H, W, C) on the host."""
+    return images.detach().float().movedim(1, -1).cpu().numpy()
+
+
+# -- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def draw_panels(panels: Sequence[Panel]) -> Figure:
+    """Each image in a row: image, reconstruction, anomaly map, map over the image with the mask's outline.
+
+    All maps share one colour scale. Columns that no image has are left out; many images are set in blocks.
+    """
+    reconstructed = any(panel.reconstruction is not None for panel in panels)
+    mapped = [panel.map for panel in panels if panel.map is not None]
+    masked = any(panel.mask is not None for panel in panels)
+    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * bool(mapped)]
+    if masked and not mapped:
+        columns.append("mask")
+    blocks = min(1 + (len(panels) > 4) + (len(panels) > 18), len(panels))
+    rows = -(-len(panels) // blocks)
+
+    height, width = panels[0].image.shape[:2]  # layout in inches
+    cell_w = 1.5 if len(columns) > 2 else 2.0
+    cell_h = cell_w * height / width
+    gap, label, between, margin, head = 0.06, 0.27, 0.4, 0.25, 0.3
+    block_w = len(columns) * (cell_w + gap) - gap
+    bar = 0.75 if mapped else 0.0
+    total_w = 2 * margin + blocks * block_w + (blocks - 1) * between + bar
+    total_h = head + rows * (cell_h + label) + margin
+    figure = Figure(figsize=(total_w, total_h), dpi=DPI, facecolor="white")
+    scale = _map_scale(mapped) if mapped else None
+
+    for at, panel in enumerate(panels):
+        block, row = divmod(at, rows)
+        left = margin + block * (block_w + between)
+        bottom = total_h - head - (row + 1) * (cell_h + label)
+        for column, what in enumerate(columns):
+            x = left + column * (cell_w + gap)
+            axes = figure.add_axes((x / total_w, bottom / total_h, cell_w / total_w, cell_h / total_h))
+            axes.set_axis_off()
+            _draw_cell(axes, what, panel, scale)
+            if row == 0:
+                y = total_h - head * 0.6
+                figure.text((x + cell_w / 2) / total_w, y / total_h, what, ha="center", fontsize=8, color=FAINT)
+        figure.text(
+            left / total_w,
+            (bottom + cell_h + 0.05) / total_h,
+            f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
+            fontsize=9,
+            fontweight="bold",
+            color=NORMAL if panel.kind == "good" else ANOMALOUS,
+        )
+    if scale is not None:
+        tall = min(total_h - 2 * margin - head, 4.0)
+        axes = figure.add_axes(
+            (
+                (total_w - margin - bar + 0.15) / total_w,
+                (total_h - head - label - tall) / total_h,
+                0.13 / total_w,
+                tall / total_h,
+            )
+        )
+        colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes, extend="max")
+        colours.set_label("anomaly score of a pixel", fontsize=8, color=INK)
+        colours.ax.tick_params(labelsize=7, colors=INK)
+        colours.outline.set_visible(False)
+        colours.ax.yaxis.get_offset_text().set_fontsize(7)
+    return figure
+
+
+def _map_scale(maps: Sequence[NDArray[np.float32]]) -> Normalize:
+    values = np.concatenate([one.ravel() for one in maps])
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
+    return Normalize(low, high if high > low else low + 1.0, clip=True)
+
+
+def _draw_cell(axes: Axes, what: str, panel: Panel, scale: Normalize | None) -> None:
+    image = panel.image.clip(0, 1)
+    if what == "reconstruction":
+        if panel.reconstruction is not None:
+            axes.imshow(panel.reconstruction.clip(0, 1))
+    elif what == "anomaly map":
+        if panel.map is not None:
+            axes.imshow(panel.map, cmap=COLOURS, norm=scale)
+    elif what == "image":
+        axes.imshow(image)
+    else:
+        grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
+        if panel.map is not None:
+            heat = ScalarMappable(scale, COLOURS).to_rgba(panel.map)[..., :3]
+            strength = 0.75 * np.asarray(scale(panel.map))[..., None]  # cold pixels leave the image visible
+            grey = (1 - strength) * grey + strength * heat
+        axes.imshow(grey.clip(0, 1))
+        if panel.mask is not None and panel.mask.any():
+            edge = np.pad(panel.mask, 1).astype(float)  # a defect at the border is outlined too
+            across = np.arange(-1, panel.mask.shape[1] + 1)
+            down = np.arange(-1, panel.mask.shape[0] + 1)
+            axes.contour(across, down, edge, levels=[0.5], colors=CONTOUR, linewidths=1.1)
+            axes.set(xlim=(-0.5, panel.mask.shape[1] - 0.5), ylim=(panel.mask.shape[0] - 0.5, -0.5))
+
+
+def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: float | None = None) -> Figure:
+    """ROC curve of the images, AUROC in the title; the threshold is a point on it."""
+    figure = Figure(figsize=(4.6, 4.6), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
+    axes.fill_between(c.fpr, c.tpr, color=NORMAL, alpha=0.12, linewidth=0)
+    axes.plot(c.fpr, c.tpr, color=NORMAL, linewidth=1.8)
+    if threshold is not None:
+        at = int((c.threshold > threshold).sum()) - 1
+        label = f"threshold {threshold:.4g}"
+        axes.plot(c.fpr[at], c.tpr[at], "o", color=ANOMALOUS, markersize=7, clip_on=False, label=label)
+        axes.legend(frameon=False, loc="lower right", fontsize=8, labelcolor=INK)
+    title = f"image AUROC {c.auroc():.3f}"
+    if interval is not None:
+        title += f"   (95 % {interval[0]:.3f} – {interval[1]:.3f})"
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    _finish(axes, title, "false positive rate", "true positive rate")
+    return figure
+
+
+def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None = None) -> Figure:
+    """Scores of normal and anomalous test images, with the threshold where there is one."""
+    score, label = np.asarray(score, dtype=float), np.asarray(label)
+    label, score = label[np.isfinite(score)], score[np.isfinite(score)]
+    figure = Figure(figsize=(6.4, 3.6), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    shown = score if threshold is None or not np.isfinite(threshold) else np.append(score, threshold)
+    bins = np.linspace(shown.min(), shown.max(), int(np.clip(2 * len(score) ** 0.5, 10, 60)) + 1) if len(shown) else 10
+    for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
+        chosen = score[label == value]
+        axes.hist(chosen, bins, color=colour, alpha=0.3)
+        axes.hist(chosen, bins, color=colour, histtype="step", linewidth=1.4, label=f"{name} ({len(chosen)})")
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.4g}")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _finish(axes, "scores of the test images", "anomaly score", "images")
+    return figure
+
+
+def _finish(axes: Axes, title: str, across: str, up: str) -> None:
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xlabel(across, fontsize=9, color=INK)
+    axes.set_ylabel(up, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def rendered(figure: Figure) -> NDArray[np.uint8]:
+    """The figure's pixels, (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG under a temporary name and rename it, so that a picture that exists is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        FigureCanvasAgg(figure).print_png(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
