@@ -15,6 +15,7 @@ pretraining.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +85,13 @@ class ESAD(SeveralSteps):
         build = self._perceptrons if self.tabular else self._deep if network == "deep" else self._shallow
         self.encoder, self.decoder, other = build(image_size + 2 * self.pad, network, mlp, widths, batch_norm, code_bn)
         self.second_encoder: nn.Module | None = other if second_encoder else None
+        # A bias in front of batch norm is subtracted again: its gradient is rounding error.
+        self.gradient_free = tuple(
+            f"{network}.{i}.bias"
+            for network in ("encoder", "decoder", "second_encoder")
+            for i, (layer, after) in enumerate(pairwise(getattr(self, network) or ()))
+            if getattr(layer, "bias", None) is not None and isinstance(after, nn.BatchNorm2d)
+        )
 
     def _perceptrons(self, features: int, network: str, sizes: Mapping[str, Any], *_: Any) -> tuple[nn.Module, ...]:
         widths = [features, *sizes["hidden"], sizes["embedding"]]

@@ -126,7 +126,7 @@ class IsolationForest(Shallow):
         others: see `Shallow`.
     """
 
-    fitted = ("feature", "threshold", "children", "depth")
+    fitted = ("feature", "threshold", "below", "depth")
 
     def __init__(
         self, kind: str, image_size: int, scaling: str, encoder: str | None, trees: int, rows_per_tree: int
@@ -160,7 +160,7 @@ class IsolationForest(Shallow):
             depth[t, :n] += _expected_depth(tree.n_node_samples) * ~inner
         depth /= _expected_depth(np.array([min(self.rows_per_tree, len(rows))]))[0] or 1.0
         self.feature, self.threshold = _like(feature, rows), _like(threshold, rows)
-        self.children, self.depth = _like(children, rows), _like(depth, rows)
+        self.below, self.depth = _like(children, rows), _like(depth, rows)
 
     def score_rows(self, rows: Tensor) -> Tensor:
         rows = rows.double()
@@ -168,7 +168,7 @@ class IsolationForest(Shallow):
         for _ in range(math.ceil(math.log2(max(self.rows_per_tree, 2)))):  # no tree is deeper
             value = rows.T.gather(0, self.feature.gather(1, node))
             right = (value > self.threshold.gather(1, node)).long()
-            node = self.children.flatten(1).gather(1, 2 * node + right)
+            node = self.below.flatten(1).gather(1, 2 * node + right)
         return 2.0 ** -self.depth.gather(1, node).mean(0)
 
 
