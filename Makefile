@@ -15,7 +15,7 @@ setup: $(STAMP)  ## create .venv with the locked dependencies
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable ".[dev]"
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.lock --editable ".[dev]"
 	@touch $(STAMP)
 
 run: $(STAMP)  ## train, test and draw the embedded default (minutes on two cores, no download)

@@ -199,8 +199,6 @@ class Cifar10(Classes):
     """CIFAR-10, from the published python version (`cifar-10-batches-py`)."""
 
     def __init__(self, root: Path | str, normal_class: str | int, download: bool = False) -> None:
-        from torchvision.datasets import CIFAR10
-
         root = Path(root).expanduser()
         if not (root / "cifar-10-batches-py").is_dir() and not download:
             raise UserError(
@@ -208,6 +206,8 @@ class Cifar10(Classes):
                 "https://www.cs.toronto.edu/~kriz/cifar.html there, point data_root=DIR or ADBENCH_DATA at the folder "
                 "that has it, or allow the download with data.download=true"
             )
+        from torchvision.datasets import CIFAR10
+
         train, test = _fetch(
             "CIFAR-10", lambda: [CIFAR10(str(root), train=t, download=download) for t in (True, False)]
         )

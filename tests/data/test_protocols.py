@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adbench.data.protocols import checked, hold_out, one_class
@@ -20,6 +20,7 @@ def records(train_labels: list[int], test_labels: list[int]) -> Records:
 LABELS = st.lists(st.integers(0, 1), max_size=80)
 
 
+@settings(deadline=None)
 @given(train=LABELS, test=LABELS.filter(len), share=st.floats(0, 0.9), seed=st.integers(0, 2**32))
 def test_one_class_uses_every_normal_training_row_once_and_no_anomalous_one(train, test, share, seed):
     table = records(train, test)

@@ -29,10 +29,10 @@ def place(photograph: str, crop: np.ndarray, mask: np.ndarray) -> list[tuple[int
     y, x = np.argwhere(~mask)[:: max(1, int((~mask).sum()) // 40)].T
     size = len(crop)
     span = len(image) - size + 1
-    alike = np.ones((span, span), dtype=bool)
+    places = np.argwhere(image[y[0] : y[0] + span, x[0] : x[0] + span] == crop[y[0], x[0]])
     for dy, dx in zip(y, x, strict=True):
-        alike &= image[dy : dy + span, dx : dx + span] == crop[dy, dx]
-    return [tuple(p) for p in np.argwhere(alike)]
+        places = places[image[places[:, 0] + dy, places[:, 1] + dx] == crop[dy, dx]]
+    return [tuple(p) for p in places]
 
 
 def test_there_are_enough_crops_and_half_of_the_test_crops_are_defective(source):
