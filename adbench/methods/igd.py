@@ -170,7 +170,7 @@ class IGD(Adversarial):
             window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
             self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
-        self._apply_freeze()
+        self.frozen = False  # whether the trunks are held fixed
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(loss.STD).view(1, 3, 1, 1), persistent=False)
@@ -194,14 +194,7 @@ class IGD(Adversarial):
     def on_pretrained(self) -> None:
         """Called once the trunks are filled: they are held fixed from now on (with `freeze`)."""
         self.pretrained.fill_(True)
-        self._apply_freeze()
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the trunks are held fixed."""
-        return self.freeze and bool(getattr(self, "pretrained", False))
-
-    def _apply_freeze(self) -> None:
+        self.frozen = self.freeze
         for descriptor in self.descriptors.values():
             descriptor.encoder.trunk.requires_grad_(not self.frozen)
         self.train(self.training)
@@ -218,8 +211,8 @@ class IGD(Adversarial):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.pretrained.copy_(checkpoint["state_dict"]["pretrained"])
-        self._apply_freeze()  # before the optimizers are made
+        if bool(checkpoint["state_dict"]["pretrained"]):
+            self.on_pretrained()  # before the optimizers are made
 
     def normalize(self, image: Tensor) -> Tensor:
         """From [0, 1] to ImageNet-normalised pixels in channels-last memory."""
@@ -236,10 +229,14 @@ class IGD(Adversarial):
             self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
-        """Set each scale's center and variance from all training images. Source: Eq. 3."""
+        """Set each scale's center and variance from all training images. Source: Eq. 3.
+
+        In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing yet
+        and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
+        """
         if not self.gaussian:
             return
-        with self._evaluating():
+        with self._without_gradient(training=first and not self.frozen):
             collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
             for number, batch in enumerate(batches):
                 for scale in self.scales:
@@ -271,15 +268,15 @@ class IGD(Adversarial):
         return self._patches(x, self.e_step_patches, f"e_step/{number}") if scale == "local" else x
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
+    def _without_gradient(self, training: bool) -> Iterator[None]:
+        before = self.training
+        self.train(training)
         precision = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         try:
             with torch.no_grad(), precision:
                 yield
         finally:
-            self.train(training)
+            self.train(before)
 
     # -- M-step -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,304 @@
+"""Encoders from ImageNet: published weights where the architecture has them, distillation where it has none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adbench.losses.distillation import feature_distance
+from adbench.networks.encoder import PretrainableEncoder
+from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
+from adbench.pretraining.views import Views
+from adbench.types import UserError
+
+WAIT = 5.0  # seconds for the hub to answer: offline it is the checkpoint option that helps, not patience
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def weights_file(name: str, checkpoint: str | None) -> Path:
+    """The file with a timm model's weights: the one given, or from the local hub cache, or from the hub.
+
+    Raises:
+        UserError: it is not there and the hub does not answer within a few seconds.
+    """
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise UserError(f"pretraining.checkpoint={checkpoint} is not a file; expected the weights of {name}")
+        return path
+    import huggingface_hub
+
+    repository = f"timm/{name}"
+    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(cached, str) and Path(cached).is_file():
+        return Path(cached)
+    if _reachable(huggingface_hub.constants.ENDPOINT):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors", etag_timeout=WAIT))
+        except Exception as error:
+            reason = f"it could not be downloaded ({type(error).__name__})"
+    else:
+        reason = "the hub does not answer"
+    raise UserError(
+        f"the weights {repository} are not in the local cache and {reason}; fetch model.safetensors of {repository} "
+        f"where there is a network (`hf download {repository} model.safetensors`) and pass pretraining.checkpoint=FILE"
+    )
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub answers within `WAIT`; name resolution included, which has no timeout of its own."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("0", "", "FALSE", "NO", "OFF"):
+        return False
+    import urllib.request
+
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(endpoint, timeout=WAIT):  # noqa: S310 (the hub's own https address)
+                answers.append(True)
+        except Exception:
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(WAIT)
+    return bool(answers and answers[0])
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or a PyTorch file; nothing else in it is ever executed.
+
+    Raises:
+        UserError: the file holds no plain tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
+        assert all(isinstance(value, Tensor) for value in state.values())
+        return state
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights strictly; only a final classifier that the network lacks is dropped.
+
+    Raises:
+        UserError: a name or a shape does not fit, naming the first.
+    """
+    own = network.state_dict()
+    weights = {k: v for k, v in weights.items() if k in own or k.split(".")[0] not in ("fc", "classifier", "head")}
+    # torch < 0.4 files lack the counters of batch normalisation, which say nothing
+    weights |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in weights}
+    for key in sorted(own.keys() | weights.keys()):
+        ours, theirs = (tuple(s[key].shape) if key in s else None for s in (own, weights))
+        if ours != theirs:
+            raise UserError(
+                f"{path} does not fit the encoder: '{key}' is {theirs or 'missing'} in the file and "
+                f"{ours or 'missing'} in the encoder; another network was saved there"
+            )
+    network.load_state_dict(weights, strict=True)
+
+
+class ImageNet:
+    """Published weights, loaded strictly.
+
+    Args:
+        checkpoint: a local file with the weights; None looks in the hub's cache, then asks the hub.
+    """
+
+    name = "imagenet"
+
+    def __init__(self, checkpoint: str | None) -> None:
+        self.checkpoint = checkpoint
+        self._files: dict[str, Path] = {}
+
+    def check(self, method: Any) -> None:
+        """Find every file now: what is missing is said before any data is read."""
+        for name, encoder in encoders_of(method, self.name).items():
+            if encoder.published is None:
+                raise UserError(
+                    f"there are no published weights for the encoder '{name}' of {type(method).__name__}; use "
+                    "pretraining=imagenet_kd, which distils them into any encoder"
+                )
+            self._files[name] = weights_file(encoder.published, self.checkpoint)
+            fill(encoder.network, read_weights(self._files[name]), self._files[name])
+
+    def __call__(self, method: Any, datamodule: Any, **_: Any) -> None:
+        if not self._files:
+            self.check(method)
+        finish(method)
+
+
+# -- distillation -----------------------------------------------------------------------------------------------------
+
+
+class FolderImages(Images):
+    """Random batches from any images of a folder tree, decoded as they are needed.
+
+    Args:
+        folder: searched recursively.
+        device: where batches are wanted.
+        side: shorter side to which images are resized before they are cut square.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, side: int) -> None:
+        self.device, self.vectors, self.side = device, False, side
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise UserError(f"pretraining.images={folder} holds no images ({', '.join(SUFFIXES)})")
+        self.rows = torch.arange(len(self.files))
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def _read(self, row: int) -> Tensor:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(self.files[row]) as image:
+            image = image.convert("RGB")
+            scale = self.side / min(image.size)
+            image = image.resize([max(self.side, round(s * scale)) for s in image.size], Image.Resampling.BILINEAR)
+            left, top = ((s - self.side) // 2 for s in image.size)
+            image = image.crop((left, top, left + self.side, top + self.side))
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def batch(self, k: int, size: int, seed: int) -> Tensor:
+        size = min(size, len(self.files))
+        per_epoch = len(self.files) // size
+        with seeded(seed, "rows", k // per_epoch, torch.device("cpu")):
+            order = torch.randperm(len(self.files))
+        chosen = order[k % per_epoch * size :][:size].tolist()
+        return torch.stack(list(self._pool.map(self._read, chosen))).to(self.device).float() / 255
+
+
+class Distillation(Trained):
+    """A frozen ImageNet teacher's features are learned by any encoder.
+
+    Args:
+        teacher: timm model name with its weights' tag.
+        checkpoint: a local file with the teacher's weights; None looks in the hub's cache, then asks the hub.
+        images: a folder of any images; None takes the training images.
+        published: an encoder that has published weights gets those instead of a distilled copy (as IGD's released code
+            does for whole images); with `checkpoint` that file is used where it is the same network.
+        iterations, batch_size, lr, weight_decay: of Adam.
+        crop: smallest and largest share of the image's area that a crop holds.
+        flip_p: how often a crop is mirrored.
+        teacher_side: the teacher sees the student's crop enlarged to this side.
+        save_every: batches between two partial files.
+    """
+
+    name = "imagenet_kd"
+
+    def __init__(
+        self,
+        teacher: str,
+        checkpoint: str | None,
+        images: str | None,
+        published: bool,
+        iterations: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        crop: list[float],
+        flip_p: float,
+        teacher_side: int,
+        save_every: int,
+    ) -> None:
+        self.teacher, self.published, self.folder = teacher, published, images
+        self.iterations, self.batch_size, self.lr, self.weight_decay = iterations, batch_size, lr, weight_decay
+        self.crop, self.flip_p, self.teacher_side, self.save_every = list(crop), flip_p, teacher_side, save_every
+        self._checkpoint = checkpoint
+        self._file: Path | None = None
+        self._teacher: nn.Module | None = None
+
+    def check(self, method: Any) -> None:
+        super().check(method)
+        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+            raise UserError(f"pretraining.images={self.folder} is not a folder")
+        self._file = weights_file(self.teacher, self._checkpoint)
+        self._load_teacher()
+
+    def check_encoder(self, name: str, encoder: PretrainableEncoder) -> None:
+        if encoder.side is None:
+            raise UserError(f"pretraining={self.name} learns from images, and the encoder '{name}' takes vectors")
+
+    def _load_teacher(self) -> nn.Module:
+        if self._teacher is None:
+            import timm
+
+            try:
+                teacher = timm.create_model(self.teacher, pretrained=False, num_classes=0)
+            except RuntimeError as error:
+                raise UserError(f"pretraining.teacher={self.teacher} is no timm model: {error}") from None
+            self._file = self._file or weights_file(self.teacher, self._checkpoint)
+            fill(teacher, read_weights(self._file), self._file)
+            config = teacher.pretrained_cfg
+            self._mean, self._std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+            self._teacher = teacher.eval().requires_grad_(False)
+        return self._teacher
+
+    def images(self, datamodule: Any, device: torch.device) -> Images:
+        if self.folder is None:
+            return super().images(datamodule, device)
+        return FolderImages(Path(self.folder).expanduser(), device, max(datamodule.size))
+
+    def data_key(self, datamodule: Any) -> Any:
+        weights = digest([self._file.name, self._file.stat().st_size]) if self._file else None
+        if self.folder is None:
+            return [weights, super().data_key(datamodule)]
+        files = sorted(p for p in Path(self.folder).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
+        return [weights, list(datamodule.size), [(str(p), p.stat().st_size) for p in files]]
+
+    def augmentation(self, side: int) -> nn.Module:
+        from kornia import augmentation as A
+
+        return nn.Sequential(
+            A.RandomResizedCrop((side, side), scale=tuple(self.crop), p=1.0, cropping_mode="resample"),
+            A.RandomHorizontalFlip(p=self.flip_p),
+        )
+
+    def train(
+        self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
+    ) -> None:
+        network, teacher = encoder.network, self._load_teacher().to(images.device)
+        if self.published and encoder.published == self.teacher:
+            fill(network, read_weights(self._file), self._file)
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            same = encoder.features == teacher.num_features
+            adapter = nn.Identity() if same else nn.Linear(encoder.features, teacher.num_features)
+        adapter = adapter.to(images.device)
+        optimizer = torch.optim.Adam(
+            [*network.parameters(), *adapter.parameters()], lr=self.lr, weight_decay=self.weight_decay
+        )
+        views = Views(images, encoder, self.augmentation(encoder.side), seed)
+        mean, std = (value.to(images.device) for value in (self._mean, self._std))
+
+        def loss(k: int) -> Tensor:
+            crop = views(views.crops(k, self.batch_size), k, 0)
+            with torch.no_grad():
+                large = F.interpolate(crop, size=(self.teacher_side,) * 2, mode="bilinear", align_corners=False)
+                target = teacher((large - mean) / std)
+            return feature_distance(adapter(network(encoder.normalize(crop))), target)
+
+        loop = Loop({"encoder": network, "adapter": adapter}, optimizer, partial, self.save_every)
+        steps = min(self.iterations, max_batches or self.iterations)
+        loop.run(steps, loss, "pretraining (distillation)")
