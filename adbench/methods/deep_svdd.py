@@ -109,6 +109,10 @@ class _Hypersphere(SeveralSteps):
             "encoder": PretrainableEncoder(self.encoder, len(self.center), side, self.input, decoder=self._decoder())
         }
 
+    def before_pretraining(self, batches: Iterable[Batch]) -> None:
+        if self.input.fitted:
+            self.input.fit(batch.image for batch in batches)
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """The input's range, then the center; both once, over the rows that train (after any pretraining)."""
         rows: Iterable[Tensor] = (batch.image for batch in batches)

@@ -132,6 +132,8 @@ class IsolationForest(Shallow):
         self, kind: str, image_size: int, scaling: str, encoder: str | None, trees: int, rows_per_tree: int
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
+        if trees < 1 or rows_per_tree < 2:
+            raise UserError(f"a forest needs a tree and trees need 2 rows, got {trees} trees of {rows_per_tree} rows")
         self.trees, self.rows_per_tree = trees, rows_per_tree
 
     def fit_rows(self, rows: Tensor) -> None:
