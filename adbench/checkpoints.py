@@ -35,9 +35,7 @@ class WholeFiles(CheckpointIO):
                 except OSError:  # a file system without hard links: the rename below is atomic all the same
                     link.unlink(missing_ok=True)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
 from adbench.files import write_text
-from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash
+from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -102,18 +102,16 @@ def _resolve(cfg: DictConfig) -> None:
     kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
-            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this data set is of kind {cfg.data.kind}; "
+            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
+    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
+    if missing:
+        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(
-            f"the value {key} is missing: give it on the command line as {key}=..."
-            if "Missing mandatory value" in str(error)
-            else f"the configuration does not resolve: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
 
 
 def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest) -> None:
@@ -218,8 +216,8 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         for logger in loggers:
             with suppress(Exception):
                 logger.finalize("success" if sys.exc_info()[0] is None else "failed")
-        if "wandb" in sys.modules:  # without this the jobs of a sweep merge into one run
-            sys.modules["wandb"].finish(quiet=True)
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish()  # without this the jobs of a sweep merge into one run
 
 
 def _pretraining(cfg: DictConfig, method: Any) -> Any:
@@ -309,7 +307,7 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
                 "name": "/".join([*tags, f"seed{cfg.seed}"]),
                 "config": OmegaConf.to_container(cfg, resolve=True),
             }  # fmt: skip
-        logger = instantiate(node, **options)
+        logger = instantiate(node, _partial_=True)(**options)  # "config" is a name that instantiate keeps for itself
         if name != "wandb":
             with suppress(Exception):
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
@@ -324,12 +322,14 @@ def summary(record: dict[str, Any], folder: Path) -> str:
     """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
     metrics = record.get("metrics", {})
     width = max((len(name) for name in metrics), default=0)
-    lines = [f"  {name:<{width}}  {'null' if value is None else format(value, '.4f')}" for name, value in metrics.items()]  # noqa: E501
+    shown = {name: "null" if value is None else f"{value:.4f}" for name, value in metrics.items()}
+    lines = [f"  {name:<{width}}  {value}" for name, value in shown.items()]
     picture = folder / "figures" / "panels.png"
     if picture.exists():
         lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    lines.append(f"{record['method']} on {record['data']}, seed {record['seed']}: {', '.join(main) or 'no metric is defined'} -> {folder}")  # noqa: E501
+    what = f"{record['method']} on {record['data']}, seed {record['seed']}"
+    lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
     return "\n".join(lines)
 
 
@@ -383,14 +383,28 @@ def _hardware(threads: int) -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": threads, "gpus": gpus}
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "gpus": gpus,
+    }
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"adbench": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy"):
+    for name in (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "hydra-core",
+        "kornia",
+        "pytorch-msssim",
+        "timm",
+        "numpy",
+    ):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -402,12 +416,15 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
     try:
-        call = lambda *args: subprocess.run(  # noqa: E731
-            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10  # noqa: S607
-        ).stdout.strip()
-        return {"commit": call("rev-parse", "HEAD"), "modified": bool(call("status", "--porcelain", "-uno"))}
+        modified = bool(_git_says(root, "status", "--porcelain", "-uno"))
+        return {"commit": _git_says(root, "rev-parse", "HEAD"), "modified": modified}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git_says(root: Path, *arguments: str) -> str:
+    line = ["git", *arguments]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
 
 def _refresh_rate() -> int:

@@ -52,7 +52,11 @@ def help_text() -> str:
     """What `--help` prints."""
     import textwrap
 
-    lines = ["Train and test a visual anomaly detector: python -m adbench.run [group=choice] [key=value] ...", "", "Groups:"]
+    lines = [
+        "Train and test a visual anomaly detector: python -m adbench.run [group=choice] [key=value] ...",
+        "",
+        "Groups:",
+    ]
     for group in GROUPS:
         names = choices(group)
         if names:

@@ -36,12 +36,13 @@ def conf_dir() -> Path:
 # -- where a run goes ---------------------------------------------------------------------------------------------
 
 
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted name."""
     if isinstance(node, Mapping):
-        flat: dict[str, Any] = {}
+        leaves: dict[str, Any] = {}
         for key, value in node.items():
-            flat |= _flat(value, f"{prefix}.{key}")
-        return flat
+            leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return leaves
     return {prefix: node}
 
 
@@ -49,7 +50,7 @@ def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
     """Every value that can change a run's result, by dotted name, interpolations resolved."""
     values: dict[str, Any] = {}
     for group in (*GROUPS, "budget"):
-        values |= _flat(OmegaConf.to_container(cfg[group], resolve=True), group)
+        values |= flat(OmegaConf.to_container(cfg[group], resolve=True), group)
     values["trainer.precision"] = cfg.trainer.precision
     skipped = (*UNHASHED, *(f"{group}.id" for group in GROUPS))
     # A recipe only feeds other values, which are hashed themselves; a budget's name is not its length.
@@ -71,8 +72,10 @@ def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig
     """The configuration of the same group choices with no value overridden."""
     # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
     overrides = [*(f"{group}={choices[group]}" for group in GROUPS), f"seed={cfg.seed}"]
-    reference = GlobalHydra.instance().config_loader().load_configuration(
-        config_name="config", overrides=overrides, run_mode=RunMode.RUN
+    reference = (
+        GlobalHydra.instance()
+        .config_loader()
+        .load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
     )
     OmegaConf.set_struct(reference, False)
     for group in GROUPS:
@@ -147,7 +150,9 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{self.path} is being written by another process; wait for it, or use another seed") from None
+            raise UserError(
+                f"{self.path} is being written by another process; wait for it, or use another seed"
+            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,7 +214,8 @@ def build_method(cfg: DictConfig) -> Any:
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
     """
-    node = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if k not in ("recipe", "id")})  # noqa: E501
+    values = OmegaConf.to_container(cfg.method, resolve=True)
+    node = OmegaConf.create({key: value for key, value in values.items() if key not in ("recipe", "id")})
     method = instantiate(node, _convert_="all")
     method.seed = cfg.seed
     return method

@@ -23,7 +23,6 @@ def scores(folder: Path) -> list[float]:
 def test_a_run_leaves_the_folder_that_the_readme_describes(run):
     code, folder = run(*SMALL)
     assert code == 0
-    assert folder.parts[-5:-1] == ("cbigan-small", "mvtec", "bottle", "one_class")[-0:] or True
     for name in ("metrics.json", "scores.csv", "calibration.csv", "split.json", "run.log", ".hydra/config.yaml",
                  "checkpoints/last.ckpt", "figures/panels.png", "figures/roc.png"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
@@ -105,7 +104,7 @@ def test_a_loss_that_becomes_nan_fails_the_run_with_its_name_and_step(run, monke
         (("data=mnist",), "data.download=true"),
         (("data=digits", "data.normal_class=11"), "11"),
         (("budget.max_batches=-1",), "at least 0"),
-        (("data=folder", "data.name=mine"), "data.root"),
+        (("data=folder", "data.name=mine"), "give data.root=... on the command line"),
     ],
 )
 def test_what_a_user_gets_wrong_ends_in_one_clear_message_before_training(run, arguments, message, capfd):

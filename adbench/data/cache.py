@@ -206,7 +206,7 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
                 bar.update()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)  # part of what the pool's threads set is the process's
+            torch.set_num_threads(threads)  # in builds without OpenMP the number is the process's
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:

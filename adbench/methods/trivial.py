@@ -49,7 +49,7 @@ class PCAResidual(Method):
         self.mean.copy_(rows.mean(0))
         rows = rows - self.mean
         # The Gram matrix is small (rows x rows); its eigenvectors give the components of the pixels.
-        values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+        vectors = torch.linalg.eigh((rows @ rows.T).double()).eigenvectors
         keep = min(self.components, len(rows) - 1)
         leading = vectors[:, -keep:].T.flip(0).to(rows.dtype) @ rows
         self.basis.zero_()

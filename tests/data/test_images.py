@@ -84,8 +84,8 @@ def test_a_mask_is_whatever_is_not_zero_in_a_lossless_file(tmp_path):
 
 def test_the_noise_around_zero_in_a_jpeg_mask_is_no_defect(tmp_path):
     wanted = np.zeros((32, 32), np.uint8)
-    wanted[8:24, 8:24] = 255
-    Image.fromarray(wanted).save(tmp_path / "m.jpg", quality=80)
+    wanted[10:21, 11:22] = 255
+    Image.fromarray(wanted).save(tmp_path / "m.jpg", quality=60)
     assert (decode_mask(tmp_path / "m.jpg") == (wanted > 0)).mean() > 0.98
 
 

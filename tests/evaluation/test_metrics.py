@@ -271,6 +271,16 @@ def test_merging_halves_and_any_batch_size_equal_the_whole():
         assert other.compute() == pytest.approx(whole.compute(), abs=1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_counting_on_a_gpu_equals_counting_on_the_cpu():
+    maps, mask = maps_and_masks(decimals=1)
+    gpu = PixelMetrics(0.25).to("cuda")
+    gpu.update(maps.cuda(), mask.cuda())
+    cpu = counted(maps, mask, offset=0.25)
+    assert torch.equal(gpu.negatives.cpu(), cpu.negatives)
+    assert gpu.compute() == pytest.approx(cpu.compute(), abs=1e-12)
+
+
 def test_power_of_two_scales_change_nothing_and_other_scales_little():
     maps, mask = maps_and_masks()
     reference = counted(maps, mask).compute()

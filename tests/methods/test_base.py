@@ -16,7 +16,9 @@ from adbench.methods.base import (
 
 class Two(Adversarial):
     def __init__(self, **kwargs):
-        super().__init__({"first": lambda p: torch.optim.SGD(p, lr=1.0), "second": lambda p: torch.optim.SGD(p, lr=1.0)}, **kwargs)
+        super().__init__(
+            {"first": lambda p: torch.optim.SGD(p, lr=1.0), "second": lambda p: torch.optim.SGD(p, lr=1.0)}, **kwargs
+        )
         self.a, self.b = nn.Linear(1, 1), nn.Linear(1, 1)
 
     def phases(self):
