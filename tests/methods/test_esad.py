@@ -69,9 +69,10 @@ def test_the_two_encoders_share_a_layout_but_no_storage_and_the_second_does_not_
 
 
 def test_the_whole_model_has_the_parameters_of_table_6():
-    count = lambda **options: sum(
-        p.numel() for p in esad("small", 32, widths=[64, 128, 256, 512, 512], **options).parameters()
-    )  # noqa: E731, E501
+    def count(**options) -> int:
+        method = esad("small", 32, widths=[64, 128, 256, 512, 512], **options)
+        return sum(p.numel() for p in method.parameters())
+
     assert count(code_bn=True) == 21_222_723
     assert count() == 21_220_675
     assert count(batch_norm=False) == 21_208_899
