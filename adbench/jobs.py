@@ -162,6 +162,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         fitter = Trainer(**trainer_options, callbacks=[saver, bar])
         if pretraining is not None and not found:
             method.to(fitter.strategy.root_device)
+            method.before_pretraining(datamodule.training_batches(fitter.strategy.root_device))
             pretraining(method, datamodule, cache_dir=cfg.cache_dir, seed=cfg.seed,
                         max_batches=cfg.budget.pretraining_batches)  # fmt: skip
             record["time"]["pretraining_s"] = round(time.perf_counter() - clock, 2)

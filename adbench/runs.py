@@ -70,7 +70,8 @@ def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
 
 def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
     """The configuration of the same group choices with no value overridden."""
-    overrides = [f"{group}={choices[group]}" for group in GROUPS]
+    # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
+    overrides = [*(f"{group}={choices[group]}" for group in GROUPS), f"seed={cfg.seed}"]
     reference = (
         GlobalHydra.instance()
         .config_loader()

@@ -6,6 +6,9 @@ which does not depend on the method, so every method of a comparison gets the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from adbench.data.records import Records, Split
@@ -23,6 +26,178 @@ def one_class(records: Records, rng: np.random.Generator, supervision: str, *, h
     """
     train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
     return Split(train, np.zeros(len(train), np.int8), kept, np.flatnonzero(records.split == "test"))
+
+
+def small_train(
+    records: Records, rng: np.random.Generator, supervision: str, *, fraction: float, holdout: float = 0.05
+) -> Split:
+    """As `one_class`, on a share of the normal training rows. With one `rng` state a smaller share lies in a larger.
+
+    Source: Chen et al. 2022 (IGD), Table 6.
+
+    Args:
+        records, rng, supervision: see `one_class`.
+        fraction: share of the normal training rows that there are, in (0, 1], rounded; held-out rows are among them.
+        holdout: share of *these* rows kept back.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"protocol.fraction is a share of the normal training rows in (0, 1], got {fraction}")
+    normal = normal_rows(records, "train")
+    some = np.sort(rng.permutation(normal)[: round(fraction * len(normal))])
+    train, kept = hold_out(some, rng, holdout)
+    return Split(train, np.zeros(len(train), np.int8), kept, np.flatnonzero(records.split == "test"))
+
+
+def contaminated(
+    records: Records, rng: np.random.Generator, supervision: str, *, ratio: float, holdout: float = 0.05
+) -> Split:
+    """As `one_class`, with a share of the *anomalous test rows* moved to the training rows, unlabelled.
+
+    The moved rows are not tested, so test sets of different ratios differ.
+
+    Source: Chen et al. 2022 (IGD), Table 7.
+
+    Args:
+        records, rng, supervision: see `one_class`.
+        ratio: of the anomalous test rows, in [0, 1), rounded; at least one must be left to test.
+        holdout: share of the normal training rows kept back.
+    """
+    if not 0 <= ratio < 1:
+        raise UserError(f"protocol.ratio is a share of the anomalous test rows in [0, 1), got {ratio}")
+    anomalous = np.flatnonzero((records.split == "test") & (records.label == 1))
+    count = round(ratio * len(anomalous))
+    if ratio > 0 and not 0 < count < len(anomalous):
+        raise UserError(
+            f"protocol.ratio={ratio} of the {len(anomalous)} anomalous test rows is {count}; at least one must move "
+            "to the training rows and one must stay: change protocol.ratio, or use more test images"
+        )
+    train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
+    moved = rng.permutation(anomalous)[:count]
+    train = np.sort(np.concatenate([train, moved]))
+    return Split(
+        train, np.zeros(len(train), np.int8), kept, np.setdiff1d(np.flatnonzero(records.split == "test"), moved)
+    )
+
+
+def semi_supervised(
+    records: Records,
+    rng: np.random.Generator,
+    supervision: str,
+    *,
+    labelled_ratio: float,
+    pollution_ratio: float = 0.0,
+    labelled_classes: int | Sequence[str | int] = 1,
+    labelled_normal_ratio: float = 0.0,
+    holdout: float = 0.05,
+) -> Split:
+    """Normal training rows with some known anomalies and some unknown ones; nobody trains on the other anomalies.
+
+    Known and unknown anomalies are drawn without overlap, the known ones first. The held-out rows are taken off before
+    anything is counted. Unsupervised methods later lose the known anomalies, and only those.
+
+    Source: Ruff et al. 2020 (Deep SAD), section 4; Huang et al. 2021 (ESAD), section 4.2.
+
+    Args:
+        records, rng, supervision: see `one_class`.
+        labelled_ratio: known anomalies as a share of all training rows, in [0, 1) (gamma_l).
+        pollution_ratio: unknown anomalies as a share of the unlabelled rows, in [0, 1) (gamma_p).
+        labelled_classes: how many kinds of anomaly are known, drawn at random (0: no labels); or a list of their names
+            (k_l). Kinds are the defects, which in data sets of classes are the classes.
+        labelled_normal_ratio: known normals as a share of all training rows.
+        holdout: share of the normal training rows kept back.
+    """
+    train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
+    none = isinstance(labelled_classes, int) and labelled_classes == 0
+    wanted = semi_supervised_counts(len(train), 0.0 if none else labelled_ratio, pollution_ratio, labelled_normal_ratio)
+    for name, value, count in (
+        ("labelled_ratio", 0.0 if none else labelled_ratio, wanted.known_anomalous),
+        ("pollution_ratio", pollution_ratio, wanted.unknown_anomalous),
+        ("labelled_normal_ratio", labelled_normal_ratio, wanted.known_normal),
+    ):
+        if value > 0 and count == 0:
+            raise UserError(f"protocol.{name}={value} of {len(train)} normal training rows is less than one row")
+    anomalous = rng.permutation(np.flatnonzero((records.split == "train") & (records.label == 1)))
+    kinds = _known_kinds(records, anomalous, rng, 0 if wanted.known_anomalous == 0 else labelled_classes)
+    of_known_kind = np.isin(records.defect[anomalous], kinds)
+    known = anomalous[of_known_kind][: wanted.known_anomalous]
+    if len(known) < wanted.known_anomalous:
+        raise UserError(
+            f"protocol.labelled_ratio={labelled_ratio} asks for {wanted.known_anomalous} known anomalies, and the "
+            f"training rows hold {len(known)} of {', '.join(kinds)}; lower it, or know more protocol.labelled_classes"
+        )
+    # Drawn anew: at the front of the first draw the known kinds are thinned out.
+    left = rng.permutation(anomalous[~np.isin(anomalous, known)])
+    unknown = left[: wanted.unknown_anomalous]
+    if len(unknown) < wanted.unknown_anomalous:
+        raise UserError(
+            f"protocol.pollution_ratio={pollution_ratio} asks for {wanted.unknown_anomalous} unlabelled anomalies, and "
+            f"{len(unknown)} anomalous training rows are left; lower protocol.pollution_ratio"
+        )
+    known_normal = rng.permutation(train)[: wanted.known_normal]
+    rows = np.sort(np.concatenate([train, known, unknown]))
+    label = np.zeros(len(rows), np.int8)
+    label[np.isin(rows, known)] = -1
+    label[np.isin(rows, known_normal)] = 1
+    return Split(rows, label, kept, np.flatnonzero(records.split == "test"))
+
+
+class SemiSupervisedCounts(NamedTuple):
+    """Rows of each kind beside the unlabelled normal ones."""
+
+    known_normal: int
+    known_anomalous: int
+    unknown_anomalous: int
+
+
+def semi_supervised_counts(
+    normal: int, labelled_ratio: float, pollution_ratio: float, labelled_normal_ratio: float = 0.0
+) -> SemiSupervisedCounts:
+    """Solve for the total T: known anomalies = labelled_ratio T, known normals = labelled_normal_ratio T, unknown
+    anomalies = pollution_ratio (unknown anomalies + unlabelled normals), all normals = `normal`; then cut to integers.
+
+    Source: Ruff et al. 2020 (Deep SAD), section 4, and its published sampler.
+    """
+    for name, value in (
+        ("labelled_ratio", labelled_ratio),
+        ("pollution_ratio", pollution_ratio),
+        ("labelled_normal_ratio", labelled_normal_ratio),
+    ):
+        if not 0 <= value < 1:
+            raise UserError(f"protocol.{name} is a share in [0, 1), got {value}")
+    odds = pollution_ratio / (1 - pollution_ratio)
+    share = 1 + odds * labelled_normal_ratio - labelled_ratio
+    total = normal * (1 + odds) / share if share > 0 else np.inf
+    if labelled_normal_ratio * total > normal:
+        raise UserError(
+            f"protocol.labelled_normal_ratio={labelled_normal_ratio} with labelled_ratio={labelled_ratio} asks for "
+            f"more known normals than the {normal} normal training rows; lower one of them"
+        )
+    unlabelled = normal - labelled_normal_ratio * total
+    whole = (int(x + 1e-9) for x in (labelled_normal_ratio * total, labelled_ratio * total, odds * unlabelled))
+    return SemiSupervisedCounts(*whole)
+
+
+def _known_kinds(
+    records: Records, anomalous: np.ndarray, rng: np.random.Generator, wanted: int | Sequence[str | int]
+) -> list[str]:
+    """The names of the kinds of anomaly of which some are known."""
+    present = sorted(set(records.defect[anomalous].tolist()))
+    if isinstance(wanted, int):
+        if not 0 <= wanted <= len(present):
+            raise UserError(
+                f"protocol.labelled_classes={wanted} kinds of known anomalies were asked for; the training rows hold "
+                f"{len(present)}{': ' if present else ''}{', '.join(present)}"
+                + ("" if present else "; this data set has no anomalous training rows: use protocol=one_class")
+            )
+        return [present[i] for i in rng.permutation(len(present))[:wanted]]
+    names = [str(name) for name in wanted]
+    missing = [name for name in names if name not in present]
+    if missing or len(set(names)) < len(names):
+        raise UserError(
+            f"protocol.labelled_classes=[{', '.join(names)}] must name different kinds of anomalous training rows; "
+            f"there are {', '.join(present) or 'none'}"
+        )
+    return names
 
 
 def normal_rows(records: Records, split: str) -> np.ndarray:

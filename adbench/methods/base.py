@@ -50,6 +50,9 @@ class Method(LightningModule):
 
     # -- what a method may define ---------------------------------------------------------------------------------
 
+    def before_pretraining(self, batches: Iterable[Batch]) -> None:
+        """Fit, on the training rows, what stands between data and encoder, so that pretraining sees it too."""
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Compute centers and statistics from the training rows, once before the first step. Kept in buffers."""
 

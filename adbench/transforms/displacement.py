@@ -1,0 +1,37 @@
+"""ESAD's φ: what a known anomaly is to be reconstructed as instead of itself. What is random comes in as a tensor.
+
+Source: Huang et al. 2021 (ESAD), section 3.3 ("adding Gaussian noise or a random permutation between various
+dimensions; for the image data, a noised and rotated version of the original images").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def quarter_turned(image: Tensor, draw: Tensor) -> Tensor:
+    """Each image turned by 90, 180 or 270 degrees, never by 0.
+
+    Args:
+        image: (B, C, S, S).
+        draw: (B,) in [0, 1).
+
+    Raises:
+        ValueError: the images are not square.
+    """
+    if image.shape[-1] != image.shape[-2]:
+        raise ValueError(f"only square images stay in shape when turned by 90 degrees, got {tuple(image.shape)}")
+    turns = torch.stack([image.rot90(k, (-2, -1)) for k in (1, 2, 3)])
+    return turns[(draw * 3).long().clamp(0, 2), torch.arange(len(image), device=image.device)]
+
+
+def permuted(features: Tensor, draw: Tensor) -> Tensor:
+    """Each row's features in another order that leaves none in place: one random cycle through all of them.
+
+    Args:
+        features: (B, D).
+        draw: (B, D) in [0, 1); its order is the cycle.
+    """
+    cycle = draw.argsort(1)
+    return torch.zeros_like(features).scatter(1, cycle, features.gather(1, cycle.roll(1, 1)))
