@@ -79,6 +79,8 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         folder.write_metrics(record)
         _train_and_test(cfg, folder, record, request)
     except BaseException as error:
+        while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
+            error = error.__cause__
         stopped = request.received or isinstance(error, KeyboardInterrupt)
         record["status"] = "interrupted" if stopped else "failed"
         record["error"] = "stopped by a signal" if stopped else _one_line(error)
