@@ -30,7 +30,7 @@ format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff format .
 
 test: $(STAMP) lint  ## lint and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)  ## measure what the README claims about speed and memory; writes bench.json
 	$(BIN)/python -m bench

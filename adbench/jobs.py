@@ -123,7 +123,9 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     from pytorch_lightning.callbacks import TQDMProgressBar
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
+    from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
+    from adbench.evaluation.extra_scores import ExtraScores
     from adbench.evaluation.metrics import held_out_threshold, histogram_offset
     from adbench.evaluation.panels import Panels
 
@@ -202,11 +204,14 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
             folder.path / "figures", evaluator, datamodule.records.defect, datamodule.split.test,
             per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal,
         )  # fmt: skip
-        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, TQDMProgressBar(_refresh_rate())])
+        defects = datamodule.records.defect
+        codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
+        bar = TQDMProgressBar(refresh_rate=_refresh_rate())
+        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
-        record["metrics"] = evaluator.results()
+        record["metrics"] = evaluator.results() | extra.results()
         record["per_defect_image_auroc"] = evaluator.per_defect(datamodule.records.defect)
         record["image_auroc_interval_95"] = evaluator.interval()
         for logger in loggers:
