@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -39,12 +40,25 @@ def write_mvtec(root: Path, category: str, train: int = 8, normal: int = 3, anom
     return root
 
 
+def write_mnist(root: Path) -> None:
+    """The four files of MNIST, gzipped as published, with a few rows of noise of each class."""
+    rng = np.random.default_rng(3)
+    root.mkdir(parents=True)
+    for part, count in (("train", 120), ("t10k", 40)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        for name, magic, values in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            header = np.array([magic, *values.shape], dtype=">i4").tobytes()
+            with gzip.open(root / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(header + values.tobytes())
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the MVTec categories that the README's commands name."""
+    """A data root with the MVTec categories and the MNIST that the README's commands name."""
     root = tmp_path_factory.mktemp("data")
     for category in ("bottle", "screw", "carpet"):
         write_mvtec(root / "mvtec", category)
+    write_mnist(root / "MNIST" / "raw")
     return root
 
 

@@ -101,7 +101,7 @@ def test_a_loss_that_becomes_nan_fails_the_run_with_its_name_and_step(run, monke
     ("arguments", "message"),
     [
         (("data=mvtec/cable",), "cable"),
-        (("data=mnist",), "data.download=true"),
+        (("data=fashion_mnist",), "data.download=true"),
         (("data=digits", "data.normal_class=11"), "11"),
         (("budget.max_batches=-1",), "at least 0"),
         (("data=folder", "data.name=mine"), "give data.root=... on the command line"),
