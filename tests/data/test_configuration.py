@@ -14,7 +14,11 @@ NAMES = sorted(
     for path in (CONF / "data").rglob("*.yaml")
     if not path.name.startswith("_")
 )
-EXTRA = {"folder": ["data.name=mine", "data.root=there"], "npz": ["data.name=mine", "data.file=there.npz"]}
+EXTRA = {
+    "folder": ["data.name=mine", "data.root=there"],
+    "npz": ["data.name=mine", "data.file=there.npz"],
+    "tabular": ["data.name=mine", "data.file=there.npz", "data.features=4"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,8 @@ def composed(tmp_path_factory):
         defaults: [_self_, data: digits, protocol: one_class]
         hydra: {{searchpath: ["file://{CONF}"]}}
         data_root: root
-        method: {{recipe: {{batch_size: 16, input: {{object: 128, texture: 512, small: 32}}}}}}
+        seed: 0
+        method: {{recipe: {{batch_size: 16, input: {{object: 128, texture: 512, small: 32, tabular: 1}}}}}}
         """
     )
     with initialize_config_dir(str(folder), version_base="1.3"):
@@ -47,7 +52,7 @@ def test_every_data_set_resolves_and_its_constructor_takes_its_keys(composed, na
 
     data = composed(f"data={name}", *EXTRA.get(name, [])).data
     assert not OmegaConf.missing_keys(data)
-    assert data.kind in ("object", "texture", "small")
+    assert data.kind in ("object", "texture", "small", "tabular")
     arguments = {key: value for key, value in data.source.items() if key != "_target_"}
     inspect.signature(get_class(data.source._target_)).bind(**arguments)
 
@@ -72,7 +77,7 @@ def test_patterns_reach_the_folder(composed):
 
 
 def test_embedded_textures_keep_their_size_and_seed_whatever_the_run(composed):
-    data = composed("data=textures/grass", "+seed=7").data
+    data = composed("data=textures/grass", "seed=7").data
     assert data.image_size == 128 and data.source.seed == 0 and data.source.size == 128
 
 
