@@ -23,10 +23,6 @@ def composed(*overrides):
     return compose("config", overrides=list(overrides))
 
 
-def method_for(kind_of_data: str, method: str) -> bool:
-    return kind_of_data in composed(f"method={method}").method.recipe.input
-
-
 @pytest.mark.parametrize("name", choices("method"))
 def test_a_method_names_every_constructor_argument_and_no_other(name):
     cfg = composed(f"method={name}")
@@ -51,14 +47,18 @@ def test_a_recipe_has_a_paper_and_a_quick_budget_and_says_what_it_takes(name):
 def test_a_data_set_composes_with_a_method_that_takes_its_kind(name):
     overrides = {"folder": ["data.name=n", "data.root=/r"], "npz": ["data.name=n", "data.file=/f.npz"]}.get(name, [])
     cfg = composed(f"data={name}", "method=brightness", *overrides)
+    assert cfg.data.kind in KIND_OF
     if cfg.data.kind in cfg.method.recipe.input:
-        OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
+        data = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
+        assert data["image_size"]
+        assert data["id"]
 
 
 @pytest.mark.parametrize("group", ["protocol", "budget", "trainer", "logger"])
 def test_every_choice_of_a_group_composes_and_resolves(group):
     for name in choices(group):
-        OmegaConf.to_container(composed(f"{group}={name}")[group], resolve=True)
+        values = OmegaConf.to_container(composed(f"{group}={name}")[group], resolve=True)
+        assert values, name
 
 
 def folder_of(*overrides):

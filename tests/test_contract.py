@@ -114,12 +114,9 @@ def trains(method) -> bool:
     return any(p.requires_grad for p in method.parameters())
 
 
-def test_images(datamodule) -> torch.Tensor:
+def images_under_test(datamodule) -> torch.Tensor:
     batches = list(datamodule.test_dataloader())
     return torch.cat([datamodule.on_after_batch_transfer(b, 0).image for b in batches])
-
-
-test_images.__test__ = False
 
 
 @pytest.mark.parametrize("name", variants())
@@ -134,7 +131,7 @@ def test_method_contract(name, tmp_path):
         same = [n for n in same if (grad := method.get_parameter(n).grad) is None or not grad.any()]
         assert [n for n in same if not n.startswith(tuple(method.gradient_free))] == []
 
-    image = test_images(datamodule)
+    image = images_under_test(datamodule)
     with torch.no_grad():
         scores = method.score(image)
         assert scores.image.shape == (len(image),)
