@@ -85,4 +85,6 @@ def test_the_real_files_are_the_published_sets(name):
     if not root.is_dir():
         pytest.skip("no ODDS files below ADBENCH_DATA")
     features, rows, anomalous = PUBLISHED[name][:3]
-    Odds(name, root, 0, features, {"rows": rows, "anomalous": anomalous})
+    source = Odds(name, root, 0, features, {"rows": rows, "anomalous": anomalous})
+    assert len(source.records) == rows
+    assert int(source.records.label.sum()) == anomalous

@@ -147,9 +147,10 @@ def test_a_defect_at_the_border_is_outlined_all_around():
 
 def test_maps_of_one_value_and_infinite_scores_are_drawn():
     for value in (0.0, np.inf):
-        drawing.rendered(drawing.draw_panels([panel(map=np.full((16, 20), value, np.float32), score=value)]))
-    drawing.rendered(drawing.draw_histogram([0.0, np.inf, 1.0], [0, 1, 1], threshold=0.5))
-    drawing.rendered(drawing.draw_histogram([np.inf], [1]))
+        picture = drawing.draw_panels([panel(map=np.full((16, 20), value, np.float32), score=value)])
+        assert np.ptp(drawing.rendered(picture)) > 0
+    for scores, labels in (([0.0, np.inf, 1.0], [0, 1, 1]), ([np.inf], [1])):
+        assert np.ptp(drawing.rendered(drawing.draw_histogram(scores, labels, threshold=0.5))) > 0
 
 
 def test_the_titles_tell_the_auroc():
