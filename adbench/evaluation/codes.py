@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy.stats import gaussian_kde
 
-from adbench.evaluation.panels import ANOMALOUS, DPI, FAINT, INK, NORMAL, rendered, save
+from adbench.evaluation.panels import ANOMALOUS, DPI, FAINT, INK, NORMAL, publish
+from adbench.files import whole
 from adbench.types import Batch, Scores
 
 Floats = NDArray[np.float32]
@@ -79,7 +80,6 @@ class CodePanels(Callback):
             return
         rows = sorted(self._codes)
         codes, kinds = np.stack([self._codes[row] for row in rows]), self.defects[rows]
-        self.folder.mkdir(parents=True, exist_ok=True)
         save_codes(self.folder / "codes.npz", codes, kinds)
         figures = {"codes_tsne": draw_tsne(tsne(codes, self.seed), kinds)}
         normal = np.flatnonzero(kinds == "good")
@@ -90,16 +90,7 @@ class CodePanels(Callback):
             with torch.no_grad():
                 pictures = [_decoded(pl_module, row) for row in path.values()]
             figures["codes_interpolation"] = draw_interpolations(dict(zip(path, pictures, strict=True)))
-        for name, figure in figures.items():
-            path_of_figure = self.folder / f"{name}.png"
-            save(figure, path_of_figure)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(key=f"figures/{name}", images=[str(path_of_figure)])
-                elif hasattr(logger.experiment, "add_image"):
-                    logger.experiment.add_image(
-                        f"figures/{name}", rendered(figure), trainer.global_step, dataformats="HWC"
-                    )
+        publish(figures, self.folder, trainer)
         self._codes = {}
 
 
@@ -110,12 +101,8 @@ def _decoded(method: LightningModule, codes: Floats) -> Floats:
 
 def save_codes(path: Path, codes: Floats, kinds: NDArray[np.str_]) -> None:
     """Codes (N, tiles, D) and defect kinds (N,) as one file, whole from the moment it exists."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+    with whole(path) as temporary:
         np.savez_compressed(temporary, codes=codes, kinds=kinds.astype(str))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_codes(path: str | os.PathLike[str]) -> tuple[Floats, NDArray[np.str_]]:

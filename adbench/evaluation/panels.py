@@ -19,6 +19,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.metrics import Curve, curve
+from adbench.files import whole
 from adbench.types import Batch, Scores
 
 NORMAL, ANOMALOUS, INK, FAINT = "#2f6db5", "#c8442e", "#222222", "#8a8a8a"
@@ -120,17 +121,20 @@ class Panels(Callback):
         if self._panels:
             panels = sorted(self._panels.items(), key=lambda item: (item[1].kind == "good", item[1].kind, item[0]))
             figures["panels"] = draw_panels([panel for _, panel in panels])
-        for name, figure in figures.items():
-            path = self.folder / f"{name}.png"
-            save(figure, path)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(key=f"figures/{name}", images=[str(path)])
-                elif hasattr(logger.experiment, "add_image"):
-                    logger.experiment.add_image(
-                        f"figures/{name}", rendered(figure), trainer.global_step, dataformats="HWC"
-                    )
+        publish(figures, self.folder, trainer)
         self._panels = {}
+
+
+def publish(figures: dict[str, Figure], folder: Path, trainer: Trainer) -> None:
+    """Save each figure as `<name>.png` and hand it to every logger that takes pictures."""
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        save(figure, path)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key=f"figures/{name}", images=[str(path)])
+            elif hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image(f"figures/{name}", rendered(figure), trainer.global_step, dataformats="HWC")
 
 
 def chosen_rows(
@@ -311,10 +315,5 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG under a temporary name and rename it, so that a picture that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
+    with whole(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
