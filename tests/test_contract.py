@@ -92,7 +92,7 @@ def make(name: str, tmp_path, batches: int = BATCHES, *overrides: str):
     return method, datamodule
 
 
-def fit(method, datamodule, tamper=None):
+def fit(method, datamodule, tamper=None, precision="32-true"):
     batches = method.total_batches
     if batches and trains(method):
         datamodule.set_budget(batches)
@@ -100,6 +100,7 @@ def fit(method, datamodule, tamper=None):
         trainer = pl.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=callbacks, num_sanity_val_steps=0,
+            precision=precision,
         )  # fmt: skip
         trainer.fit(method, datamodule=datamodule)
     else:
@@ -185,6 +186,16 @@ def test_no_label_reaches_the_weights(name, tmp_path):
     method, datamodule = make(name, tmp_path, 2)
     tampered = fit(method, datamodule, Relabel(semi=method.supervision == "unsupervised")).state_dict()
     assert [n for n in plain if not torch.equal(plain[n], tampered[n])] == []
+
+
+@pytest.mark.parametrize("name", [n for n in variants() if n.endswith("/small")] + ["autoencoder", "vae", "deep_svdd"])
+def test_methods_train_in_mixed_precision(name, tmp_path):
+    method, datamodule = make(name, tmp_path, 4)
+    fit(method, datamodule, precision="bf16-mixed")
+    assert method.batches_seen == 4
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in method.parameters())
+    with torch.no_grad():
+        assert torch.isfinite(method.score(images_under_test(datamodule)).image).all()
 
 
 # Training batches after which a bright square on soft stripes must stand out. The full-size networks of a paper learn

@@ -154,7 +154,7 @@ class CBiGAN(Adversarial):
     def critic_objective(self, batch: Batch) -> Terms:
         x, z = self.view(batch.image), self.randn("latent", len(batch.image), self.latent)
         with torch.no_grad():
-            encoded, generated = self.encoder(x), self.generator(z)
+            encoded, generated = self.encoder(x).float(), self.generator(z).float()
         real, fake = self.critic(torch.cat([x, generated]), torch.cat([encoded, z])).chunk(2)
         between = loss.interpolated_pairs(
             x, encoded, generated, z, self.rand("interpolation", len(x)), self.penalty_pairing
@@ -166,7 +166,7 @@ class CBiGAN(Adversarial):
 
     def encoder_generator_objective(self, batch: Batch) -> Terms:
         x, z = self.view(batch.image), self.randn("latent", len(batch.image), self.latent)
-        encoded, generated = self.encoder(x), self.generator(z)
+        encoded, generated = self.encoder(x).float(), self.generator(z).float()
         adversarial = of_image = of_latent = x.new_zeros(())
         if self.alpha < 1:
             real, fake = self.critic(torch.cat([x, generated]), torch.cat([encoded, z])).chunk(2)
