@@ -1,0 +1,310 @@
+"""The published tables, and what our runs have to say to each of their numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import yaml
+
+from adbench.report.collect import TRIVIAL, Loader, Run, Variant, protocol_of
+from adbench.report.statistics import Estimate, estimate
+
+Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
+
+
+class Row(NamedTuple):
+    """One number as printed. `breaks` names a bound that it cannot obey, `marks` what its selection or threshold saw."""
+
+    paper: str
+    table: str
+    dataset: str
+    category: str
+    metric: str
+    method: str
+    value: str
+    unit: str
+    std: str
+    setting: str
+    note: str
+    breaks: str
+    marks: str
+
+    @property
+    def number(self) -> float:
+        """As a fraction."""
+        return float(self.value) * self.scale
+
+    @property
+    def scale(self) -> float:
+        return 0.01 if self.unit == "percent" else 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of our values beside a published one, or beside none (`row` None: a trivial baseline)."""
+
+    row: Row | None
+    dataset: str
+    category: str
+    metric: str  # as printed
+    setting: str
+    variant: Variant
+    kind: str  # paper, small, variant, released, oracle, trivial
+    value: Estimate
+    expected: int | None  # members or experiments a complete value has
+    found: int | None
+    marks: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        return self.expected is None or self.found == self.expected
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published, as a fraction; None where they are not the same quantity."""
+        if self.row is None or not self.complete or self.kind in ("oracle", "trivial"):
+            return None
+        return self.value.mean - self.row.number
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Every published number, in the order of the papers' tables."""
+    with resources.files(__package__).joinpath("published.csv").open(newline="", encoding="utf-8") as file:
+        return tuple(Row(**line) for line in csv.DictReader(file))
+
+
+@cache
+def mapping() -> dict[str, Any]:
+    """mapping.yaml."""
+    return yaml.load(resources.files(__package__).joinpath("mapping.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506
+
+
+def tables() -> dict[tuple[str, str], list[Row]]:
+    """(paper, table) -> its rows."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows():
+        found.setdefault((row.paper, row.table), []).append(row)
+    return found
+
+
+# -- one published row and the runs -------------------------------------------------------------------------------
+
+
+def members(row: Row) -> tuple[str, list[tuple[str, str]]]:
+    """How a row joins data sets ("one", "mean" or "experiments"), and the (template of ids, member) that it joins."""
+    dataset, names = mapping()["datasets"][row.dataset], mapping()["members"]
+    how = mapping()["categories"].get(row.category)
+    if how is None or "{}" not in dataset["ids"]:
+        member = dataset.get("categories", {}).get(row.category, row.category)
+        return "one", [(dataset["ids"], str(member))]
+    return how["join"], [(dataset["ids"], str(name)) for name in names[how.get("members", dataset["members"])]]
+
+
+def _templates(row: Row) -> list[tuple[str, str]]:
+    """Templates of our data ids for a row's data set, with the mark that each deserves."""
+    dataset = mapping()["datasets"][row.dataset]
+    return [(dataset["ids"], ""), *dataset.get("stand_ins", {}).items()]
+
+
+def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
+    setting = mapping()["settings"][row.setting]
+    return protocol_of(setting["protocol"], {"labelled_classes": 1, **setting})
+
+
+def _protocol_fits(variant: Variant, row: Row) -> bool:
+    wanted, ours = wanted_protocol(row), variant.protocol
+    if row.setting == "3 runs" and ours[0] == ("protocol", "semi_supervised"):
+        return True  # the labelled share is each set's own
+    return len(wanted) == len(ours) and all(
+        a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9) for a, b in zip(wanted, ours, strict=True)
+    )
+
+
+class Match(NamedTuple):
+    kind: str  # paper, small, variant
+    spec: Mapping[str, Any]
+
+
+def match(variant: Variant, paper: str, printed: Iterable[str]) -> dict[str, Match]:
+    """Which of a table's printed methods a variant answers, and as what.
+
+    A variant that has changed what one printed method asks for (`with`) answers that method and no more general one.
+    """
+    method = mapping()["same_method"].get(variant.method, variant.method)
+    changed = dict(variant.changed)
+    found: dict[str, tuple[int, Match]] = {}
+    for name in printed:
+        spec = mapping()["methods"].get(paper, {}).get(name)
+        if spec is None or ("pretraining" in spec and variant.pretraining not in spec["pretraining"]):
+            continue
+        asked = {key: json.dumps(value) for key, value in spec.get("with", {}).items()}
+        if any(key not in changed or json.loads(changed[key]) != json.loads(value) for key, value in asked.items()):
+            continue
+        for kind, key in (("paper", "ours"), ("small", "small"), ("variant", "variants")):
+            if method in spec.get(key, ()):
+                found[name] = (len(asked), Match(kind, spec))
+    most = max((asked for asked, _ in found.values()), default=0)
+    return {name: m for name, (asked, m) in found.items() if asked == most}
+
+
+def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str) -> list[str]:
+    """What a reader must know of one of our values."""
+    marks = []
+    if kind == "trivial":
+        marks.append("trivial baseline")
+    elif variant.budget != "paper":
+        marks.append(f"budget {variant.budget}")
+    if kind == "small":
+        marks.append("small preset")
+    elif kind == "variant":
+        marks.append("variant")
+    elif kind == "paper" and not spec.get("own"):
+        marks.append("our implementation of a cited baseline")
+    asked = spec.get("with", {})
+    changed = [f"{key}={value}" for key, value in variant.changed if key not in asked]
+    if changed:
+        marks.append(f"changed: {', '.join(changed)}")
+    if variant.pretraining not in spec.get("expected_pretraining", [variant.pretraining]):
+        marks.append(f"pretraining {variant.pretraining}, the paper's is {' or '.join(spec['expected_pretraining'])}")
+    if metric.startswith("transductive/"):
+        marks.append("transductive threshold")
+    elif metric.startswith("oracle/"):
+        marks.append("oracle selection")
+    elif metric.startswith("released/"):
+        marks.append("released program's metric")
+    return marks
+
+
+def selection_marks(runs: Iterable[Run]) -> list[str]:
+    """A selection that saw test labels is named, whatever a metric is called."""
+    selections = {str(run.record.get("selection") or "") for run in runs}
+    return [f"selection: {s}" for s in sorted(selections) if "test" in s.lower() or "oracle" in s.lower()]
+
+
+def joined(
+    row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str, more: Mapping[str, Mapping[int, Run]]
+) -> tuple[Estimate, int | None, int | None, list[Run]] | None:
+    """Our value for a row: estimate, members found and expected (None for single sets), and the runs behind it.
+
+    `more` holds runs of the same method under its other name, for members that `groups` lacks.
+    """
+    join, ids = members(row)
+    wanted = [template.format(member) for _, member in ids]
+    if join == "experiments":
+        runs = [run for seeds in groups.values() for run in seeds.values() if run.data in wanted]
+        runs = [run for run in runs if run.metrics.get(metric) is not None]
+        value = estimate([run.metrics[metric] for run in runs])
+        known = any(run.experiment != run.data for run in runs)
+        found = len({run.experiment for run in runs})
+        return None if value is None else (value, found, len(wanted) * (9 if known else 1), runs)
+    places = {data: groups.get(data) or more.get(data) or {} for data in wanted}
+    per_seed: dict[int, dict[str, Run]] = {}
+    for data, seeds in places.items():
+        for seed, run in seeds.items():
+            if run.metrics.get(metric) is not None:
+                per_seed.setdefault(seed, {})[data] = run
+    if not per_seed:
+        return None
+    if join == "one":
+        runs = [run for found in per_seed.values() for run in found.values()]
+        return estimate([run.metrics[metric] for run in runs]), None, None, runs  # type: ignore[return-value]
+    most = max(len(found) for found in per_seed.values())
+    fullest = [found for found in per_seed.values() if len(found) == most]
+    if most < len(wanted):  # seeds must share their members, or their deviation means nothing
+        shared = set.intersection(*({*found} for found in fullest))
+        fullest = fullest if len(shared) == most else fullest[:1]
+    means = [sum(run.metrics[metric] for run in found.values()) / most for found in fullest]  # type: ignore[misc]
+    return estimate(means), most, len(wanted), [run for found in fullest for run in found.values()]  # type: ignore[return-value]
+
+
+def _under_other_names(variant: Variant, groups: Groups) -> dict[str, Mapping[int, Run]]:
+    other = {theirs for theirs, ours in mapping()["same_method"].items() if ours == variant.method}
+    return {
+        data: seeds
+        for v, found in groups.items()
+        if v.method in other and v._replace(method=variant.method) == variant
+        for data, seeds in found.items()
+    }
+
+
+def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
+    """Every value of ours that belongs beside a table's rows, in the order of the rows."""
+    wanted = tables()[paper, table]
+    printed = list(dict.fromkeys(row.method for row in wanted))
+    matches = {variant: match(variant, paper, printed) for variant in groups}
+    cells = []
+    for row in wanted:
+        for variant, found in matches.items():
+            if row.method in found and _protocol_fits(variant, row):
+                cells += _cells(row, variant, found[row.method], groups)
+    return [*cells, *_trivial(cells, groups)]
+
+
+def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
+    metric = mapping()["metrics"][row.metric]
+    readings = [(matched.kind, metric), ("oracle", f"oracle/{metric}")]
+    if row.metric in matched.spec.get("released", {}):
+        readings.append(("released", matched.spec["released"][row.metric]))
+    for template, stands_in in _templates(row):
+        for kind, key in readings:
+            value = joined(row, template, groups[variant], key, _under_other_names(variant, groups))
+            if value is None:
+                continue
+            found, expected, runs = value[1:]
+            marks = [*marks_of(variant, matched.kind, matched.spec, key), *selection_marks(runs)]
+            marks += [stands_in] * bool(stands_in)
+            if expected is not None and found != expected:
+                marks.append(f"{found} of {expected}")
+            yield Cell(row, row.dataset, row.category, row.metric, row.setting, variant, kind, value[0], expected, found,
+                       tuple(marks))  # fmt: skip
+
+
+def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
+    """The trivial baselines for every place where one of our values stands."""
+    seen = set()
+    for cell in cells:
+        place = (cell.dataset, cell.category, cell.metric, cell.setting)
+        if cell.row is None or place in seen:
+            continue
+        seen.add(place)
+        metric = mapping()["metrics"][cell.metric]
+        for variant in groups:
+            if variant.method not in TRIVIAL or variant.changed or not _protocol_fits(variant, cell.row):
+                continue
+            for template, stands_in in _templates(cell.row):
+                value = joined(cell.row, template, groups[variant], metric, {})
+                if value is None:
+                    continue
+                found, expected, _ = value[1:]
+                marks = [*marks_of(variant, "trivial", {}, metric), *[stands_in] * bool(stands_in)]
+                if expected is not None and found != expected:
+                    marks.append(f"{found} of {expected}")
+                yield Cell(None, *place, variant, "trivial", value[0], expected, found, tuple(marks))
+
+
+def answered(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
+    """(paper, table) -> our cells, for every published table (an empty list where no run belongs to it)."""
+    return {key: answer(*key, groups) for key in tables()}
+
+
+def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
+    """(variant, data or experiment) of runs that stand beside no published row."""
+    used: set[tuple[Variant, str]] = set()
+    for cells in answers.values():
+        for cell in cells:
+            if cell.row is not None:
+                ids = {template.format(member) for template, _ in _templates(cell.row) for _, member in members(cell.row)[1]}
+                used |= {(cell.variant, e) for e, seeds in groups[cell.variant].items() for run in seeds.values() if run.data in ids}
+    return [
+        (variant, experiment)
+        for variant, found in groups.items()
+        for experiment in found
+        if (variant, experiment) not in used and variant.method not in TRIVIAL
+    ]
