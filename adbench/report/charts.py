@@ -75,7 +75,10 @@ def lines(
     def py(value: float) -> float:
         return top + h * (1 - (value - y_range[0]) / ((y_range[1] - y_range[0]) or 1))
 
-    out = [_open(left + w + 16 + legend, height, title), f'<text class="strong" x="{left}" y="18">{escape(title)}</text>']
+    out = [
+        _open(left + w + 16 + legend, height, title),
+        f'<text class="strong" x="{left}" y="18">{escape(title)}</text>',
+    ]
     for value in _steps(*y_range):
         out.append(f'<path class="grid" d="M{left} {py(value):.1f}h{w}"/>')
         out.append(f'<text x="{left - 7}" y="{py(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
@@ -94,12 +97,16 @@ def lines(
         if line.spread is not None:
             for (x, _), y, s in zip(points, line.y, line.spread, strict=True):
                 low, high = (py(float(np.clip(v, *y_range))) for v in (y - s, y + s))
-                out.append(f'<path class="{line.colour}" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"/>')
+                out.append(
+                    f'<path class="{line.colour}" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"/>'
+                )
         if line.dots:
             out += [f'<circle class="{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
         y = top + 10 + 18 * at
         x = left + w + 16
-        out.append(f'<path class="{kind}" d="M{x} {y - 4}h20"/><text x="{x + 26}" y="{y}">{_clipped(line.name, 36)}</text>')
+        out.append(
+            f'<path class="{kind}" d="M{x} {y - 4}h20"/><text x="{x + 26}" y="{y}">{_clipped(line.name, 36)}</text>'
+        )
     return "".join([*out, "</svg>"])
 
 
@@ -109,7 +116,10 @@ def histogram(score: Floats, label: NDArray[np.int8], threshold: float | None, t
     The outermost bars hold what lies beyond the 0.5 and 99.5 % quantiles.
     """
     w, h, left, top = 300, 120, 12, 30
-    out = [_open(w + 2 * left, top + h + 34, title), f'<text class="strong" x="{left}" y="18">{_clipped(title, 46)}</text>']
+    out = [
+        _open(w + 2 * left, top + h + 34, title),
+        f'<text class="strong" x="{left}" y="18">{_clipped(title, 46)}</text>',
+    ]
     finite = score[np.isfinite(score)]
     if not len(finite):
         return "".join([*out, f'<text x="{left}" y="{top + 20}">no finite score</text></svg>'])
@@ -126,7 +136,11 @@ def histogram(score: Floats, label: NDArray[np.int8], threshold: float | None, t
     tallest = max(max(share.max() for share in shares), 1e-9)
     for share, kind in zip(shares, ("normal", "anomalous"), strict=True):
         step = w / len(share)
-        d = f"M{left} {top + h}" + "".join(f"V{top + h * (1 - v / tallest):.1f}h{step:.2f}" for v in share) + f"V{top + h}"
+        d = (
+            f"M{left} {top + h}"
+            + "".join(f"V{top + h * (1 - v / tallest):.1f}h{step:.2f}" for v in share)
+            + f"V{top + h}"
+        )
         out.append(f'<path class="{kind}" d="{d}"/>')
     out.append(f'<path class="axis" d="M{left} {top + h}h{w}"/>')
     if threshold is not None:
@@ -161,13 +175,17 @@ def critical_difference(names: Sequence[str], ranks: Floats, difference: float, 
         out.append(f'<text x="{px(rank):.1f}" y="{y0 - 10}" text-anchor="middle">{rank}</text>')
     for level, (first, last) in enumerate(bars):
         y = y0 + 9 + 9 * level
-        out.append(f'<path class="curve c6" style="stroke-width:4" d="M{px(ranks[order[first]]) - 4:.1f} {y}H{px(ranks[order[last]]) + 4:.1f}"/>')
+        out.append(
+            f'<path class="curve c6" style="stroke-width:4" d="M{px(ranks[order[first]]) - 4:.1f} {y}H{px(ranks[order[last]]) + 4:.1f}"/>'
+        )
     for place, at in enumerate(order):
         best = place < half
         y = y0 + 26 + 9 * len(bars) + 20 * (place if best else k - 1 - place)
         end, anchor, x = (left - 14, "end", left - 18) if best else (left + w + 14, "start", left + w + 18)
         out.append(f'<path class="axis" d="M{px(ranks[at]):.1f} {y0}V{y}H{end}"/>')
-        out.append(f'<text class="strong" x="{x}" y="{y + 4}" text-anchor="{anchor}">{_clipped(names[at], 27)} {ranks[at]:.2f}</text>')
+        out.append(
+            f'<text class="strong" x="{x}" y="{y + 4}" text-anchor="{anchor}">{_clipped(names[at], 27)} {ranks[at]:.2f}</text>'
+        )
     return "".join([*out, "</svg>"])
 
 

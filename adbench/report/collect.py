@@ -161,7 +161,15 @@ def read_run(path: Path, results: Path) -> Run:
 def _check(record: Any) -> None:
     if not isinstance(record, dict):
         raise NotARun("metrics.json holds no run: expected an object with method, data, seed and status")
-    kinds = {"method": str, "data": str, "protocol": str, "pretraining": str, "seed": int, "status": str, "metrics": dict}
+    kinds = {
+        "method": str,
+        "data": str,
+        "protocol": str,
+        "pretraining": str,
+        "seed": int,
+        "status": str,
+        "metrics": dict,
+    }
     wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
     if wrong:
         raise NotARun(f"metrics.json holds no run: {', '.join(wrong)} missing or of the wrong kind")
@@ -212,7 +220,10 @@ def _variant(record: Mapping[str, Any], config: Mapping[str, Any]) -> Variant:
 def protocol_of(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """A protocol by what it does: its limits (all rows, no contamination, no labels) are `one_class`."""
     known = values.get("labelled_classes", 1)
-    given = {key: number(values.get(key)) or 0.0 for key in ("ratio", "labelled_ratio", "pollution_ratio", "labelled_normal_ratio")}
+    given = {
+        key: number(values.get(key)) or 0.0
+        for key in ("ratio", "labelled_ratio", "pollution_ratio", "labelled_normal_ratio")
+    }
     fraction = number(values.get("fraction"))
     if name == "small_train" and fraction is not None and fraction < 1:
         return ("protocol", name), ("fraction", fraction)

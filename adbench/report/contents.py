@@ -119,7 +119,9 @@ def _add_intervals(run: Run) -> None:
         run.metrics[key] = statistics.transductive_accuracy(score, label)
     ours, stored = statistics.auroc(score, label), run.metrics.get("image_auroc")
     if ours is not None and stored is not None and abs(ours - stored) > 1e-3:
-        run.notes.append(f"scores.csv gives image AUROC {ours:.4f}, metrics.json {stored:.4f}: they are not of one test")
+        run.notes.append(
+            f"scores.csv gives image AUROC {ours:.4f}, metrics.json {stored:.4f}: they are not of one test"
+        )
 
 
 def _notes(runs: list[Run]) -> list[str]:

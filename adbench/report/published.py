@@ -123,7 +123,8 @@ def _protocol_fits(variant: Variant, row: Row) -> bool:
     if row.setting == "3 runs" and ours[0] == ("protocol", "semi_supervised"):
         return True  # the labelled share is each set's own
     return len(wanted) == len(ours) and all(
-        a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9) for a, b in zip(wanted, ours, strict=True)
+        a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9)
+        for a, b in zip(wanted, ours, strict=True)
     )
 
 
@@ -235,7 +236,7 @@ def _under_other_names(variant: Variant, groups: Groups) -> dict[str, Mapping[in
 
 
 def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
-    """Every value of ours that belongs beside a table's rows, in the order of the rows."""
+    """Every value of ours that belongs beside a table's rows: place by place in their order, trivial baselines last."""
     wanted = tables()[paper, table]
     printed = list(dict.fromkeys(row.method for row in wanted))
     matches = {variant: match(variant, paper, printed) for variant in groups}
@@ -244,7 +245,10 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
         for variant, found in matches.items():
             if row.method in found and _protocol_fits(variant, row):
                 cells += _cells(row, variant, found[row.method], groups)
-    return [*cells, *_trivial(cells, groups)]
+    places: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in [*cells, *_trivial(cells, groups)]:
+        places.setdefault((cell.dataset, cell.category, cell.metric, cell.setting), []).append(cell)
+    return [cell for found in places.values() for cell in found]
 
 
 def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
@@ -289,6 +293,39 @@ def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
                 yield Cell(None, *place, variant, "trivial", value[0], expected, found, tuple(marks))
 
 
+def display(cell: Cell) -> dict[str, str]:
+    """A cell as a table shows it: numbers in the paper's unit, a dash where there is none."""
+    row = cell.row
+    percent = (
+        row or next(r for r in rows() if r.dataset == cell.dataset and r.metric == cell.metric)
+    ).unit == "percent"
+    factor, digits = (100.0, 1) if percent else (1.0, 3)
+    value = f"{cell.value.mean * factor:.{digits}f}"
+    if cell.value.std is not None:
+        value += f" ± {cell.value.std * factor:.{digits}f}"
+    difference = cell.difference
+    published = "–" if row is None else row.value + (f" ± {row.std}" if row.std else "")
+    return {
+        "data": f"{cell.dataset}, {cell.category}" if cell.category != "all" else cell.dataset,
+        "metric": cell.metric, "setting": cell.setting or "–",
+        "printed as": "–" if row is None else row.method,
+        "ours": cell.variant._replace(changed=()).label, "value": value, "n": str(cell.value.n),
+        "published": published, "difference": "–" if difference is None else f"{difference * factor:+.{digits}f}",
+    }  # fmt: skip
+
+
+def published_marks(row: Row | None) -> list[str]:
+    """What a reader must know of a printed number."""
+    if row is None:
+        return []
+    marks = [f"published value breaks a bound: {row.breaks}"] if row.breaks else []
+    marks += [
+        {"oracle": "published: selected on test data", "transductive": "published: transductive threshold"}[m]
+        for m in row.marks.split()
+    ]
+    return marks + ([f"published: {row.note}"] if row.note and "oracle" not in row.marks else [])
+
+
 def answered(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
     """(paper, table) -> our cells, for every published table (an empty list where no run belongs to it)."""
     return {key: answer(*key, groups) for key in tables()}
@@ -300,8 +337,17 @@ def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -
     for cells in answers.values():
         for cell in cells:
             if cell.row is not None:
-                ids = {template.format(member) for template, _ in _templates(cell.row) for _, member in members(cell.row)[1]}
-                used |= {(cell.variant, e) for e, seeds in groups[cell.variant].items() for run in seeds.values() if run.data in ids}
+                ids = {
+                    template.format(member)
+                    for template, _ in _templates(cell.row)
+                    for _, member in members(cell.row)[1]
+                }
+                used |= {
+                    (cell.variant, e)
+                    for e, seeds in groups[cell.variant].items()
+                    for run in seeds.values()
+                    if run.data in ids
+                }
     return [
         (variant, experiment)
         for variant, found in groups.items()
