@@ -16,7 +16,9 @@ Floats = NDArray[np.float64]
 STYLE = """
 svg{font:12px system-ui,sans-serif} svg text{fill:#555} svg .strong{fill:#222} svg .grid{stroke:#e4e4e8;stroke-width:1}
 svg .axis{stroke:#9a9aa2;stroke-width:1;fill:none} svg .curve{fill:none;stroke-width:2}
-svg .faint{stroke-dasharray:5 4;stroke-width:1.5} svg .guide{stroke:#9a9aa2;stroke-dasharray:2 4;fill:none}
+svg .faint{stroke-dasharray:6 4;stroke-width:1.5}
+svg .faint.g1{stroke-dasharray:1.5 3.5} svg .faint.g2{stroke-dasharray:10 3 2 3}
+svg .guide{stroke:#9a9aa2;stroke-dasharray:2 4;fill:none}
 .c0{stroke:#3b7dd8;fill:#3b7dd8}.c1{stroke:#dd7a33;fill:#dd7a33}.c2{stroke:#2a9d6f;fill:#2a9d6f}.c3{stroke:#b0569b;fill:#b0569b}
 .c4{stroke:#7a5fd0;fill:#7a5fd0}.c5{stroke:#b8921a;fill:#b8921a}.c6{stroke:#d1495b;fill:#d1495b}.c7{stroke:#3f9bb0;fill:#3f9bb0}
 .grey{stroke:#8b8b94;fill:#8b8b94}
@@ -66,7 +68,8 @@ def lines(
     diagonal: bool = False,
 ) -> str:
     """Curves in a frame, their names beside it."""
-    left, top, w, h, legend = 52, 30, 300, 270, 250
+    left, top, w, h = 52, 30, 300, 270
+    legend = 34 + 7 * min(36, max((len(one.name) for one in series), default=0))
     height = max(top + h + 48, top + 18 * len(series) + 12)
 
     def px(value: float) -> float:
@@ -98,7 +101,8 @@ def lines(
             for (x, _), y, s in zip(points, line.y, line.spread, strict=True):
                 low, high = (py(float(np.clip(v, *y_range))) for v in (y - s, y + s))
                 out.append(
-                    f'<path class="{line.colour}" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"/>'
+                    f'<path class="{line.colour}" d="M{x:.1f} {low:.1f}V{high:.1f}'
+                    f'M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"/>'
                 )
         if line.dots:
             out += [f'<circle class="{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
@@ -176,7 +180,8 @@ def critical_difference(names: Sequence[str], ranks: Floats, difference: float, 
     for level, (first, last) in enumerate(bars):
         y = y0 + 9 + 9 * level
         out.append(
-            f'<path class="curve c6" style="stroke-width:4" d="M{px(ranks[order[first]]) - 4:.1f} {y}H{px(ranks[order[last]]) + 4:.1f}"/>'
+            f'<path class="curve c6" style="stroke-width:4" '
+            f'd="M{px(ranks[order[first]]) - 4:.1f} {y}H{px(ranks[order[last]]) + 4:.1f}"/>'
         )
     for place, at in enumerate(order):
         best = place < half
@@ -184,7 +189,8 @@ def critical_difference(names: Sequence[str], ranks: Floats, difference: float, 
         end, anchor, x = (left - 14, "end", left - 18) if best else (left + w + 14, "start", left + w + 18)
         out.append(f'<path class="axis" d="M{px(ranks[at]):.1f} {y0}V{y}H{end}"/>')
         out.append(
-            f'<text class="strong" x="{x}" y="{y + 4}" text-anchor="{anchor}">{_clipped(names[at], 27)} {ranks[at]:.2f}</text>'
+            f'<text class="strong" x="{x}" y="{y + 4}" text-anchor="{anchor}">'
+            f"{ranks[at]:.2f}  {_clipped(names[at], 27)}</text>"
         )
     return "".join([*out, "</svg>"])
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -293,7 +294,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "selection": record.get("selection"), "changed": run.variant.changes or None,
             **{name: run.metrics.get(name) for name in names},
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
-            **{key: _whole(counts.get(key)) for key in ("train", "holdout", "test_normal", "test_anomalous", "parameters")},
+            **{key: _whole(counts.get(key)) for key in COUNTS},
             **{key: number(time.get(key)) for key in ("pretraining_s", "train_s", "test_s", "total_s")},
             "started": time.get("started"), "finished": time.get("finished"),
             "commit": (record.get("git") or {}).get("commit"), "config_hash": record.get("config_hash"),

@@ -153,7 +153,8 @@ def _method(variant: Variant) -> str:
 def _colours(lines: list[Line]) -> dict[str, tuple[str, bool]]:
     names = sorted({_method(line.variant) for line in lines if line.variant.method not in TRIVIAL})
     colours = {name: (f"c{at % COLOURS}", at >= COLOURS) for at, name in enumerate(names)}
-    return colours | {_method(line.variant): ("grey", True) for line in lines if line.variant.method in TRIVIAL}
+    trivial = {_method(line.variant): line.variant.method for line in lines if line.variant.method in TRIVIAL}
+    return colours | {name: (f"grey g{TRIVIAL.index(method)}", True) for name, method in trivial.items()}
 
 
 def representative(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:

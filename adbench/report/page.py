@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from adbench.report.charts import DARK, STYLE, histogram, lines
 from adbench.report.collect import TRIVIAL, Run, number, tidy
 from adbench.report.contents import MATRICES, METRICS, PRO_LIMIT, Contents, Line, pixel_series, roc_series
-from adbench.report.published import Cell, Row, display, mapping, published_marks, tables
+from adbench.report.published import Cell, Row, columns, display, mapping, published_marks, tables
 from adbench.report.statistics import Estimate
 from adbench.report.text import (
     LEGEND,
-    PAPER_COLUMNS,
+    SETTINGS_COLUMNS,
     file_name,
     heading,
     matrix,
@@ -168,10 +168,10 @@ def _overview(contents: Contents) -> str:
     if len(parts) == 1:
         return parts[0] + "<p>No run has finished.</p>"
     parts.append(
-        "<p class=soft>Protocol one_class, mean ± standard deviation over seeds; the highest value of a column is bold, "
-        "trivial baselines are in italics. Where a method ran in several settings on one data set, the one with nothing "
-        "changed, then the paper's budget, then more seeds stands here: never the one that scored best. Everything is "
-        'under <a href="#all-settings">All settings</a>.</p>'
+        "<p class=soft>Protocol one_class, mean ± standard deviation over seeds; the highest value of a column is "
+        "bold, trivial baselines are in italics. Where a method ran in several settings on one data set, the one with "
+        "nothing changed, then the paper's budget, then more seeds stands here: never the one that scored best. All "
+        'are under <a href="#all-settings">All settings</a>.</p>'
     )
     return "".join(parts)
 
@@ -192,26 +192,26 @@ def _papers(contents: Contents) -> str:
         )
         remark = mapping()["remarks"].get(f"{paper} {name}")
         parts += [f"<p>{escape(remark)}</p>"] if remark else []
-        numeric = {"value", "n", "published", "difference"}
-        header = [(column, column in numeric) for column in PAPER_COLUMNS]
-        body = [_paper_row(cell) for cell in cells]
+        shown_columns = columns(cells)
+        header = [(column, column in ("our value", "n", "published", "difference")) for column in shown_columns]
+        body = [_paper_row(cell, shown_columns) for cell in cells]
         kinds = ["trivial" * (cell.kind == "trivial") for cell in cells]
         parts.append(table(f"paper-{file_name(paper)}-{file_name(name)}", [*header, ("marks", False)], body, kinds))
         parts.append(_printed(paper, name))
     if empty:
-        parts.append("<h3>Tables without runs</h3>")
-        parts += [_printed(*key, title=f"{key[0]}, Table {key[1]}") for key in empty]
+        printed = "".join(_printed(*key, title=f"{key[0]}, Table {key[1]}") for key in empty)
+        parts.append(f"<h3>Tables without runs</h3>{printed}")
     return "".join(parts)
 
 
-def _paper_row(cell: Cell) -> list[Td]:
+def _paper_row(cell: Cell, shown_columns: Sequence[str]) -> list[Td]:
     fields = display(cell)
     sort = {
-        "value": cell.value.mean, "n": cell.value.n, "difference": cell.difference,
+        "our value": cell.value.mean, "n": cell.value.n, "difference": cell.difference,
         "published": None if cell.row is None else cell.row.number,
     }  # fmt: skip
-    row = [num(fields[name], sort[name]) if name in sort else text(fields[name]) for name in PAPER_COLUMNS]
-    return [*row, Td("".join(map(badge, [*cell.marks, *published_marks(cell.row)])))]
+    row = [num(fields[name], sort[name]) if name in sort else text(fields[name]) for name in shown_columns]
+    return [*row, Td("".join(map(badge, [*cell.marks, *published_marks(cell.row)])), classes="wrap")]
 
 
 def _printed(paper: str, name: str, title: str = "the whole table as published") -> str:
@@ -258,14 +258,15 @@ def _robustness(contents: Contents) -> str:
 
 
 def _settings(contents: Contents) -> str:
-    header = [("method", False), ("data", False), ("protocol", False), ("budget", False), ("seeds", True), ("image AUROC", True),
-              ("95 % interval", True), *((METRICS[name], True) for name in list(METRICS)[1:]), ("published row", False)]  # fmt: skip
+    words = ("method", "data", "protocol", "budget", "published row")
+    header = [(name, name not in words) for name in (*SETTINGS_COLUMNS, "published row")]
     body, kinds = [], []
     for line in contents.lines:
         v, low = line.variant, line.interval[0] if line.interval else None
         trivial = v.method in TRIVIAL
         body.append([
-            text(v.label), text(line.experiment), text(v.protocol_label), text(v.budget), num(str(len(line.runs)), len(line.runs)),
+            text(v.label), text(line.experiment), text(v.protocol_label), text(v.budget),
+            num(str(len(line.runs)), len(line.runs)),
             value_td(line.values["image_auroc"]), num(shown_interval(line.interval), low),
             *(value_td(line.values[name]) for name in list(METRICS)[1:]),
             text("beside one" if line.beside_a_paper else "trivial baseline" if trivial else "none"),
@@ -279,8 +280,8 @@ def _search(name: str) -> str:
 
 
 def _runs(contents: Contents) -> str:
-    columns = ("folder", "status", "budget", "seed", "image_auroc", "pixel_auroc", "pixel_pro", "batches", "train", "test_normal",
-               "test_anomalous", "total_s", "finished", "error", "notes")  # fmt: skip
+    columns = ("folder", "status", "budget", "seed", "image_auroc", "pixel_auroc", "pixel_pro", "batches", "train",
+               "test_normal", "test_anomalous", "total_s", "finished", "error", "notes")  # fmt: skip
     numeric = set(columns[3:12])
     body = []
     for row in tidy(contents.runs):
@@ -292,13 +293,13 @@ def _runs(contents: Contents) -> str:
                 cells.append(num("–" if value is None else f"{value:{digits}}", value))
             else:
                 failed = name in ("status", "error") and row["status"] == "failed"
-                cells.append(text("" if value is None else value)._replace(classes="failed" * failed))
+                cells.append(text("" if value is None else value)._replace(classes="wrap" + " failed" * failed))
         body.append(cells)
     return _search("runs") + table("runs", [(name, name in numeric) for name in columns], body)
 
 
 def _skipped(contents: Contents) -> str:
-    rows = [[text(folder), text(reason)] for folder, reason in contents.skipped]
+    rows = [[text(folder), text(reason)._replace(classes="wrap")] for folder, reason in contents.skipped]
     return table("skipped-folders", [("folder", False), ("reason", False)], rows) if rows else ""
 
 
@@ -327,7 +328,10 @@ def _data_sets(contents: Contents, pictures: int, progress: Callable[[list[Any]]
         )
     if not parts:
         return ""
-    intro = "<p class=soft>Each method's first seed. Histograms show shares of normal (blue) and anomalous (red) test images.</p>"
+    intro = (
+        "<p class=soft>Each method's first seed. Histograms show shares of normal (blue) and anomalous (red) test "
+        "images.</p>"
+    )
     if without:
         text_ = f"{len(without)} runs beyond the first {pictures} show no pictures (--pictures N): {', '.join(without)}"
         intro += f"<details><summary>Pictures left out</summary><p>{escape(text_)}</p></details>"
@@ -342,7 +346,8 @@ def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> str:
         return name if value is None else f"{value:.3f}  {name}"
 
     for kind, metric, title in (
-        ("roc", "image_auroc", "ROC of images"), ("pro", "pixel_pro", "PRO of pixels"), ("tpr", "pixel_auroc", "ROC of pixels"),
+        ("roc", "image_auroc", "ROC of images"), ("pro", "pixel_pro", "PRO of pixels"),
+        ("tpr", "pixel_auroc", "ROC of pixels"),
     ):  # fmt: skip
         series = []
         for name, line in members:
@@ -387,7 +392,7 @@ def _gallery(run: Run) -> str:
     ]
     if parts:
         return "".join(parts)
-    uri = picture(run.path / "figures" / "panels.png", 1150)
+    uri = picture(run.path / "figures" / "panels.png", 1000)
     return f'<img class="panels" src="{uri}" alt="test images, maps and masks">' if uri else ""
 
 

@@ -19,7 +19,7 @@ Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
 
 
 class Row(NamedTuple):
-    """One number as printed. `breaks` names a bound that it cannot obey, `marks` what its selection or threshold saw."""
+    """One number as printed. `breaks` names a bound that it cannot obey, `marks` what its selection saw."""
 
     paper: str
     table: str
@@ -266,7 +266,8 @@ def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterat
             marks += [stands_in] * bool(stands_in)
             if expected is not None and found != expected:
                 marks.append(f"{found} of {expected}")
-            yield Cell(row, row.dataset, row.category, row.metric, row.setting, variant, kind, value[0], expected, found,
+            place = (row.dataset, row.category, row.metric, row.setting)
+            yield Cell(row, *place, variant, kind, value[0], expected, found,
                        tuple(marks))  # fmt: skip
 
 
@@ -306,12 +307,19 @@ def display(cell: Cell) -> dict[str, str]:
     difference = cell.difference
     published = "–" if row is None else row.value + (f" ± {row.std}" if row.std else "")
     return {
-        "data": f"{cell.dataset}, {cell.category}" if cell.category != "all" else cell.dataset,
-        "metric": cell.metric, "setting": cell.setting or "–",
+        "data set": cell.dataset, "category": cell.category, "metric": cell.metric, "setting": cell.setting or "–",
         "printed as": "–" if row is None else row.method,
-        "ours": cell.variant._replace(changed=()).label, "value": value, "n": str(cell.value.n),
+        "our run": cell.variant._replace(changed=()).label, "our value": value, "n": str(cell.value.n),
         "published": published, "difference": "–" if difference is None else f"{difference * factor:+.{digits}f}",
     }  # fmt: skip
+
+
+def columns(cells: Iterable[Cell]) -> list[str]:
+    """The columns of `display` that tell the cells of a table apart, and its numbers."""
+    shown = [display(cell) for cell in cells]
+    fixed = ("our value", "n", "published", "difference")
+    several = [name for name in shown[0] if name in fixed or len({one[name] for one in shown}) > 1]
+    return several if several != list(fixed) else ["our run", *fixed]
 
 
 def published_marks(row: Row | None) -> list[str]:

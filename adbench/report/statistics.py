@@ -77,7 +77,7 @@ def interval(areas: Floats, level: float = LEVEL) -> tuple[float, float]:
 
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
-    """Mean of both rates at 0.5 after scaling the scores to [0, 1] over the test set: it looks at all test rows at once."""
+    """Mean of both rates at 0.5 after scaling the scores to [0, 1] over the test set, which looks at all of it."""
     finite = np.isfinite(score).all() and np.ptp(score) > 0
     if not finite or not 0 < label.sum() < len(label):
         return None

@@ -12,10 +12,8 @@ from adbench.files import whole, write_text
 from adbench.report.charts import critical_difference, lines, standalone
 from adbench.report.collect import TRIVIAL, tidy
 from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness
-from adbench.report.published import Cell, display, mapping, published_marks
+from adbench.report.published import Cell, columns, display, mapping, published_marks
 from adbench.report.statistics import Estimate
-
-PAPER_COLUMNS = ("data", "metric", "setting", "printed as", "ours", "value", "n", "published", "difference")
 
 
 def shown(value: Estimate | None, digits: int = 3) -> str:
@@ -44,9 +42,7 @@ def write_runs(contents: Contents, out: Path) -> list[str]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        return [
-            "runs.parquet was not written: it needs pyarrow (pip install 'adbench-vision[report]'); runs.csv holds the same"
-        ]
+        return ["no runs.parquet: it needs pyarrow (pip install 'adbench-vision[report]'); runs.csv holds the same"]
     arrow = pyarrow.table({name: pyarrow.array([row[name] for row in table]) for name in columns})
     with whole(out / "runs.parquet") as temporary:
         parquet.write_table(arrow, temporary)
@@ -142,7 +138,17 @@ def matrix(contents: Contents, metric: str) -> tuple[list[str], list[tuple[str, 
 
 def heading(paper: str, table: str, cells: Sequence[Cell]) -> str:
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
-    return f"{paper}, Table {table}" + (f": {', '.join(metrics)}" if metrics else "")
+    data = list(dict.fromkeys(cell.dataset for cell in cells))
+    return f"{paper}, Table {table}" + (f": {', '.join(metrics)} on {', '.join(data)}" if cells else "")
+
+
+def paper_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one published table's cells, marks in words."""
+    names, rows = columns(cells), []
+    for cell in cells:
+        fields, marks = display(cell), [*cell.marks, *published_marks(cell.row)]
+        rows.append([*(fields[name] for name in names), "; ".join(marks) or "–"])
+    return [*names, "marks"], rows
 
 
 def settings_rows(found: Iterable[Line]) -> Iterable[list[str]]:
@@ -188,13 +194,7 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
         parts.append(f"### {md(heading(paper, table, cells))}")
         remark = mapping()["remarks"].get(f"{paper} {table}")
         parts += [md(remark)] if remark else []
-        rows = []
-        for cell in cells:
-            fields = display(cell)
-            rows.append(
-                [*(fields[name] for name in PAPER_COLUMNS), "; ".join([*cell.marks, *published_marks(cell.row)]) or "–"]
-            )
-        parts.append(md_table([*PAPER_COLUMNS, "marks"], rows))
+        parts.append(md_table(*paper_rows(cells)))
     if empty:
         parts.append(f"No run belongs to: {md(', '.join(empty))}.")
     if contents.ranking:
@@ -225,17 +225,20 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
 
 
 LEGEND = (
-    "Ours is mean ± sample standard deviation over n seeds (over all experiments where the paper does so); intervals are "
-    "95 % bootstrap intervals over test images. Differences are ours minus published. A value marked with a budget "
+    "Ours is mean ± sample standard deviation over n seeds (over all experiments where the paper does so); intervals "
+    "are 95 % bootstrap intervals over test images. Differences are ours minus published. A value marked with a budget "
     "other than the paper's, as a small preset or as a variant is not a reproduction of the published row."
 )
 
 
 # -- LaTeX --------------------------------------------------------------------------------------------------------
 
-_TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "^": r"\textasciicircum{}",
-        "_": r"\_", "~": r"\textasciitilde{}", "%": r"\%", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-        '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "≤": r"$\leq$", "λ": r"$\lambda$", "γ": r"$\gamma$"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "≤": r"$\leq$",
+    "λ": r"$\lambda$", "γ": r"$\gamma$",
+}  # fmt: skip
 
 
 def tex(text: Any) -> str:
@@ -260,13 +263,13 @@ def latex(contents: Contents) -> str:
         if not cells:
             continue
         marks: dict[str, str] = {}
-        body = []
+        names, body = columns(cells), []
         for cell in cells:
             fields = display(cell)
             here = [marks.setdefault(m, _letter(len(marks))) for m in (*cell.marks, *published_marks(cell.row))]
-            body.append([*(fields[name] for name in PAPER_COLUMNS), " ".join(here)])
+            body.append([*(fields[name] for name in names), " ".join(here)])
         notes = [f"\\textsuperscript{{{letter}}} {tex(mark)}" for mark, letter in marks.items()]
-        parts.append(_longtable(tex(heading(paper, table, cells)), [*PAPER_COLUMNS, "marks"], body, notes))
+        parts.append(_longtable(tex(heading(paper, table, cells)), [*names, "marks"], body, notes))
     return "\n\n".join([*parts, "\\end{document}"]) + "\n"
 
 
