@@ -252,6 +252,8 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
 
 
 def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
+    if variant.method in mapping()["same_method"] and members(row)[0] != "one":
+        return  # it counts in the means of the method that it belongs to
     metric = mapping()["metrics"][row.metric]
     readings = [(matched.kind, metric), ("oracle", f"oracle/{metric}")]
     if row.metric in matched.spec.get("released", {}):
@@ -315,11 +317,10 @@ def display(cell: Cell) -> dict[str, str]:
 
 
 def columns(cells: Iterable[Cell]) -> list[str]:
-    """The columns of `display` that tell the cells of a table apart, and its numbers."""
+    """The columns of `display` that a table of these cells needs: what its heading says of all of them is left out."""
     shown = [display(cell) for cell in cells]
-    fixed = ("our value", "n", "published", "difference")
-    several = [name for name in shown[0] if name in fixed or len({one[name] for one in shown}) > 1]
-    return several if several != list(fixed) else ["our run", *fixed]
+    said = ("data set", "metric", "setting")
+    return [name for name in shown[0] if name not in said or len({one[name] for one in shown}) > 1]
 
 
 def published_marks(row: Row | None) -> list[str]:

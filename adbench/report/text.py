@@ -139,7 +139,9 @@ def matrix(contents: Contents, metric: str) -> tuple[list[str], list[tuple[str, 
 def heading(paper: str, table: str, cells: Sequence[Cell]) -> str:
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     data = list(dict.fromkeys(cell.dataset for cell in cells))
-    return f"{paper}, Table {table}" + (f": {', '.join(metrics)} on {', '.join(data)}" if cells else "")
+    settings = {cell.setting for cell in cells}
+    one = f" ({settings.pop()})" if len(settings) == 1 and settings != {""} else ""
+    return f"{paper}, Table {table}" + (f": {', '.join(metrics)} on {', '.join(data)}{one}" if cells else "")
 
 
 def paper_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
