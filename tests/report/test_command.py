@@ -15,7 +15,9 @@ def test_an_empty_or_missing_folder_ends_in_one_message(results, report, tmp_pat
     assert "is no folder" in said
 
 
-@pytest.mark.parametrize(("options", "message"), [(("--pictures", "-1"), "at least 0"), (("--out", "FILE"), "is a file")])
+@pytest.mark.parametrize(
+    ("options", "message"), [(("--pictures", "-1"), "at least 0"), (("--out", "FILE"), "is a file")]
+)
 def test_wrong_options_end_in_one_message(results, report, tmp_path, options, message):
     results.run()
     (tmp_path / "file").write_text("")
@@ -42,7 +44,9 @@ def test_a_report_made_twice_is_the_same(results, report):
     made = []
     for _ in range(2):
         _, out, _ = report(results)
-        made.append({path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".html", ".md", ".csv", ".tex")})
+        made.append(
+            {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".html", ".md", ".csv", ".tex")}
+        )
     assert made[0] == made[1]
 
 

@@ -9,7 +9,9 @@ def test_the_interval_of_a_mean_over_seeds_resamples_the_same_images(results, ga
     label = np.arange(80) % 2
     scores = [rng.normal(size=80) + label for _ in range(2)]
     for seed, score in enumerate(scores):
-        results.run(seed=seed, rows=[(str(i), int(v), "d", float(s)) for i, (v, s) in enumerate(zip(label, score, strict=True))])
+        results.run(
+            seed=seed, rows=[(str(i), int(v), "d", float(s)) for i, (v, s) in enumerate(zip(label, score, strict=True))]
+        )
     contents = gather(results)
     (line,) = contents.lines
     single = [run.interval for run in contents.runs]
@@ -84,12 +86,16 @@ def test_curves_come_from_scores_and_from_curves_json(results, gather):
     roc = roc_series(run, "name", ("c0", False))
     assert (roc.x.tolist(), roc.y.tolist()) == ([0, 0, 0.5, 0.5, 1], [0, 0.5, 0.5, 1, 1])
     assert pixel_series(run, "name", ("c0", False), "pro") is None
-    (folder / "curves.json").write_text('{"pixel": {"fpr": [0, 0.2, 0.4, 1], "tpr": [0, 1, 1, 1], "pro": [0, 0.5, 0.7, 1]}}')
+    (folder / "curves.json").write_text(
+        '{"pixel": {"fpr": [0, 0.2, 0.4, 1], "tpr": [0, 1, 1, 1], "pro": [0, 0.5, 0.7, 1]}}'
+    )
     pro = pixel_series(run, "name", ("c0", False), "pro")
     assert (pro.x.tolist(), pro.y.tolist()) == ([0, 0.2, 0.3], [0, 0.5, pytest.approx(0.6)])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"pixel": {}}', '{"pixel": {"fpr": [0, "x"], "pro": [0, 1]}}', '{"pixel": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"pixel": {}}', '{"pixel": {"fpr": [0, "x"], "pro": [0, 1]}}', '{"pixel": 3}']
+)
 def test_torn_curves_are_left_out(results, gather, text):
     folder = results.run()
     (folder / "curves.json").write_text(text)

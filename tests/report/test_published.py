@@ -46,7 +46,7 @@ def test_every_name_of_the_mapping_exists():
             assert (paper, name) in printed
             assert {*spec.get("ours", ()), *spec.get("small", ()), *spec.get("variants", ())} <= known, name
             assert {*spec.get("pretraining", ()), *spec.get("expected_pretraining", ())} <= trained
-    assert {setting for setting in mapping()["settings"]} >= {row.setting for row in rows()}
+    assert set(mapping()["settings"]) >= {row.setting for row in rows()}
     assert all(tuple(key.split(" ")) in tables() for key in mapping()["remarks"])
     data = set(choices("data"))
     for row in rows():
@@ -251,5 +251,3 @@ def test_runs_of_different_settings_are_never_averaged(results, gather):
     results.run("cbigan", seed=1, metrics={"image_auroc": 0.5}, changed={"method.alpha": 1}, suffix="-a")
     found = cells(gather(results), "CBiGAN", "III", category="bottle")
     assert [(c.value.mean, c.value.n) for c in found] == [(0.9, 1), (0.5, 1)]
-
-

@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from adbench.report import statistics
 
+
 def scored(n=60, seed=0, ties=True):
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < 0.4).astype(np.int8)
