@@ -33,7 +33,7 @@ class Told(LightningModule):
         return torch.zeros_like(image)
 
 
-def tested_on(folder, batch_size=5, order=None, number=2, threshold=0.46, detector=None, masks=True):
+def evaluated(folder, batch_size=5, order=None, number=2, threshold=0.46, detector=None, masks=True):
     order = torch.arange(12) if order is None else order
     score = torch.tensor(SCORE)[order]
     image = score[:, None, None, None].expand(-1, 3, 16, 20).clone()
@@ -60,14 +60,14 @@ def chosen(folder):
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_the_kept_images_are_the_best_the_worst_and_the_borderline_of_the_whole_test(tmp_path, batch_size):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(batch_size))
-    tested_on(tmp_path, batch_size, order)
+    evaluated(tmp_path, batch_size, order)
     assert chosen(tmp_path) == {
         "found": [11, 10], "passed": [0, 1], "missed": [6, 7], "false_alarm": [5, 4], "borderline": [7, 4],
     }  # fmt: skip
 
 
 def test_each_entry_names_its_picture_its_row_and_its_score(tmp_path):
-    names = tested_on(tmp_path)
+    names = evaluated(tmp_path)
     entries = json.loads((tmp_path / "gallery.json").read_text())
     assert names == {"gallery.json", *(entry["file"] for entry in entries)}
     worst = next(entry for entry in entries if entry["role"] == "missed")
@@ -79,17 +79,17 @@ def test_each_entry_names_its_picture_its_row_and_its_score(tmp_path):
 
 
 def test_without_a_threshold_nothing_is_borderline(tmp_path):
-    tested_on(tmp_path, threshold=None)
+    evaluated(tmp_path, threshold=None)
     assert set(chosen(tmp_path)) == {"found", "passed", "missed", "false_alarm"}
 
 
 def test_a_method_without_maps_and_data_without_masks_show_the_image(tmp_path):
-    tested_on(tmp_path, detector=Told(maps=False), masks=False)
+    evaluated(tmp_path, detector=Told(maps=False), masks=False)
     assert Image.open(tmp_path / "gallery-found-0.jpg").size[0] == 2 * 128 + 2
 
 
 def test_zero_images_or_tabular_rows_leave_nothing(tmp_path):
-    assert tested_on(tmp_path, number=0) == set()
+    assert evaluated(tmp_path, number=0) == set()
     evaluator = Evaluator(has_masks=False)
     gallery = Gallery(tmp_path, evaluator, DEFECTS, PATHS)
     table = Batch(torch.rand(12, 5), (torch.arange(12) >= 6).long(), torch.zeros(12), torch.zeros(12), torch.arange(12))
@@ -98,7 +98,7 @@ def test_zero_images_or_tabular_rows_leave_nothing(tmp_path):
 
 
 def test_more_images_wanted_than_there_are_gives_those_there_are(tmp_path):
-    tested_on(tmp_path, number=50)
+    evaluated(tmp_path, number=50)
     assert sorted(chosen(tmp_path)["missed"]) == [6, 7, 8, 9, 10, 11]
 
 

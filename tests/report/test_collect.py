@@ -6,6 +6,17 @@ import pytest
 from adbench.report.collect import protocol_of, read_rows
 
 
+WHOLE = {
+    "method": "m",
+    "data": "d",
+    "protocol": "p",
+    "pretraining": "n",
+    "seed": 0,
+    "status": "finished",
+    "metrics": {},
+}
+
+
 def tidy_rows(folder):
     with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
         return {row["folder"].split("/")[0] + row["folder"].rsplit("/", 1)[1]: row for row in csv.DictReader(file)}
@@ -65,12 +76,10 @@ def test_without_pyarrow_the_command_says_which_extra_to_install(results, report
         ("", "cannot be read"),
         ("[1, 2]", "expected an object"),
         ('{"loss": 3}', "method, data"),
-        ('{"method": 1, "data": "d", "protocol": "p", "pretraining": "n", "seed": 0, "status": "finished", "metrics": {}}',
-         "method missing or of the wrong kind"),
-        ('{"method": "m", "data": "d", "protocol": "p", "pretraining": "n", "seed": 0, "status": "finished", "metrics": {}, '
-         '"budget": 3}', "budget is not an object"),
+        (json.dumps(WHOLE | {"method": 1}), "method missing or of the wrong kind"),
+        (json.dumps(WHOLE | {"budget": 3}), "budget is not an object"),
     ],
-)  # fmt: skip
+)
 def test_a_torn_or_foreign_folder_is_listed_with_its_reason_and_stops_nothing(results, report, text, reason):
     results.run()
     (results.path / "odd" / "run").mkdir(parents=True)
