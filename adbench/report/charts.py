@@ -68,7 +68,7 @@ def lines(
     diagonal: bool = False,
 ) -> str:
     """Curves in a frame, their names beside it."""
-    left, top, w, h = 52, 30, 300, 270
+    left, top, w, h = 64, 30, 300, 270
     legend = 34 + 7 * min(36, max((len(one.name) for one in series), default=0))
     height = max(top + h + 48, top + 18 * len(series) + 12)
 

@@ -25,11 +25,9 @@ IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data
 
 
 class Rows(NamedTuple):
-    """scores.csv: one entry per test row."""
+    """What a report needs of scores.csv: one entry per test row."""
 
-    path: list[str]
     label: NDArray[np.int8]
-    defect: list[str]
     score: NDArray[np.float64]
 
 
@@ -260,17 +258,17 @@ def read_rows(path: Path) -> Rows:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
-        at = {name: header.index(name) for name in ("path", "label", "defect", "score") if name in header}
-        if len(at) < 4:
+        if not {"path", "label", "defect", "score"} <= set(header):
             raise ValueError(f"its header is {','.join(header)[:80]!r}, not index,path,label,defect,score")
         lines = list(reader)
     if any(len(line) != len(header) for line in lines):
         raise ValueError("a line is torn")
-    score = np.array([line[at["score"]] for line in lines], dtype=np.float64)
-    label = np.array([line[at["label"]] for line in lines], dtype=np.int8)
+    at_score, at_label = header.index("score"), header.index("label")
+    score = np.array([line[at_score] for line in lines], dtype=np.float64)
+    label = np.array([line[at_label] for line in lines], dtype=np.int8)
     if np.isnan(score).any() or not np.isin(label, (0, 1)).all():
         raise ValueError("a score is NaN or a label is neither 0 nor 1")
-    return Rows([line[at["path"]] for line in lines], label, [line[at["defect"]] for line in lines], score)
+    return Rows(label, score)
 
 
 # -- the tidy table -----------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def representative(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
     """method label -> data -> line, under one_class.
 
     Of several settings of a method on one data set the first in this order stands for it: nothing changed, the paper's
-    budget, more seeds, the name of the setting. The score takes no part.
+    budget, longer training, more seeds, the name of the setting. The score takes no part.
     """
     known: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
@@ -170,7 +170,8 @@ def representative(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
 
     def order(line: Line) -> tuple[Any, ...]:
         v = line.variant
-        return bool(v.changed), not v.budget.startswith("paper"), "," in v.budget, -len(line.runs), v
+        batches = number((line.runs[0].record.get("budget") or {}).get("batches")) or 0.0
+        return bool(v.changed), v.budget != "paper", -batches, -len(line.runs), v
 
     names = sorted(known, key=lambda name: (name.split(" ")[0] in TRIVIAL, name))
     return {name: {data: min(found, key=order) for data, found in known[name].items()} for name in names}
@@ -248,10 +249,16 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
             if all(k == "labelled_classes" for k, _ in others):
                 for _, run, value in anchors[group, base]:
                     levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
-            joined = _over_seeds(levels)
+            joined, shared = _over_seeds(levels)
             if len(joined) < 2:
                 continue
+            sets = (
+                ", ".join(data.removeprefix(f"{group}/") for data in shared)
+                if len(shared) < 4
+                else f"{len(shared)} sets"
+            )
             name = base.label + "".join(f", {k} {v:g}" for k, v in others if k != "labelled_classes")
+            name += f" on {sets}" if sets != group else ""
             name += f" ({base.budget})" if base.budget != "paper" else ""
             x = np.array([level for level, _ in joined])
             spread = np.array([e.std or 0.0 for _, e in joined])
@@ -266,7 +273,10 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
     return charts
 
 
-def _over_seeds(levels: Mapping[float, Mapping[tuple[str, int], list[float]]]) -> list[tuple[float, Estimate]]:
+def _over_seeds(
+    levels: Mapping[float, Mapping[tuple[str, int], list[float]]],
+) -> tuple[list[tuple[float, Estimate]], list[str]]:
+    """Level -> estimate, and the data sets that every level has."""
     shared = set.intersection(*({data for data, _ in found} for found in levels.values()))
     joined = []
     for x, found in sorted(levels.items()):
@@ -277,7 +287,7 @@ def _over_seeds(levels: Mapping[float, Mapping[tuple[str, int], list[float]]]) -
         value = estimate([float(np.mean(v)) for v in per_seed.values() if len(v) == len(shared)])
         if value is not None and shared:
             joined.append((x, value))
-    return joined
+    return joined, sorted(shared)
 
 
 # -- curves of one run --------------------------------------------------------------------------------------------

@@ -170,8 +170,8 @@ def _overview(contents: Contents) -> str:
     parts.append(
         "<p class=soft>Protocol one_class, mean ± standard deviation over seeds; the highest value of a column is "
         "bold, trivial baselines are in italics. Where a method ran in several settings on one data set, the one with "
-        "nothing changed, then the paper's budget, then more seeds stands here: never the one that scored best. All "
-        'are under <a href="#all-settings">All settings</a>.</p>'
+        "nothing changed, then the paper's budget, then longer training, then more seeds stands here: never the one "
+        'that scored best. All are under <a href="#all-settings">All settings</a>.</p>'
     )
     return "".join(parts)
 

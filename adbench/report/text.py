@@ -129,11 +129,19 @@ def ranking_text(ranking: Ranking) -> str:
 
 
 def matrix(contents: Contents, metric: str) -> tuple[list[str], list[tuple[str, list[Estimate | None]]]]:
-    """Data sets, and a row of values for each method; both without those that have no value."""
+    """Data sets, and a row of values for each method; both without those that have no value.
+
+    A method's budgets stand behind its name, trivial baselines have none.
+    """
     known = contents.best_known()
     data = sorted({one for found in known.values() for one, line in found.items() if line.values[metric] is not None})
-    rows = [(name, [found[d].values[metric] if d in found else None for d in data]) for name, found in known.items()]
-    return data, [row for row in rows if any(value is not None for value in row[1])]
+    rows = []
+    for name, found in known.items():
+        budgets = sorted({line.variant.budget for line in found.values() if line.variant.method not in TRIVIAL})
+        values = [found[one].values[metric] if one in found else None for one in data]
+        if any(value is not None for value in values):
+            rows.append((f"{name} ({'; '.join(budgets)})" if budgets else name, values))
+    return data, rows
 
 
 def heading(paper: str, table: str, cells: Sequence[Cell]) -> str:

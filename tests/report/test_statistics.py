@@ -59,14 +59,14 @@ def test_the_roc_curve_and_its_area_are_scikit_learns():
 def test_a_bootstrap_draw_is_the_auroc_of_its_resampled_rows():
     score, label = scored(40)
     areas = statistics.bootstrap(score, label, draws=5, seed=3)
-    rng = np.random.default_rng(3)
     normal, anomalous = score[label == 0], score[label == 1]
-    drawn_normal = rng.integers(len(normal), size=(5, len(normal)))
-    drawn_anomalous = rng.integers(len(anomalous), size=(5, len(anomalous)))
+    times_normal = statistics.resampled(len(normal), 5, 3).astype(int)
+    times_anomalous = statistics.resampled(len(anomalous), 5, 4).astype(int)
+    assert (times_normal.sum(axis=0) == len(normal)).all()
     truth = np.append(np.zeros(len(normal)), np.ones(len(anomalous)))
     for k in range(5):
-        resampled = np.append(normal[drawn_normal[k]], anomalous[drawn_anomalous[k]])
-        assert areas[k] == pytest.approx(roc_auc_score(truth, resampled))
+        drawn = np.append(normal.repeat(times_normal[:, k]), anomalous.repeat(times_anomalous[:, k]))
+        assert areas[k] == pytest.approx(roc_auc_score(truth, drawn))
 
 
 def test_the_interval_holds_the_area_and_narrows_with_the_test_set():
