@@ -415,10 +415,7 @@ def picture(path: Path, width: int) -> str | None:
     try:
         with Image.open(path) as image:
             image = image.convert("RGB")
-            if image.width > width:
-                image = image.resize(
-                    (width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS
-                )
+            image.thumbnail((width, 100 * width), Image.Resampling.LANCZOS, reducing_gap=2.0)
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=82)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
