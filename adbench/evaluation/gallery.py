@@ -19,9 +19,6 @@ from adbench.evaluation.panels import Panel, draw_strip, map_scale
 from adbench.files import whole, write_json
 from adbench.types import Batch, Scores
 
-# role -> key of a row by which the highest are kept; -inf keeps a row out
-ROLES = ("found", "passed", "missed", "false_alarm", "borderline")
-
 
 class Kept(NamedTuple):
     """The rows kept for one role, on the device of the test; fewer rows than wanted have key -inf."""
@@ -116,12 +113,11 @@ class Gallery(Callback):
             mine = {role: Kept(*(None if c is None else c.cpu() for c in kept)) for role, kept in self._kept.items()}
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, mine)
-            for role in ROLES if self._kept else ():
-                parts = [kept[role] for kept in gathered if role in kept]
-                joined = parts[0]
-                for part in parts[1:]:
-                    joined = joined.with_rows_of(part)
-                self._kept[role] = joined.best(self.number)
+            self._kept = {}
+            for kept in gathered:
+                for role, rows in kept.items():
+                    before = self._kept.get(role)
+                    self._kept[role] = rows if before is None else before.with_rows_of(rows).best(self.number)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kept, self._kept = self._kept, {}

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def test_what_is_held_does_not_grow_with_the_test():
     best = rows.best(3)
     assert best.key.tolist() == [99.0, 98.0, 97.0]
     assert best.with_rows_of(rows.best(3)).best(3).image.shape == (3, 3, 4, 4)
+
+
+def test_two_processes_keep_together_what_one_would(tmp_path, monkeypatch):
+    evaluator = Evaluator(has_masks=False, threshold=0.46)
+    galleries = [Gallery(tmp_path / str(rank), evaluator, DEFECTS, PATHS, number=2) for rank in (0, 1)]
+    score, index = torch.tensor(SCORE), torch.arange(12)
+    for rank, gallery in enumerate(galleries):
+        rows = index[rank::2]
+        batch = Batch(torch.rand(6, 3, 8, 8), (rows >= 6).long(), torch.zeros(6), torch.zeros(6, 1, 8, 8), rows)
+        gallery.on_test_batch_end(None, None, Scores(score[rows], None), batch, 0)
+    kept = [gallery._kept for gallery in galleries]
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda out, mine: out.__setitem__(slice(None), kept))
+    galleries[0].on_test_epoch_end(SimpleNamespace(world_size=2), None)
+    together = {role: rows.index.tolist() for role, rows in galleries[0]._kept.items()}
+    assert together == {
+        "found": [11, 10], "passed": [0, 1], "missed": [6, 7], "false_alarm": [5, 4], "borderline": [7, 4],
+    }  # fmt: skip
 
 
 def test_a_strip_outlines_the_mask_and_keeps_the_images_shape():
