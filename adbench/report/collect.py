@@ -8,6 +8,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,12 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
 TRACES = {"scores.csv", "calibration.csv", "split.json", ".lock"}
 IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data.normal_class", "data.source.")
+
+
+@cache
+def mapping() -> dict[str, Any]:
+    """mapping.yaml: what runs are called in the published tables."""
+    return yaml.load(resources.files(__package__).joinpath("mapping.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506
 
 
 class Rows(NamedTuple):
@@ -145,9 +153,9 @@ def read_run(path: Path, results: Path) -> Run:
     folder = path.relative_to(results).as_posix()
     data = str(_at(config, "data", "id") or _data_from(folder, record))
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
-    run = Run(path, folder, record, data, _variant(record, config), data, metrics, notes=notes)
+    run = Run(path, folder, record, data, variant_of(record, config, data), data, metrics, notes=notes)
     known = _at(config, "protocol", "labelled_classes")
-    if isinstance(known, list):
+    if isinstance(known, list) and "labelled_classes" in dict(run.variant.protocol):
         run.experiment = f"{data} knowing {', '.join(map(str, known))}"
     if run.status == "finished":
         try:
@@ -200,15 +208,22 @@ def _data_from(folder: str, record: Mapping[str, Any]) -> str:
     return "/".join(parts[1:-3]) if len(parts) >= 5 else record["data"]
 
 
-def _variant(record: Mapping[str, Any], config: Mapping[str, Any]) -> Variant:
-    changed = record.get("changed") or {}
+def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) -> Variant:
+    """What a run has in common with those that differ in data and seed only."""
+    method, changed = record["method"], dict(record.get("changed") or {})
+    for layout in mapping()["layouts"]:
+        its_own = layout.get("changed", {})
+        if (layout["method"], layout["data"]) == (method, data) and its_own.items() <= changed.items():
+            method = layout["is"]
+            changed = {key: value for key, value in changed.items() if key not in its_own}
+            break
     kept = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY)) or key == "protocol.holdout"
     }
     return Variant(
-        method=record["method"],
+        method=method,
         pretraining=record["pretraining"],
         protocol=protocol_of(record["protocol"], _at(config, "protocol") or {}),
         budget=_budget(record, config, changed),

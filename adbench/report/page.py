@@ -265,7 +265,7 @@ def _settings(contents: Contents) -> str:
         v, low = line.variant, line.interval[0] if line.interval else None
         trivial = v.method in TRIVIAL
         body.append([
-            text(v.label), text(line.experiment), text(v.protocol_label), text(v.budget),
+            text(v.label)._replace(classes="wrap"), text(line.experiment), text(v.protocol_label), text(v.budget),
             num(str(len(line.runs)), len(line.runs)),
             value_td(line.values["image_auroc"]), num(shown_interval(line.interval), low),
             *(value_td(line.values[name]) for name in list(METRICS)[1:]),

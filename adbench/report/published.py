@@ -10,9 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-import yaml
-
-from adbench.report.collect import TRIVIAL, Loader, Run, Variant, protocol_of
+from adbench.report.collect import TRIVIAL, Run, Variant, mapping, protocol_of
 from adbench.report.statistics import Estimate, estimate
 
 Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
@@ -80,12 +78,6 @@ def rows() -> tuple[Row, ...]:
         return tuple(Row(**line) for line in csv.DictReader(file))
 
 
-@cache
-def mapping() -> dict[str, Any]:
-    """mapping.yaml."""
-    return yaml.load(resources.files(__package__).joinpath("mapping.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506
-
-
 def tables() -> dict[tuple[str, str], list[Row]]:
     """(paper, table) -> its rows."""
     found: dict[tuple[str, str], list[Row]] = {}
@@ -138,7 +130,7 @@ def match(variant: Variant, paper: str, printed: Iterable[str]) -> dict[str, Mat
 
     A variant that has changed what one printed method asks for (`with`) answers that method and no more general one.
     """
-    method = mapping()["same_method"].get(variant.method, variant.method)
+    method = variant.method
     changed = dict(variant.changed)
     found: dict[str, tuple[int, Match]] = {}
     for name in printed:
@@ -189,50 +181,44 @@ def selection_marks(runs: Iterable[Run]) -> list[str]:
     return [f"selection: {s}" for s in sorted(selections) if "test" in s.lower() or "oracle" in s.lower()]
 
 
-def joined(
-    row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str, more: Mapping[str, Mapping[int, Run]]
-) -> tuple[Estimate, int | None, int | None, list[Run]] | None:
-    """Our value for a row: estimate, members found and expected (None for single sets), and the runs behind it.
+class Joined(NamedTuple):
+    """Our value for a row, the runs behind it, and how many members it found and expects (None for a single set)."""
 
-    `more` holds runs of the same method under its other name, for members that `groups` lacks.
-    """
+    value: Estimate
+    runs: list[Run]
+    found: int | None = None
+    expected: int | None = None
+
+
+def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
+    """Our value for a row from one variant's runs; None where no run has the metric."""
     join, ids = members(row)
-    wanted = [template.format(member) for _, member in ids]
-    if join == "experiments":
-        runs = [run for seeds in groups.values() for run in seeds.values() if run.data in wanted]
-        runs = [run for run in runs if run.metrics.get(metric) is not None]
-        value = estimate([run.metrics[metric] for run in runs])
-        known = any(run.experiment != run.data for run in runs)
-        found = len({run.experiment for run in runs})
-        return None if value is None else (value, found, len(wanted) * (9 if known else 1), runs)
-    places = {data: groups.get(data) or more.get(data) or {} for data in wanted}
-    per_seed: dict[int, dict[str, Run]] = {}
-    for data, seeds in places.items():
-        for seed, run in seeds.items():
-            if run.metrics.get(metric) is not None:
-                per_seed.setdefault(seed, {})[data] = run
-    if not per_seed:
+    wanted = {template.format(member) for _, member in ids}
+    values = {
+        (run.experiment, seed): (run, value)
+        for seeds in groups.values()
+        for seed, run in seeds.items()
+        if run.data in wanted and (value := run.metrics.get(metric)) is not None
+    }
+    runs = [run for run, _ in values.values()]
+    everything = estimate([value for _, value in values.values()])
+    if everything is None:
         return None
     if join == "one":
-        runs = [run for found in per_seed.values() for run in found.values()]
-        return estimate([run.metrics[metric] for run in runs]), None, None, runs  # type: ignore[return-value]
+        return Joined(everything, runs)
+    if join == "experiments":
+        kinds = 9 if any(run.experiment != run.data for run in runs) else 1  # each class knows each other one
+        return Joined(everything, runs, len({run.experiment for run in runs}), len(wanted) * kinds)
+    per_seed: dict[int, dict[str, tuple[Run, float]]] = {}
+    for (_, seed), (run, value) in values.items():
+        per_seed.setdefault(seed, {})[run.data] = run, value
     most = max(len(found) for found in per_seed.values())
     fullest = [found for found in per_seed.values() if len(found) == most]
-    if most < len(wanted):  # seeds must share their members, or their deviation means nothing
-        shared = set.intersection(*({*found} for found in fullest))
-        fullest = fullest if len(shared) == most else fullest[:1]
-    means = [sum(run.metrics[metric] for run in found.values()) / most for found in fullest]  # type: ignore[misc]
-    return estimate(means), most, len(wanted), [run for found in fullest for run in found.values()]  # type: ignore[return-value]
-
-
-def _under_other_names(variant: Variant, groups: Groups) -> dict[str, Mapping[int, Run]]:
-    other = {theirs for theirs, ours in mapping()["same_method"].items() if ours == variant.method}
-    return {
-        data: seeds
-        for v, found in groups.items()
-        if v.method in other and v._replace(method=variant.method) == variant
-        for data, seeds in found.items()
-    }
+    if len(set.intersection(*({*found} for found in fullest))) < most:
+        fullest = fullest[:1]  # seeds that have different members have no deviation worth the name
+    means = estimate([sum(value for _, value in found.values()) / most for found in fullest])
+    used = [run for found in fullest for run, _ in found.values()]
+    return None if means is None else Joined(means, used, most, len(wanted))
 
 
 def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
@@ -252,25 +238,35 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
 
 
 def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
-    if variant.method in mapping()["same_method"] and members(row)[0] != "one":
-        return  # it counts in the means of the method that it belongs to
     metric = mapping()["metrics"][row.metric]
     readings = [(matched.kind, metric), ("oracle", f"oracle/{metric}")]
     if row.metric in matched.spec.get("released", {}):
         readings.append(("released", matched.spec["released"][row.metric]))
     for template, stands_in in _templates(row):
         for kind, key in readings:
-            value = joined(row, template, groups[variant], key, _under_other_names(variant, groups))
-            if value is None:
+            ours = joined(row, template, groups[variant], key)
+            if ours is None or (not _complete(ours) and _shows_members(row)):
                 continue
-            found, expected, runs = value[1:]
-            marks = [*marks_of(variant, matched.kind, matched.spec, key), *selection_marks(runs)]
-            marks += [stands_in] * bool(stands_in)
-            if expected is not None and found != expected:
-                marks.append(f"{found} of {expected}")
+            marks = marks_of(variant, matched.kind, matched.spec, key)
+            marks += [*selection_marks(ours.runs), *_coverage(ours, stands_in)]
             place = (row.dataset, row.category, row.metric, row.setting)
-            yield Cell(row, *place, variant, kind, value[0], expected, found,
-                       tuple(marks))  # fmt: skip
+            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks))
+
+
+def _complete(ours: Joined) -> bool:
+    return ours.found == ours.expected
+
+
+def _coverage(ours: Joined, stands_in: str) -> list[str]:
+    return [stands_in] * bool(stands_in) + [f"{ours.found} of {ours.expected}"] * (not _complete(ours))
+
+
+@cache
+def _shows_members(row: Row) -> bool:
+    """Whether the table has rows for the single members of a mean: then a mean of some of them tells nothing more."""
+    same = (row.dataset, row.metric, row.method)
+    rows_ = tables()[row.paper, row.table]
+    return any((r.dataset, r.metric, r.method) == same and members(r)[0] == "one" for r in rows_ if r != row)
 
 
 def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
@@ -286,14 +282,11 @@ def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
             if variant.method not in TRIVIAL or variant.changed or not _protocol_fits(variant, cell.row):
                 continue
             for template, stands_in in _templates(cell.row):
-                value = joined(cell.row, template, groups[variant], metric, {})
-                if value is None:
+                ours = joined(cell.row, template, groups[variant], metric)
+                if ours is None or (not _complete(ours) and _shows_members(cell.row)):
                     continue
-                found, expected, _ = value[1:]
-                marks = [*marks_of(variant, "trivial", {}, metric), *[stands_in] * bool(stands_in)]
-                if expected is not None and found != expected:
-                    marks.append(f"{found} of {expected}")
-                yield Cell(None, *place, variant, "trivial", value[0], expected, found, tuple(marks))
+                marks = (*marks_of(variant, "trivial", {}, metric), *_coverage(ours, stands_in))
+                yield Cell(None, *place, variant, "trivial", ours.value, ours.expected, ours.found, marks)
 
 
 def display(cell: Cell) -> dict[str, str]:
