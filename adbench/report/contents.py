@@ -210,6 +210,7 @@ AXES = {
     "pollution_ratio": ("unknown anomalies / unlabelled rows", 0.0),
     "labelled_classes": ("kinds of known anomalies", 0.0),
 }
+ZERO_WHERE_ABSENT = {"semi_supervised": ("pollution_ratio",)}
 
 
 def family(data: str) -> str:
@@ -236,40 +237,43 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
                 anchors[family(run.data), base].append((line, run, value))
                 continue
             (_, protocol), *values = line.variant.protocol
-            for key, x in values:
-                others = tuple((k, v) for k, v in values if k != key)
+            given = dict(values)
+            for key in {**given, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
+                x, others = given.get(key, 0.0), tuple((k, v) for k, v in values if k != key)
                 curve = points.setdefault((family(run.data), key), {}).setdefault((base, protocol, others), {})
                 curve.setdefault(float(x), {}).setdefault(place, []).append(value)
     charts = []
     for (group, key), curves in sorted(points.items()):
         title, end = AXES.get(key, (key, 0.0))
-        series, counts = [], []
+        found = []
         for (base, _protocol, others), levels in curves.items():
             # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known.
             if all(k == "labelled_classes" for k, _ in others):
                 for _, run, value in anchors[group, base]:
                     levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
             joined, shared = _over_seeds(levels)
-            if len(joined) < 2:
-                continue
-            sets = (
-                ", ".join(data.removeprefix(f"{group}/") for data in shared)
-                if len(shared) < 4
-                else f"{len(shared)} sets"
-            )
-            name = base.label + "".join(f", {k} {v:g}" for k, v in others if k != "labelled_classes")
-            name += f" on {sets}" if sets != group else ""
-            name += f" ({base.budget})" if base.budget != "paper" else ""
-            x = np.array([level for level, _ in joined])
-            spread = np.array([e.std or 0.0 for _, e in joined])
-            series.append((name, base.method in TRIVIAL, x, np.array([e.mean for _, e in joined]), spread))
-            counts.append((name, joined))
-        if series:
-            drawn = [
-                Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True)
-                for at, (name, trivial, x, y, spread) in enumerate(series)
-            ]
-            charts.append(Robustness(f"{group}: {METRICS[metric]} over {title}", title, drawn, counts))
+            if len(joined) > 1:
+                sets = ", ".join(shared) if len(shared) < 4 else f"{len(shared)} sets of {group}"
+                told = {
+                    "changes": base.changes, "sets": f"on {sets}",
+                    "others": ", ".join(f"{k} {v:g}" for k, v in others if k != "labelled_classes"),
+                    "budget": f"budget {base.budget}",
+                }  # fmt: skip
+                found.append((base, told, joined))
+        if found:
+            # What all curves of a chart share stands in its title, the rest behind their names.
+            common = {k for k, v in found[0][1].items() if v and all(t[k] == v for _, t, _ in found)}
+            heading = ", ".join([f"{group}: {METRICS[metric]}", *(v for k, v in found[0][1].items() if k in common)])
+            series, counts = [], []
+            for at, (base, told, joined) in enumerate(found):
+                own = [v for k, v in told.items() if k not in common and v]
+                name = ", ".join([_method(base), *own])
+                x, y = np.array([level for level, _ in joined]), np.array([e.mean for _, e in joined])
+                spread = np.array([e.std or 0.0 for _, e in joined])
+                trivial = base.method in TRIVIAL
+                series.append(Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True))
+                counts.append((name, joined))
+            charts.append(Robustness(heading, title, series, counts))
     return charts
 
 

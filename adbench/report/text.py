@@ -84,10 +84,10 @@ def write_charts(contents: Contents, out: Path) -> dict[str, str]:
     charts = {}
     if contents.ranking:
         charts["ranks"] = ranking_chart(contents.ranking)
-    charts |= {f"robustness {chart.title}": robustness_chart(chart) for chart in contents.robustness}
+    charts |= {f"robustness {chart.title} over {chart.key}": robustness_chart(chart) for chart in contents.robustness}
     paths = {}
-    for name, svg in charts.items():
-        paths[name] = f"charts/{file_name(name)}.svg"
+    for at, (name, svg) in enumerate(charts.items()):
+        paths[name] = f"charts/{file_name(name.split(' ')[0])}-{at}.svg"
         write_text(out / paths[name], standalone(svg))
     return paths
 
@@ -212,7 +212,7 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
     if contents.robustness:
         parts.append("## Robustness")
     for chart in contents.robustness:
-        parts += [f"![{md(chart.title)}]({charts[f'robustness {chart.title}']})"]
+        parts += [f"![{md(chart.title)}]({charts[f'robustness {chart.title} over {chart.key}']})"]
         rows = [[name, f"{x:g}", shown(value), str(value.n)] for name, joined in chart.counts for x, value in joined]
         parts.append(md_table(["method", chart.key, "image AUROC", "seeds"], rows))
     alone = [line for line in contents.lines if not line.beside_a_paper and line.variant.method not in TRIVIAL]

@@ -75,9 +75,20 @@ def test_labelled_and_pollution_ratio_are_two_curves(results, gather):
         results.run("esad", "odds/cardio", metrics={"image_auroc": value}, protocol="semi_supervised", values=values,
                     suffix=f"-{polluted}")  # fmt: skip
     results.run("esad", "odds/cardio", metrics={"image_auroc": 0.6})
-    (chart,) = [c for c in gather(results).robustness if "labelled anomalies" in c.title]
-    (series,) = chart.series
-    assert dict(zip(series.x.tolist(), series.y.tolist(), strict=True)) == {0.0: 0.6, 0.01: 0.8, 0.05: 0.9}
+    charts = {chart.key.split(" ")[0]: chart.series for chart in gather(results).robustness}
+    curves = {
+        key: [dict(zip(one.x.tolist(), one.y.tolist(), strict=True)) for one in found] for key, found in charts.items()
+    }
+    assert curves == {"labelled": [{0.0: 0.6, 0.01: 0.8, 0.05: 0.9}], "unknown": [{0.0: 0.9, 0.1: 0.7}]}
+
+
+def test_what_the_curves_of_a_chart_share_stands_in_its_title(results, gather):
+    for method, budget in (("igd", "paper"), ("deep_svdd", "quick")):
+        for ratio in (0.0, 0.1):
+            results.run(method, "cifar10/0", protocol="contaminated", values={"ratio": ratio}, budget=budget)
+    (chart,) = gather(results).robustness
+    assert chart.title == "cifar10: image AUROC, on cifar10/0"
+    assert sorted(one.name for one in chart.series) == ["deep_svdd, budget quick", "igd, budget paper"]
 
 
 def test_curves_come_from_scores_and_from_curves_json(results, gather):
