@@ -42,6 +42,7 @@ def write_runs(contents: Contents, out: Path) -> list[str]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
+        (out / "runs.parquet").unlink(missing_ok=True)  # an earlier report's would be of other runs
         return ["no runs.parquet: it needs pyarrow (pip install 'adbench-vision[report]'); runs.csv holds the same"]
     arrow = pyarrow.table({name: pyarrow.array([row[name] for row in table]) for name in columns})
     with whole(out / "runs.parquet") as temporary:
@@ -89,6 +90,9 @@ def write_charts(contents: Contents, out: Path) -> dict[str, str]:
     for at, (name, svg) in enumerate(charts.items()):
         paths[name] = f"charts/{file_name(name.split(' ')[0])}-{at}.svg"
         write_text(out / paths[name], standalone(svg))
+    for path in (out / "charts").glob("*-*.svg"):  # an earlier report may have had more
+        if f"charts/{path.name}" not in paths.values():
+            path.unlink()
     return paths
 
 

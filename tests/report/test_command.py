@@ -49,6 +49,18 @@ def test_a_report_made_twice_is_the_same(results, report):
     assert made[0] == made[1]
 
 
+def test_charts_of_an_earlier_report_do_not_linger(results, report):
+    for method in ("cbigan", "pca"):
+        for data in ("digits/0", "digits/1"):
+            results.run(method, data)
+    _, out, _ = report(results)
+    assert [path.name for path in (out / "charts").iterdir()] == ["ranks-0.svg"]
+    for path in list(results.path.glob("pca/**/metrics.json")):
+        path.unlink()
+    report(results)
+    assert list((out / "charts").iterdir()) == []
+
+
 def test_nothing_of_the_training_stack_is_imported(results):
     results.run()
     code = (
