@@ -126,6 +126,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
+    from adbench.evaluation.gallery import Gallery
     from adbench.evaluation.metrics import held_out_threshold, histogram_offset
     from adbench.evaluation.panels import Panels
 
@@ -205,9 +206,13 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
             per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal,
         )  # fmt: skip
         defects = datamodule.records.defect
+        gallery = Gallery(
+            folder.path / "figures", evaluator, datamodule.records.defect, datamodule.records.path,
+            number=cfg.evaluation.gallery,
+        )  # fmt: skip
         codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
         bar = TQDMProgressBar(refresh_rate=_refresh_rate())
-        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, codes, extra, bar])
+        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, gallery, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
@@ -218,6 +223,8 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
             numbers = {f"test/{k}": v for k, v in record["metrics"].items() if v is not None}
             logger.log_metrics(numbers, step=total)
             logger.save()
+        if evaluator.curves():
+            folder.write_curves({"pixel": evaluator.curves()})
         folder.write_scores("scores.csv", _named_rows(datamodule.records, table["index"], table["score"]))
     finally:
         for logger in loggers:

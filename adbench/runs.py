@@ -181,7 +181,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that nothing of it can be taken for the new one's."""
-        for name in ("metrics.json", "scores.csv", "calibration.csv", "split.json"):
+        for name in ("metrics.json", "scores.csv", "calibration.csv", "split.json", "curves.json"):
             (self.path / name).unlink(missing_ok=True)
         for folder in ("checkpoints", "figures"):
             for file in (self.path / folder).glob("*"):
@@ -193,6 +193,11 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         write_json(self.path / "metrics.json", metrics)
+
+    def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Points of curves for plots, five digits each."""
+        short = {name: {key: [round(v, 5) for v in points] for key, points in c.items()} for name, c in curves.items()}
+        write_text(self.path / "curves.json", json.dumps(short, allow_nan=False) + "\n")
 
     def write_split(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with whole(self.path / "split.json") as temporary:

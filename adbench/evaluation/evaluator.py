@@ -43,6 +43,7 @@ class Evaluator(Callback):
         self._pixels: PixelMetrics | None = None
         self._table: Table | None = None
         self._results: dict[str, float | None] = {}
+        self._curves: dict[str, list[float]] = {}
 
     @property
     def threshold(self) -> dict[str, Any] | None:
@@ -97,12 +98,12 @@ class Evaluator(Callback):
 
     def curves(self) -> dict[str, list[float]]:
         """Points of the pixel curves (`fpr`, `tpr`, `precision`, `pro`) for plots; empty where undefined."""
-        return {} if self._pixels is None else self._pixels.curves()
+        return self._curves
 
     # -- while testing ------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows, self._table, self._results, self._pixels = [], None, {}, None
+        self._rows, self._table, self._results, self._pixels, self._curves = [], None, {}, None, {}
         if self.has_masks and getattr(pl_module, "has_maps", True):
             device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device  # no float64 on mps
             self._pixels = PixelMetrics(self.offset).to(device)
@@ -140,6 +141,8 @@ class Evaluator(Callback):
         if self._pixels is None:
             return
         pixels = self._pixels.compute()  # every rank takes part in the sum
+        with self._pixels.sync_context():
+            self._curves = {} if repeated else self._pixels.curves(points=200)
         if repeated:
             warnings.warn(
                 f"{repeated} test rows were scored more than once; image metrics count them once, pixel metrics cannot "

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -186,7 +186,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
     total_w = 2 * margin + blocks * block_w + (blocks - 1) * between + bar
     total_h = head + rows * (cell_h + label) + margin
     figure = Figure(figsize=(total_w, total_h), dpi=DPI, facecolor="white")
-    scale = _map_scale(mapped) if mapped else None
+    scale = map_scale(mapped) if mapped else None
 
     for at, panel in enumerate(panels):
         block, row = divmod(at, rows)
@@ -226,7 +226,8 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _map_scale(maps: Sequence[NDArray[np.float32]]) -> Normalize:
+def map_scale(maps: Sequence[NDArray[np.float32]]) -> Normalize:
+    """One colour scale for all of a test's maps, without the hottest pixels' few."""
     values = np.concatenate([one.ravel() for one in maps])
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
@@ -244,18 +245,59 @@ def _draw_cell(axes: Axes, what: str, panel: Panel, scale: Normalize | None) -> 
     elif what == "image":
         axes.imshow(image)
     else:
-        grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-        if panel.map is not None:
-            heat = ScalarMappable(scale, COLOURS).to_rgba(panel.map)[..., :3]
-            strength = 0.75 * np.asarray(scale(panel.map))[..., None]  # cold pixels leave the image visible
-            grey = (1 - strength) * grey + strength * heat
-        axes.imshow(grey.clip(0, 1))
+        axes.imshow(_overlay(image, panel.map, scale))
         if panel.mask is not None and panel.mask.any():
             edge = np.pad(panel.mask, 1).astype(float)  # a defect at the border is outlined too
             across = np.arange(-1, panel.mask.shape[1] + 1)
             down = np.arange(-1, panel.mask.shape[0] + 1)
             axes.contour(across, down, edge, levels=[0.5], colors=CONTOUR, linewidths=1.1)
             axes.set(xlim=(-0.5, panel.mask.shape[1] - 0.5), ylim=(panel.mask.shape[0] - 0.5, -0.5))
+
+
+def _overlay(
+    image: NDArray[np.float32], map_: NDArray[np.float32] | None, scale: Normalize | None
+) -> NDArray[np.float32]:
+    """The grey image under the map's colours; cold pixels leave it visible."""
+    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
+    if map_ is not None:
+        heat = ScalarMappable(scale, COLOURS).to_rgba(map_)[..., :3]
+        strength = 0.75 * np.asarray(scale(map_))[..., None]
+        grey = (1 - strength) * grey + strength * heat
+    return grey.clip(0, 1)
+
+
+STRIP = 128  # pixels of the longer side of a strip's cells
+
+
+def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
+    """(h, w, 3): image, reconstruction, map over the image with the mask's outline, side by side at a small size."""
+    image = panel.image.clip(0, 1)
+    cells = [image]
+    if panel.reconstruction is not None:
+        cells.append(panel.reconstruction.clip(0, 1))
+    if panel.map is not None or panel.mask is not None:
+        cells.append(_overlay(image, panel.map, scale))
+    height, width = (max(1, round(STRIP * side / max(image.shape[:2]))) for side in image.shape[:2])
+    small = [_resized(cell, (height, width)) for cell in cells]
+    if panel.mask is not None and panel.mask.any():
+        inside = np.pad(_resized(panel.mask.astype(np.float32), (height, width)) > 0.5, 1)
+        core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        small[-1][inside[1:-1, 1:-1] & ~core] = to_rgb(CONTOUR)
+    gap = np.ones((height, 2, 3), dtype=np.float32)
+    parts = [part for cell in small for part in (gap, cell)][1:]
+    return (np.concatenate(parts, axis=1).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _resized(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    tensor = torch.from_numpy(np.array(pixels, dtype=np.float32)).reshape(1, *pixels.shape[:2], -1).movedim(-1, 1)
+    antialias = size[0] < pixels.shape[0]
+    mode = {"mode": "bilinear", "antialias": True} if antialias else {"mode": "nearest"}
+    return (
+        torch.nn.functional.interpolate(tensor, size, **mode)[0]
+        .movedim(0, -1)
+        .numpy()
+        .reshape(*size, *pixels.shape[2:])
+    )
 
 
 def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: float | None = None) -> Figure:

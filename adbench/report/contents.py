@@ -1,0 +1,318 @@
+"""What a report says: everything computed from the runs, before it is written as text, LaTeX or HTML."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adbench.report import statistics
+from adbench.report.charts import COLOURS, Series, thinned
+from adbench.report.collect import TRIVIAL, NotARun, Run, Skipped, Variant, by_variant, folders, number, read_run
+from adbench.report.published import Cell, answered, unanswering
+from adbench.report.statistics import Estimate, estimate
+
+METRICS = {
+    "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_pro": "PRO (FPR ≤ 0.3)",
+    "image_balanced_accuracy": "balanced accuracy", "image_ap": "image AP",
+}  # fmt: skip
+MATRICES = ("image_auroc", "pixel_auroc", "pixel_pro")
+ONE_CLASS = (("protocol", "one_class"),)
+PRO_LIMIT = 0.3
+
+
+class Line(NamedTuple):
+    """One variant on one experiment, over its seeds."""
+
+    variant: Variant
+    experiment: str
+    values: Mapping[str, Estimate | None]
+    interval: tuple[float, float] | None  # of the mean image AUROC over the seeds
+    beside_a_paper: bool
+    runs: list[Run]
+
+    @property
+    def data(self) -> str:
+        return self.runs[0].data
+
+
+class Ranking(NamedTuple):
+    """Average ranks of methods over data sets that all of them ran on."""
+
+    methods: list[str]
+    data: list[str]
+    ranks: NDArray[np.float64]
+    test: statistics.Friedman
+    difference: float
+    left_out_methods: list[str]
+    left_out_data: list[str]
+
+
+class Robustness(NamedTuple):
+    """A metric over one value of a protocol."""
+
+    title: str
+    key: str
+    series: list[Series]
+    counts: list[tuple[str, list[tuple[float, Estimate]]]]
+
+
+@dataclass
+class Contents:
+    """A whole report."""
+
+    results: Path
+    runs: list[Run]
+    skipped: list[Skipped]
+    answers: dict[tuple[str, str], list[Cell]]
+    lines: list[Line]
+    colours: dict[str, tuple[str, bool]]  # method label -> class, faint
+    ranking: Ranking | None
+    robustness: list[Robustness]
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        return sum(run.status == status for run in self.runs)
+
+    def best_known(self) -> dict[str, dict[str, Line]]:
+        """method label -> data -> the line that stands for it under one_class (see `representative`)."""
+        return representative(self.lines)
+
+
+def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda found: found) -> Contents:
+    """Read every run below `results` (except what lies in `ours`) and compute the report."""
+    runs, skipped = [], []
+    for path, has_metrics in progress(list(folders(results, ours))):
+        try:
+            if not has_metrics:
+                raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part")
+            runs.append(read_run(path, results))
+        except NotARun as reason:
+            skipped.append(Skipped(path.relative_to(results).as_posix(), str(reason)))
+    for run in progress(runs):
+        _add_intervals(run)
+    groups = by_variant(runs)
+    answers = answered(groups)
+    lines = _lines(groups, {(variant, experiment) for variant, experiment in unanswering(groups, answers)})
+    known = representative(lines)
+    return Contents(
+        results, runs, skipped, answers, lines, _colours(lines), ranking(known), robustness(lines),
+        notes=_notes(runs),
+    )  # fmt: skip
+
+
+def _add_intervals(run: Run) -> None:
+    """What scores.csv tells beyond metrics.json: an interval of the image AUROC, and a transductive accuracy."""
+    if run.rows is None:
+        return
+    score, label = run.rows.score, run.rows.label
+    run.areas = statistics.bootstrap(score, label)
+    run.interval = None if run.areas is None else statistics.interval(run.areas)
+    key = "transductive/image_balanced_accuracy"
+    if run.metrics.get(key) is None:
+        run.metrics[key] = statistics.transductive_accuracy(score, label)
+    ours, stored = statistics.auroc(score, label), run.metrics.get("image_auroc")
+    if ours is not None and stored is not None and abs(ours - stored) > 1e-3:
+        run.notes.append(
+            f"scores.csv gives image AUROC {ours:.4f}, metrics.json {stored:.4f}: they are not of one test"
+        )
+
+
+def _notes(runs: list[Run]) -> list[str]:
+    notes = []
+    smoke = sum(run.status == "finished" and not run.counts_in_tables for run in runs)
+    if smoke:
+        notes.append(f"{smoke} smoke runs show that a thing runs, not how well: they are in the list of runs only.")
+    return notes
+
+
+def _lines(groups: Mapping[Variant, Mapping[str, Mapping[int, Run]]], alone: set[tuple[Variant, str]]) -> list[Line]:
+    lines = []
+    for variant, found in groups.items():
+        for experiment, seeds in found.items():
+            runs = [seeds[seed] for seed in sorted(seeds)]
+            values = {name: estimate([run.metrics.get(name) for run in runs]) for name in METRICS}
+            areas = [run.areas for run in runs if run.areas is not None]
+            joint = len({len(one) for one in areas}) == 1 and len(areas) == len(runs)
+            interval = statistics.interval(np.mean(areas, axis=0)) if joint else None
+            beside = (variant, experiment) not in alone and variant.method not in TRIVIAL
+            lines.append(Line(variant, experiment, values, interval, beside, runs))
+    return sorted(lines, key=lambda line: (line.experiment, line.variant.method in TRIVIAL, line.variant))
+
+
+def _method(variant: Variant) -> str:
+    return variant._replace(changed=()).label
+
+
+def _colours(lines: list[Line]) -> dict[str, tuple[str, bool]]:
+    names = sorted({_method(line.variant) for line in lines if line.variant.method not in TRIVIAL})
+    colours = {name: (f"c{at % COLOURS}", at >= COLOURS) for at, name in enumerate(names)}
+    trivial = {_method(line.variant): line.variant.method for line in lines if line.variant.method in TRIVIAL}
+    return colours | {name: (f"grey g{TRIVIAL.index(method)}", True) for name, method in trivial.items()}
+
+
+def representative(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
+    """method label -> data -> line, under one_class.
+
+    Of several settings of a method on one data set the first in this order stands for it: nothing changed, the paper's
+    budget, longer training, more seeds, the name of the setting. The score takes no part.
+    """
+    known: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line.variant.protocol == ONE_CLASS:
+            known[_method(line.variant)][line.data].append(line)
+
+    def order(line: Line) -> tuple[Any, ...]:
+        v = line.variant
+        batches = number((line.runs[0].record.get("budget") or {}).get("batches")) or 0.0
+        return bool(v.changed), v.budget != "paper", -batches, -len(line.runs), v
+
+    names = sorted(known, key=lambda name: (name.split(" ")[0] in TRIVIAL, name))
+    return {name: {data: min(found, key=order) for data, found in known[name].items()} for name in names}
+
+
+def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
+    """Average ranks by image AUROC over the largest complete block; None where two methods share no two data sets."""
+    value = {
+        (name, data): line.values["image_auroc"].mean
+        for name, found in known.items()
+        for data, line in found.items()
+        if line.values["image_auroc"] is not None
+    }
+    ran: dict[Any, set[str]] = defaultdict(set)
+    for name, data in value:
+        ran[name].add(data)
+    methods, data = statistics.complete_block(ran)
+    if not methods:
+        return None
+    table = np.array([[value[name, one] for name in methods] for one in data])
+    ranks = statistics.average_ranks(table)
+    everything = {one for found in ran.values() for one in found}
+    return Ranking(
+        methods, data, ranks, statistics.friedman(ranks, len(data)),
+        statistics.critical_difference(len(methods), len(data)),
+        sorted(set(ran) - set(methods)), sorted(everything - set(data)),
+    )  # fmt: skip
+
+
+# -- robustness ---------------------------------------------------------------------------------------------------
+
+AXES = {
+    "fraction": ("share of the normal training rows", 1.0),
+    "ratio": ("contamination ratio", 0.0),
+    "labelled_ratio": ("labelled anomalies / training rows", 0.0),
+    "pollution_ratio": ("unknown anomalies / unlabelled rows", 0.0),
+    "labelled_classes": ("kinds of known anomalies", 0.0),
+}
+ZERO_WHERE_ABSENT = {"semi_supervised": ("pollution_ratio",)}
+
+
+def family(data: str) -> str:
+    """Class sets and categories are one family: mnist/3 -> mnist, mvtec/bottle -> mvtec."""
+    return data.rsplit("/", 1)[0]
+
+
+def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robustness]:
+    """One chart for each family of data and each protocol value that at least one method ran at two levels of.
+
+    A point is the mean over seeds of the mean over the members of the family that every point of the curve has; its
+    spread is the deviation over seeds. one_class is every protocol's end.
+    """
+    points: dict[tuple[str, str], dict[tuple[Any, ...], dict[float, dict[tuple[str, int], list[float]]]]] = {}
+    anchors: dict[tuple[str, Any], list[tuple[Line, Run, float]]] = defaultdict(list)
+    for line in lines:
+        base = line.variant._replace(protocol=())
+        for run in line.runs:
+            value = run.metrics.get(metric)
+            if value is None:
+                continue
+            place = (run.data, run.seed)
+            if line.variant.protocol == ONE_CLASS:
+                anchors[family(run.data), base].append((line, run, value))
+                continue
+            (_, protocol), *values = line.variant.protocol
+            given = dict(values)
+            for key in {**given, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
+                x, others = given.get(key, 0.0), tuple((k, v) for k, v in values if k != key)
+                curve = points.setdefault((family(run.data), key), {}).setdefault((base, protocol, others), {})
+                curve.setdefault(float(x), {}).setdefault(place, []).append(value)
+    charts = []
+    for (group, key), curves in sorted(points.items()):
+        title, end = AXES.get(key, (key, 0.0))
+        found = []
+        for (base, _protocol, others), levels in curves.items():
+            # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known.
+            if all(k == "labelled_classes" for k, _ in others):
+                for _, run, value in anchors[group, base]:
+                    levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
+            joined, shared = _over_seeds(levels)
+            if len(joined) > 1:
+                sets = ", ".join(shared) if len(shared) < 4 else f"{len(shared)} sets of {group}"
+                told = {
+                    "changes": base.changes, "sets": f"on {sets}",
+                    "others": ", ".join(f"{k} {v:g}" for k, v in others if k != "labelled_classes"),
+                    "budget": f"budget {base.budget}",
+                }  # fmt: skip
+                found.append((base, told, joined))
+        if found:
+            # What all curves of a chart share stands in its title, the rest behind their names.
+            common = {k for k, v in found[0][1].items() if v and all(t[k] == v for _, t, _ in found)}
+            heading = ", ".join([f"{group}: {METRICS[metric]}", *(v for k, v in found[0][1].items() if k in common)])
+            series, counts = [], []
+            for at, (base, told, joined) in enumerate(found):
+                own = [v for k, v in told.items() if k not in common and v]
+                name = ", ".join([_method(base), *own])
+                x, y = np.array([level for level, _ in joined]), np.array([e.mean for _, e in joined])
+                spread = np.array([e.std or 0.0 for _, e in joined])
+                trivial = base.method in TRIVIAL
+                series.append(Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True))
+                counts.append((name, joined))
+            charts.append(Robustness(heading, title, series, counts))
+    return charts
+
+
+def _over_seeds(
+    levels: Mapping[float, Mapping[tuple[str, int], list[float]]],
+) -> tuple[list[tuple[float, Estimate]], list[str]]:
+    """Level -> estimate, and the data sets that every level has."""
+    shared = set.intersection(*({data for data, _ in found} for found in levels.values()))
+    joined = []
+    for x, found in sorted(levels.items()):
+        per_seed: dict[int, list[float]] = defaultdict(list)
+        for (data, seed), values in found.items():
+            if data in shared:
+                per_seed[seed].append(float(np.mean(values)))
+        value = estimate([float(np.mean(v)) for v in per_seed.values() if len(v) == len(shared)])
+        if value is not None and shared:
+            joined.append((x, value))
+    return joined, sorted(shared)
+
+
+# -- curves of one run --------------------------------------------------------------------------------------------
+
+
+def roc_series(run: Run, name: str, colour: tuple[str, bool]) -> Series | None:
+    """The exact ROC curve of scores.csv, thinned."""
+    curve = None if run.rows is None else statistics.roc(run.rows.score, run.rows.label)
+    return None if curve is None else Series(name, *thinned(*curve), *colour)
+
+
+def pixel_series(run: Run, name: str, colour: tuple[str, bool], what: str) -> Series | None:
+    """`tpr` or `pro` over the pixels' false positive rate, from curves.json; None for runs that have none."""
+    try:
+        stored = json.loads((run.path / "curves.json").read_text(encoding="utf-8"))["pixel"]
+        x, y = (np.array([number(v) for v in stored[key]], dtype=np.float64) for key in ("fpr", what))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if len(x) < 2 or len(x) != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
+    if what == "pro":
+        inside = x <= PRO_LIMIT
+        x, y = np.append(x[inside], PRO_LIMIT), np.append(y[inside], np.interp(PRO_LIMIT, x, y))
+    return Series(name, *thinned(x.clip(0, 1), y.clip(0, 1)), *colour)

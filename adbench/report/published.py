@@ -1,0 +1,358 @@
+"""The published tables, and what our runs have to say to each of their numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from adbench.report.collect import TRIVIAL, Run, Variant, mapping, protocol_of
+from adbench.report.statistics import Estimate, estimate
+
+Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
+
+
+class Row(NamedTuple):
+    """One number as printed. `breaks` names a bound that it cannot obey, `marks` what its selection saw."""
+
+    paper: str
+    table: str
+    dataset: str
+    category: str
+    metric: str
+    method: str
+    value: str
+    unit: str
+    std: str
+    setting: str
+    note: str
+    breaks: str
+    marks: str
+
+    @property
+    def number(self) -> float:
+        """As a fraction."""
+        return float(self.value) * self.scale
+
+    @property
+    def scale(self) -> float:
+        return 0.01 if self.unit == "percent" else 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of our values beside a published one, or beside none (`row` None: a trivial baseline)."""
+
+    row: Row | None
+    dataset: str
+    category: str
+    metric: str  # as printed
+    setting: str
+    variant: Variant
+    kind: str  # paper, small, variant, released, oracle, trivial
+    value: Estimate
+    expected: int | None  # members or experiments a complete value has
+    found: int | None
+    marks: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        return self.expected is None or self.found == self.expected
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published, as a fraction; None where they are not the same quantity."""
+        if self.row is None or not self.complete or self.kind in ("oracle", "trivial"):
+            return None
+        return self.value.mean - self.row.number
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Every published number, in the order of the papers' tables."""
+    with resources.files(__package__).joinpath("published.csv").open(newline="", encoding="utf-8") as file:
+        return tuple(Row(**line) for line in csv.DictReader(file))
+
+
+def tables() -> dict[tuple[str, str], list[Row]]:
+    """(paper, table) -> its rows."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows():
+        found.setdefault((row.paper, row.table), []).append(row)
+    return found
+
+
+# -- one published row and the runs -------------------------------------------------------------------------------
+
+
+def members(row: Row) -> tuple[str, list[tuple[str, str]]]:
+    """How a row joins data sets ("one", "mean" or "experiments"), and the (template of ids, member) that it joins."""
+    dataset, names = mapping()["datasets"][row.dataset], mapping()["members"]
+    how = mapping()["categories"].get(row.category)
+    if how is None or "{}" not in dataset["ids"]:
+        member = dataset.get("categories", {}).get(row.category, row.category)
+        return "one", [(dataset["ids"], str(member))]
+    return how["join"], [(dataset["ids"], str(name)) for name in names[how.get("members", dataset["members"])]]
+
+
+def _templates(row: Row) -> list[tuple[str, str]]:
+    """Templates of our data ids for a row's data set, with the mark that each deserves."""
+    dataset = mapping()["datasets"][row.dataset]
+    return [(dataset["ids"], ""), *dataset.get("stand_ins", {}).items()]
+
+
+def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
+    setting = mapping()["settings"][row.setting]
+    return protocol_of(setting["protocol"], {"labelled_classes": 1, **setting})
+
+
+def _protocol_fits(variant: Variant, row: Row) -> bool:
+    wanted, ours = wanted_protocol(row), variant.protocol
+    if row.setting == "3 runs" and ours[0] == ("protocol", "semi_supervised"):
+        return True  # the labelled share is each set's own
+    return len(wanted) == len(ours) and all(
+        a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9)
+        for a, b in zip(wanted, ours, strict=True)
+    )
+
+
+class Match(NamedTuple):
+    kind: str  # paper, small, variant
+    spec: Mapping[str, Any]
+
+
+def match(variant: Variant, paper: str, printed: Iterable[str]) -> dict[str, Match]:
+    """Which of a table's printed methods a variant answers, and as what.
+
+    A variant that has changed what one printed method asks for (`with`) answers that method and no more general one.
+    """
+    method = variant.method
+    changed = dict(variant.changed)
+    found: dict[str, tuple[int, Match]] = {}
+    for name in printed:
+        spec = mapping()["methods"].get(paper, {}).get(name)
+        if spec is None or ("pretraining" in spec and variant.pretraining not in spec["pretraining"]):
+            continue
+        asked = {key: json.dumps(value) for key, value in spec.get("with", {}).items()}
+        if any(key not in changed or json.loads(changed[key]) != json.loads(value) for key, value in asked.items()):
+            continue
+        for kind, key in (("paper", "ours"), ("small", "small"), ("variant", "variants")):
+            if method in spec.get(key, ()):
+                found[name] = (len(asked), Match(kind, spec))
+    most = max((asked for asked, _ in found.values()), default=0)
+    return {name: m for name, (asked, m) in found.items() if asked == most}
+
+
+def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str) -> list[str]:
+    """What a reader must know of one of our values."""
+    marks = []
+    if kind == "trivial":
+        marks.append("trivial baseline")
+    elif variant.budget != "paper":
+        marks.append(f"budget {variant.budget}")
+    if kind == "small":
+        marks.append("small preset")
+    elif kind == "variant":
+        marks.append("variant")
+    elif kind == "paper" and not spec.get("own"):
+        marks.append("our implementation of a cited baseline")
+    asked = spec.get("with", {})
+    changed = [f"{key}={value}" for key, value in variant.changed if key not in asked]
+    if changed:
+        marks.append(f"changed: {', '.join(changed)}")
+    if variant.pretraining not in spec.get("expected_pretraining", [variant.pretraining]):
+        marks.append(f"pretraining {variant.pretraining}, the paper's is {' or '.join(spec['expected_pretraining'])}")
+    if metric.startswith("transductive/"):
+        marks.append("transductive threshold")
+    elif metric.startswith("oracle/"):
+        marks.append("oracle selection")
+    elif metric.startswith("released/"):
+        marks.append("released program's metric")
+    return marks
+
+
+def selection_marks(runs: Iterable[Run]) -> list[str]:
+    """A selection that saw test labels is named, whatever a metric is called."""
+    selections = {str(run.record.get("selection") or "") for run in runs}
+    return [f"selection: {s}" for s in sorted(selections) if "test" in s.lower() or "oracle" in s.lower()]
+
+
+class Joined(NamedTuple):
+    """Our value for a row, the runs behind it, and how many members it found and expects (None for a single set)."""
+
+    value: Estimate
+    runs: list[Run]
+    found: int | None = None
+    expected: int | None = None
+
+
+def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
+    """Our value for a row from one variant's runs; None where no run has the metric."""
+    join, ids = members(row)
+    wanted = {template.format(member) for _, member in ids}
+    values = {
+        (run.experiment, seed): (run, value)
+        for seeds in groups.values()
+        for seed, run in seeds.items()
+        if run.data in wanted and (value := run.metrics.get(metric)) is not None
+    }
+    runs = [run for run, _ in values.values()]
+    everything = estimate([value for _, value in values.values()])
+    if everything is None:
+        return None
+    if join == "one":
+        return Joined(everything, runs)
+    if join == "experiments":
+        kinds = 9 if any(run.experiment != run.data for run in runs) else 1  # each class knows each other one
+        return Joined(everything, runs, len({run.experiment for run in runs}), len(wanted) * kinds)
+    per_seed: dict[int, dict[str, tuple[Run, float]]] = {}
+    for (_, seed), (run, value) in values.items():
+        per_seed.setdefault(seed, {})[run.data] = run, value
+    most = max(len(found) for found in per_seed.values())
+    fullest = [found for found in per_seed.values() if len(found) == most]
+    if len(set.intersection(*({*found} for found in fullest))) < most:
+        fullest = fullest[:1]  # seeds that have different members have no deviation worth the name
+    means = estimate([sum(value for _, value in found.values()) / most for found in fullest])
+    used = [run for found in fullest for run, _ in found.values()]
+    return None if means is None else Joined(means, used, most, len(wanted))
+
+
+def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
+    """Every value of ours that belongs beside a table's rows: place by place in their order, trivial baselines last."""
+    wanted = tables()[paper, table]
+    printed = list(dict.fromkeys(row.method for row in wanted))
+    matches = {variant: match(variant, paper, printed) for variant in groups}
+    cells = []
+    for row in wanted:
+        for variant, found in matches.items():
+            if row.method in found and _protocol_fits(variant, row):
+                cells += _cells(row, variant, found[row.method], groups)
+    places: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in [*cells, *_trivial(cells, groups)]:
+        places.setdefault((cell.dataset, cell.category, cell.metric, cell.setting), []).append(cell)
+    return [cell for found in places.values() for cell in found]
+
+
+def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
+    metric = mapping()["metrics"][row.metric]
+    readings = [(matched.kind, metric), ("oracle", f"oracle/{metric}")]
+    if row.metric in matched.spec.get("released", {}):
+        readings.append(("released", matched.spec["released"][row.metric]))
+    for template, stands_in in _templates(row):
+        for kind, key in readings:
+            ours = joined(row, template, groups[variant], key)
+            if ours is None or (not _complete(ours) and _shows_members(row)):
+                continue
+            marks = marks_of(variant, matched.kind, matched.spec, key)
+            marks += [*selection_marks(ours.runs), *_coverage(ours, stands_in)]
+            place = (row.dataset, row.category, row.metric, row.setting)
+            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks))
+
+
+def _complete(ours: Joined) -> bool:
+    return ours.found == ours.expected
+
+
+def _coverage(ours: Joined, stands_in: str) -> list[str]:
+    return [stands_in] * bool(stands_in) + [f"{ours.found} of {ours.expected}"] * (not _complete(ours))
+
+
+@cache
+def _shows_members(row: Row) -> bool:
+    """Whether the table has rows for the single members of a mean: then a mean of some of them tells nothing more."""
+    same = (row.dataset, row.metric, row.method)
+    rows_ = tables()[row.paper, row.table]
+    return any((r.dataset, r.metric, r.method) == same and members(r)[0] == "one" for r in rows_ if r != row)
+
+
+def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
+    """The trivial baselines for every place where one of our values stands."""
+    seen = set()
+    for cell in cells:
+        place = (cell.dataset, cell.category, cell.metric, cell.setting)
+        if cell.row is None or place in seen:
+            continue
+        seen.add(place)
+        metric = mapping()["metrics"][cell.metric]
+        for variant in groups:
+            if variant.method not in TRIVIAL or variant.changed or not _protocol_fits(variant, cell.row):
+                continue
+            for template, stands_in in _templates(cell.row):
+                ours = joined(cell.row, template, groups[variant], metric)
+                if ours is None or (not _complete(ours) and _shows_members(cell.row)):
+                    continue
+                marks = (*marks_of(variant, "trivial", {}, metric), *_coverage(ours, stands_in))
+                yield Cell(None, *place, variant, "trivial", ours.value, ours.expected, ours.found, marks)
+
+
+def display(cell: Cell) -> dict[str, str]:
+    """A cell as a table shows it: numbers in the paper's unit, a dash where there is none."""
+    row = cell.row
+    percent = (
+        row or next(r for r in rows() if r.dataset == cell.dataset and r.metric == cell.metric)
+    ).unit == "percent"
+    factor, digits = (100.0, 1) if percent else (1.0, 3)
+    value = f"{cell.value.mean * factor:.{digits}f}"
+    if cell.value.std is not None:
+        value += f" ± {cell.value.std * factor:.{digits}f}"
+    difference = cell.difference
+    published = "–" if row is None else row.value + (f" ± {row.std}" if row.std else "")
+    return {
+        "data set": cell.dataset, "category": cell.category, "metric": cell.metric, "setting": cell.setting or "–",
+        "printed as": "–" if row is None else row.method,
+        "our run": cell.variant._replace(changed=()).label, "our value": value, "n": str(cell.value.n),
+        "published": published, "difference": "–" if difference is None else f"{difference * factor:+.{digits}f}",
+    }  # fmt: skip
+
+
+def columns(cells: Iterable[Cell]) -> list[str]:
+    """The columns of `display` that a table of these cells needs: what its heading says of all of them is left out."""
+    shown = [display(cell) for cell in cells]
+    said = ("data set", "metric", "setting")
+    return [name for name in shown[0] if name not in said or len({one[name] for one in shown}) > 1]
+
+
+def published_marks(row: Row | None) -> list[str]:
+    """What a reader must know of a printed number."""
+    if row is None:
+        return []
+    marks = [f"published value breaks a bound: {row.breaks}"] if row.breaks else []
+    marks += [
+        {"oracle": "published: selected on test data", "transductive": "published: transductive threshold"}[m]
+        for m in row.marks.split()
+    ]
+    return marks + ([f"published: {row.note}"] if row.note and "oracle" not in row.marks else [])
+
+
+def answered(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
+    """(paper, table) -> our cells, for every published table (an empty list where no run belongs to it)."""
+    return {key: answer(*key, groups) for key in tables()}
+
+
+def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
+    """(variant, data or experiment) of runs that stand beside no published row."""
+    used: set[tuple[Variant, str]] = set()
+    for cells in answers.values():
+        for cell in cells:
+            if cell.row is not None:
+                ids = {
+                    template.format(member)
+                    for template, _ in _templates(cell.row)
+                    for _, member in members(cell.row)[1]
+                }
+                used |= {
+                    (cell.variant, e)
+                    for e, seeds in groups[cell.variant].items()
+                    for run in seeds.values()
+                    if run.data in ids
+                }
+    return [
+        (variant, experiment)
+        for variant, found in groups.items()
+        for experiment in found
+        if (variant, experiment) not in used and variant.method not in TRIVIAL
+    ]

@@ -1,0 +1,157 @@
+"""Numbers of scored test sets and of tables of them: NumPy only, no training library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+DRAWS = 1000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean, the sample standard deviation (None for one value) and the number of values."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def estimate(values: Sequence[float | None]) -> Estimate | None:
+    """Mean and sample standard deviation (n - 1) of the values that exist; None where none does."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None, len(found))
+
+
+def roc(score: Floats, label: NDArray[np.int8]) -> tuple[Floats, Floats] | None:
+    """False and true positive rates at every distinct score, from (0, 0) to (1, 1); None if a label is absent."""
+    anomalous = int(label.sum())
+    if anomalous in (0, len(label)):
+        return None
+    order = np.argsort(-score, kind="stable")
+    score, label = score[order], label[order]
+    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)
+    true = np.cumsum(label, dtype=np.int64)[last]
+    false = last + 1 - true
+    return np.append(0.0, false / (len(label) - anomalous)), np.append(0.0, true / anomalous)
+
+
+def auroc(score: Floats, label: NDArray[np.int8]) -> float | None:
+    """Chance that an anomalous row outscores a normal one, ties counted half."""
+    curve = roc(score, label)
+    return None if curve is None else float(np.trapezoid(curve[1], curve[0]))
+
+
+def bootstrap(score: Floats, label: NDArray[np.int8], draws: int | None = None, seed: int = 0) -> Floats | None:
+    """(draws,) image AUROCs of test sets resampled with replacement, normal and anomalous rows apart.
+
+    Two sets of the same sizes get the same draws, so that the mean over seeds can be resampled row by row. Large sets
+    get fewer draws (200 at the least): their intervals are narrow anyway.
+    """
+    if not 0 < label.sum() < len(label):
+        return None
+    draws = draws or int(np.clip(2_000_000 // len(score), 200, DRAWS))
+    normal, anomalous = score[label == 0], score[label == 1]
+    order = np.argsort(normal, kind="stable")
+    found = np.zeros((len(normal) + 1, draws), dtype=np.float32)  # of each draw, normal rows up to each sorted one
+    np.cumsum(resampled(len(normal), draws, seed)[order], axis=0, out=found[1:])
+    below, up_to = (np.searchsorted(normal[order], anomalous, side) for side in ("left", "right"))
+    wins = (found[below] + found[up_to]) / 2
+    times = resampled(len(anomalous), draws, seed + 1)
+    return np.einsum("rd,rd->d", wins, times, dtype=np.float64) / len(normal) / len(anomalous)
+
+
+@lru_cache(maxsize=8)
+def resampled(rows: int, draws: int, seed: int) -> NDArray[np.float32]:
+    """(rows, draws) how often each row is in each resample; runs on one data set share it."""
+    drawn = np.random.default_rng(seed).integers(rows, size=(draws, rows))
+    drawn += rows * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * draws).reshape(draws, rows).T.astype(np.float32, order="C")
+
+
+def interval(areas: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval."""
+    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
+    """Mean of both rates at 0.5 after scaling the scores to [0, 1] over the test set, which looks at all of it."""
+    finite = np.isfinite(score).all() and np.ptp(score) > 0
+    if not finite or not 0 < label.sum() < len(label):
+        return None
+    found = (score - score.min()) / np.ptp(score) > 0.5
+    return float((found[label == 1].mean() + (~found[label == 0]).mean()) / 2)
+
+
+# -- several data sets --------------------------------------------------------------------------------------------
+
+
+def average_ranks(values: Floats) -> Floats:
+    """(k,) mean rank of each column of (N data sets, k methods); 1 is the highest value, ties share their mean rank."""
+    above = (values[:, None, :] > values[:, :, None]).sum(axis=2)
+    equal = (values[:, None, :] == values[:, :, None]).sum(axis=2)
+    return (above + (equal + 1) / 2).mean(axis=0)
+
+
+class Friedman(NamedTuple):
+    """Do the methods differ at all?"""
+
+    chi_square: float
+    p_chi_square: float
+    f: float  # Iman and Davenport's, less conservative
+    p_f: float
+
+
+def friedman(ranks: Floats, data_sets: int) -> Friedman:
+    """Friedman's statistic and Iman and Davenport's correction from (k,) average ranks over N data sets.
+
+    Source: Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Section 3.2.2.
+    """
+    from scipy import stats
+
+    k, n = len(ranks), data_sets
+    chi_square = 12 * n / (k * (k + 1)) * float((ranks**2).sum() - k * (k + 1) ** 2 / 4)
+    chi_square = max(chi_square, 0.0)
+    rest = n * (k - 1) - chi_square
+    f = (n - 1) * chi_square / rest if rest > 1e-12 else math.inf
+    degrees = (k - 1, (k - 1) * (n - 1))
+    return Friedman(chi_square, float(stats.chi2.sf(chi_square, k - 1)), f, float(stats.f.sf(f, *degrees)))
+
+
+def critical_difference(methods: int, data_sets: int, alpha: float = 0.05) -> float:
+    """Average ranks that differ by less than this are not told apart (Nemenyi).
+
+    Source: Demšar 2006, Section 3.2.2; q is the studentized range at infinite degrees of freedom over sqrt(2).
+    """
+    from scipy import stats
+
+    q = float(stats.studentized_range.ppf(1 - alpha, methods, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * data_sets))
+
+
+def complete_block(ran: Mapping[Hashable, set[str]]) -> tuple[list[Hashable], list[str]]:
+    """Methods and data sets such that each of the methods ran on each of the sets, as many pairs as can be had.
+
+    Sets looked at are those of single methods and of pairs of them, which is exact for the few methods of a report
+    unless three differ in an intricate way. Fewer than two of either is no table to rank: then both are empty.
+    """
+    candidates = {frozenset(sets) for sets in ran.values()}
+    candidates |= {frozenset(a & b) for a, b in combinations(list(candidates), 2)} if len(candidates) < 300 else set()
+    best: tuple[tuple[int, int], list[Hashable], list[str]] = ((0, 0), [], [])
+    for sets in candidates:
+        methods = [method for method, found in ran.items() if sets <= found]
+        if len(sets) >= 2 and len(methods) >= 2:
+            size = (len(sets) * len(methods), len(methods))
+            if size > best[0] or (size == best[0] and sorted(sets) < best[2]):
+                best = (size, methods, sorted(sets))
+    return best[1], best[2]

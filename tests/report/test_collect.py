@@ -1,0 +1,187 @@
+import csv
+import json
+
+import pytest
+
+from adbench.report.collect import protocol_of, read_rows
+
+WHOLE = {
+    "method": "m",
+    "data": "d",
+    "protocol": "p",
+    "pretraining": "n",
+    "seed": 0,
+    "status": "finished",
+    "metrics": {},
+}
+
+
+def tidy_rows(folder):
+    with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
+        return {row["folder"].split("/")[0] + row["folder"].rsplit("/", 1)[1]: row for row in csv.DictReader(file)}
+
+
+def test_every_run_is_a_row_whatever_became_of_it(results, report):
+    results.run("cbigan", seed=0, metrics={"image_auroc": 0.75, "pixel_auroc": None})
+    results.run("egbad", seed=1, status="failed", error="ValueError: loss became nan")
+    results.run("pca", seed=2, status="interrupted", error="stopped by a signal")
+    results.run("igd", seed=3, status="running")
+    code, out, said = report(results)
+    assert code == 0
+    assert "4 runs (1 finished, 1 failed, 1 interrupted, 1 running)" in said
+    rows = tidy_rows(out)
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "cbiganseed0": "finished", "egbadseed1": "failed", "pcaseed2": "interrupted", "igdseed3": "running",
+    }  # fmt: skip
+    assert rows["egbadseed1"]["error"] == "ValueError: loss became nan"
+    assert rows["cbiganseed0"]["image_auroc"] == "0.75"
+    assert rows["cbiganseed0"]["total_s"] == "12.5"
+    assert rows["cbiganseed0"]["train"] == "10"
+
+
+def test_a_null_stays_empty_and_is_never_made_up(results, report):
+    results.run("cbigan", metrics={"image_auroc": 0.75, "pixel_auroc": None, "pixel_pro": float("nan")})
+    _, out, _ = report(results)
+    row = tidy_rows(out)["cbiganseed0"]
+    assert row["pixel_auroc"] == row["pixel_pro"] == ""
+    assert "nan" not in (out / "report.md").read_text().lower()
+
+
+def test_parquet_holds_the_same_table_where_pyarrow_is(results, report):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    results.run("cbigan", metrics={"image_auroc": 0.75, "pixel_auroc": None})
+    results.run("egbad", status="failed", error="no")
+    _, out, _ = report(results)
+    table = parquet.read_table(out / "runs.parquet").to_pylist()
+    assert [row["image_auroc"] for row in table] == [0.75, None]
+    assert [row["error"] for row in table] == [None, "no"]
+
+
+def test_without_pyarrow_the_command_says_which_extra_to_install(results, report, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    results.run()
+    code, out, said = report(results)
+    assert code == 0
+    assert "adbench-vision[report]" in said
+    assert not (out / "runs.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"method": "cbigan", "sta', "cannot be read"),
+        ("", "cannot be read"),
+        ("[1, 2]", "expected an object"),
+        ('{"loss": 3}', "method, data"),
+        (json.dumps(WHOLE | {"method": 1}), "method missing or of the wrong kind"),
+        (json.dumps(WHOLE | {"budget": 3}), "budget is not an object"),
+    ],
+)
+def test_a_torn_or_foreign_folder_is_listed_with_its_reason_and_stops_nothing(results, report, text, reason):
+    results.run()
+    (results.path / "odd" / "run").mkdir(parents=True)
+    (results.path / "odd" / "run" / "metrics.json").write_text(text)
+    code, out, said = report(results)
+    assert code == 0
+    assert "skipped odd/run:" in said and reason in said
+    assert "odd/run" in (out / "report.md").read_text()
+    assert len(tidy_rows(out)) == 1
+
+
+def test_a_folder_with_scores_and_no_metrics_is_skipped_aloud(results, report):
+    results.run()
+    folder = results.run("egbad")
+    (folder / "metrics.json").unlink()
+    _, _, said = report(results)
+    assert "skipped egbad/mvtec/bottle/one_class/none/seed0: no metrics.json" in said
+
+
+@pytest.mark.parametrize(
+    ("scores", "note"),
+    [
+        ("index,path,label,defect,score\n0,a,0,good,0.1\n1,b,1", "torn"),
+        ("index,path,label,defect,score\n0,a,0,good,nan\n", "NaN"),
+        ("what is this\n", "header"),
+        ("index,path,label,defect,score\n0,a,7,good,1\n", "label"),
+    ],
+)
+def test_unusable_scores_cost_a_run_its_curves_and_nothing_else(results, report, scores, note):
+    folder = results.run(metrics={"image_auroc": 0.8})
+    (folder / "scores.csv").write_text(scores)
+    code, out, _ = report(results)
+    assert code == 0
+    (row,) = tidy_rows(out).values()
+    assert note in row["notes"]
+    assert (row["image_auroc"], row["image_auroc_low"]) == ("0.8", "")
+
+
+def test_scores_of_another_test_than_metrics_json_are_noticed(results, gather):
+    results.run(metrics={"image_auroc": 0.1})
+    (run,) = gather(results).runs
+    assert any("not of one test" in note for note in run.notes)
+
+
+def test_paths_with_commas_quotes_and_newlines_are_read_back(results):
+    strange = 'a,"b"\nc.png'
+    folder = results.run(rows=[(strange, 0, "good", 0.5), ("d", 1, "x", 1.5)])
+    rows = read_rows(folder / "scores.csv")
+    assert rows.label.tolist() == [0, 1]
+    assert rows.score.tolist() == [0.5, 1.5]
+
+
+def test_the_data_id_comes_from_the_configuration_and_else_from_the_folder(results, gather):
+    first, second = results.run(data="cifar10/3"), results.run("egbad", data="mnist/7")
+    (second / ".hydra" / "config.yaml").unlink()
+    assert {run.path: run.data for run in gather(results).runs} == {first: "cifar10/3", second: "mnist/7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("one_class", {}, {"protocol": "one_class"}),
+        ("small_train", {"fraction": 0.2}, {"protocol": "small_train", "fraction": 0.2}),
+        ("small_train", {"fraction": 1.0}, {"protocol": "one_class"}),
+        ("contaminated", {"ratio": 0.0}, {"protocol": "one_class"}),
+        ("contaminated", {"ratio": 0.1}, {"protocol": "contaminated", "ratio": 0.1}),
+        ("semi_supervised", {"labelled_ratio": 0.0, "labelled_classes": ["3"]}, {"protocol": "one_class"}),
+        ("semi_supervised", {"labelled_ratio": 0.05, "labelled_classes": [3, 4], "pollution_ratio": 0.1},
+         {"protocol": "semi_supervised", "labelled_ratio": 0.05, "labelled_classes": 2, "pollution_ratio": 0.1}),
+        ("semi_supervised", {"labelled_ratio": 0.05, "labelled_classes": 0}, {"protocol": "one_class"}),
+    ],
+)  # fmt: skip
+def test_a_protocol_is_what_it_does_and_its_limits_are_one_class(name, values, expected):
+    assert dict(protocol_of(name, values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("budget", "length", "expected"),
+    [
+        ("paper", None, "paper"),
+        ("paper", {"max_batches": 10}, "paper, 10 batches"),
+        ("quick", None, "quick"),
+        ("quick", {"max_epochs": 3}, "quick, 3 epochs"),
+        ("smoke", {"max_batches": 2}, "smoke"),
+    ],
+)
+def test_a_budget_whose_length_was_changed_does_not_go_by_its_name_alone(results, gather, budget, length, expected):
+    results.run(budget=budget, length=length)
+    assert gather(results).runs[0].variant.budget == expected
+
+
+def test_smoke_runs_are_listed_and_count_in_no_table(results, gather):
+    results.run(budget="smoke")
+    contents = gather(results)
+    assert len(contents.runs) == 1
+    assert contents.lines == []
+    assert not any(contents.answers.values())
+    assert "1 smoke runs" in contents.notes[0]
+
+
+def test_earlier_reports_are_not_taken_for_runs(results, report):
+    results.run()
+    report(results)
+    (results.path / "report" / "metrics.json").write_text(json.dumps({}))
+    code, _, said = report(results)
+    assert (code, "skipped" in said) == (0, False)
