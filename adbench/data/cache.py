@@ -22,7 +22,7 @@ from adbench.data.records import Source
 from adbench.transforms.image import resize, resize_nearest, to_bytes, to_float
 from adbench.types import UserError
 
-VERSION = 1  # raise when the same source and size would give other bytes
+VERSION = 2  # raise when the same source and size would give other bytes
 CHUNK = 256  # rows resized together where a source lies in memory
 
 

@@ -32,9 +32,15 @@ def decode(path: Path | str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return _to_rgb(image)
+                return to_rgb(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
         raise UserError(f"cannot read the image {path}: {error}; replace or remove the file") from error
+
+
+def center_crop(image: np.ndarray, side: int) -> np.ndarray:
+    """The central square of (H, W, C), or as much of it as there is."""
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
 def decode_mask(path: Path | str) -> np.ndarray:
@@ -65,7 +71,8 @@ def _plain_png(path: Path | str) -> np.ndarray | None:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of any mode; see `decode`."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)

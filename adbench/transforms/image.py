@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TIE = 2.0**-10  # of a grey level: far more than float32's error in a weighted mean of bytes, far less than can be seen
+
 
 def to_float(image: Tensor) -> Tensor:
     """uint8 0..255 of any shape -> float32 in [0, 1]."""
@@ -34,6 +36,28 @@ def resize_nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask.to(torch.uint8), size=tuple(size), mode="nearest-exact").bool()
 
 
+def resize_by_products(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """What `resize` computes, as two matrix products: also where the input's height and width are not known before.
+
+    An exported graph has no other way to resize images of any size with antialias.
+    """
+    down, across = (_weights(image.shape[axis], out, image) for axis, out in zip((-2, -1), size, strict=True))
+    return down @ (image @ across.T)
+
+
+def _weights(length: int, out: int, like: Tensor) -> Tensor:
+    """(out, length): row i holds the triangle that weighs the input's pixels for output pixel i."""
+    pixel = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
+    ratio = (pixel[-1:] + 0.5) / out  # length / out, as a tensor where the length is a symbol
+    center = (torch.arange(out, dtype=torch.float64, device=like.device) + 0.5)[:, None] * ratio
+    triangle = (1 - (pixel - center).abs() / ratio.clamp(min=1)).clamp(min=0)
+    return (triangle / triangle.sum(1, keepdim=True)).to(like.dtype)
+
+
 def to_bytes(image: Tensor) -> Tensor:
-    """float in [0, 1] -> uint8 0..255, rounded."""
-    return image.mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
+    """float in [0, 1] -> uint8 0..255, rounded.
+
+    Halves are common after resizing by simple ratios. They go up even where the sum before them came out a little low:
+    how it was rounded differs between processors and runtimes, and the byte must not.
+    """
+    return image.mul(255.0).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
