@@ -135,7 +135,7 @@ def as_bytes(image: Any) -> np.ndarray:
         values = image.detach().cpu()
         values = (values[None] if values.ndim == 2 else values).movedim(0, -1) if values.ndim in (2, 3) else values
     else:
-        values = torch.from_numpy(np.ascontiguousarray(image))
+        values = torch.from_numpy(np.array(image))
         values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[-1] not in (1, 3, 4) or 0 in shape:
         order = "(1 or 3, H, W)" if isinstance(image, Tensor) else "(H, W), (H, W, 3) or (H, W, 4)"
@@ -247,6 +247,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
             "budget", "versions", "git")  # fmt: skip
     return {
         **{key: record.get(key) for key in kept},
+        "data": cfg.data.id,
         "input": {
             "kind": cfg.data.kind,
             "features": size[0] if tabular else None,
@@ -267,7 +268,7 @@ def held_out_scores(folder: RunFolder) -> list[float]:
     path = folder.path / "calibration.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            scores = [float(row["score"]) for row in csv.DictReader(file)]
+            scores = [float(np.float32(row["score"])) for row in csv.DictReader(file)]  # nine digits give it back exactly
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); the run's own command writes it again") from error
     if not scores:

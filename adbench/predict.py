@@ -221,7 +221,8 @@ class Colours(NamedTuple):
     def of(cls, maps: np.ndarray) -> Colours:
         import numpy as np
 
-        low, high = np.quantile(maps[np.isfinite(maps)], [0.01, 0.998])
+        values = maps[np.isfinite(maps)]
+        low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
         return cls(float(low), float(high if high > low else low + 1))
 
 
@@ -310,8 +311,9 @@ def _write(detector: Detector, rows: list[Row], unreadable: list[Any], threshold
         for row, p in zip(rows, chance, strict=True):
             line = [row.path, f"{row.score:.9g}", "", "", ""]
             if value is not None:
-                anomalous += row.score > value
-                line[2:] = [f"{value:.9g}", "anomalous" if row.score > value else "normal", f"{p:.6g}"]
+                alarm = not row.score <= value  # a score that is no number is an alarm too
+                anomalous += alarm
+                line[2:] = [f"{value:.9g}", "anomalous" if alarm else "normal", f"{p:.6g}"]
             writer.writerow(line)
     with whole(options.out / "unreadable.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("path", "error"), *unreadable])

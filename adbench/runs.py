@@ -81,7 +81,9 @@ def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig
     )
     OmegaConf.set_struct(reference, False)
     for group in GROUPS:
-        for key in (*_named_by_id(cfg, group), *UNHASHED):
+        leaves = flat(OmegaConf.to_container(reference[group], resolve=False), group)
+        without_default = [key for key, value in leaves.items() if value == "???"]
+        for key in (*_named_by_id(cfg, group), *without_default, *UNHASHED):
             value = OmegaConf.select(cfg, key)
             if value is not None:
                 OmegaConf.update(reference, key, value)
@@ -251,8 +253,14 @@ def trusted(cfg: Any, origin: Path | str) -> Any:
     return cfg
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping | list | tuple):
+    """Everything in nested mappings and lists by dotted name; a `_target_` as it is, whatever it is."""
+    if isinstance(node, Mapping | list | tuple) and not prefix.endswith("_target_"):
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from adbench.data.records import Source
-from adbench.transforms.image import resize, resize_nearest, to_bytes, to_float
+from adbench.transforms.image import resize_nearest, resized_bytes
 from adbench.types import UserError
 
 VERSION = 2  # raise when the same source and size would give other bytes
@@ -210,11 +210,11 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized in float with antialias and rounded once."""
-    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized with antialias and rounded once."""
+    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
     if tuple(image.shape[-2:]) != size:
-        image = to_bytes(resize(to_float(image), size))
-    return image.contiguous().numpy()
+        image = resized_bytes(image, size)
+    return image.numpy()
 
 
 def _cores() -> int:

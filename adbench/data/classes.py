@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from adbench.data.records import Records
+from adbench.files import unpack
 from adbench.types import UserError
 
 T = TypeVar("T")
@@ -208,9 +209,12 @@ class Cifar10(Classes):
             )
         from torchvision.datasets import CIFAR10
 
-        train, test = _fetch(
-            "CIFAR-10", lambda: [CIFAR10(str(root), train=t, download=download) for t in (True, False)]
-        )
+        if download and not (root / "cifar-10-batches-py").is_dir():
+            from torchvision.datasets.utils import download_url
+
+            _fetch("CIFAR-10", lambda: download_url(CIFAR10.url, root, CIFAR10.filename, CIFAR10.tgz_md5))
+            unpack(root / CIFAR10.filename, root)
+        train, test = _fetch("CIFAR-10", lambda: [CIFAR10(str(root), train=t) for t in (True, False)])
         super().__init__("CIFAR-10", (train.data, train.targets), (test.data, test.targets), normal_class)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TIE = 2.0**-10  # of a grey level: far more than float32's error in a weighted mean of bytes, far less than can be seen
+TIE = 2.0**-20  # of a grey level: more than float64's error in a weighted mean of bytes
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -54,10 +56,15 @@ def _weights(length: int, out: int, like: Tensor) -> Tensor:
     return (triangle / triangle.sum(1, keepdim=True)).to(like.dtype)
 
 
-def to_bytes(image: Tensor) -> Tensor:
-    """float in [0, 1] -> uint8 0..255, rounded.
+def resized_bytes(image: Tensor, size: tuple[int, int], by: Callable[..., Tensor] = resize) -> Tensor:
+    """(B, C, H, W) uint8 -> (B, C, *size) uint8: resized in float64 with antialias, rounded once, halves up.
 
-    Halves are common after resizing by simple ratios. They go up even where the sum before them came out a little low:
-    how it was rounded differs between processors and runtimes, and the byte must not.
+    The same bytes everywhere: simple ratios leave many pixels exactly half way between two bytes, where float32's error,
+    which differs between processors and runtimes, would decide.
     """
-    return image.mul(255.0).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
+    return by(image.to(torch.float64), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """float in [0, 1] -> uint8 0..255, rounded."""
+    return image.mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
