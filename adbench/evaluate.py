@@ -112,12 +112,11 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
 def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: Any, trained_on: str) -> dict[str, Any]:
     import time
 
-    from adbench import jobs
-
-    threads = jobs._set_threads(cfg)
+    import torch
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import TQDMProgressBar
 
+    from adbench import jobs
     from adbench.detector import held_out_scores
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
@@ -127,6 +126,8 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from adbench.runs import build_datamodule
 
     jobs._quiet()
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()
     datamodule = build_datamodule(cfg, method.supervision)
     datamodule.setup()
@@ -156,7 +157,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
         "per_defect_image_auroc": evaluator.per_defect(records.defect),
         "image_auroc_interval_95": evaluator.interval(), "counts": jobs._counts(datamodule, method),
         "time": {"finished": jobs._now(), "total_s": round(time.perf_counter() - started, 2)},
-        "hardware": jobs._hardware(threads), "versions": jobs._versions(), "git": jobs._git(),
+        "hardware": jobs._hardware(torch.get_num_threads()), "versions": jobs._versions(), "git": jobs._git(),
     }  # fmt: skip
     target.write_scores("scores.csv", jobs._named_rows(records, table["index"], table["score"]))
     target.write_metrics(found)

@@ -8,6 +8,7 @@ import json
 import keyword
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,7 @@ def graph(method: Any, inputs: dict[str, Any]) -> torch.nn.Module:
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if size is not None:
-                if crop:
-                    top, left = ((torch.sym_max(0, side - crop)) // 2 for side in image.shape[-2:])
-                    image = image[..., top : top + crop, left : left + crop]
-                image = to_float(resized_bytes(image, tuple(size), resize_by_products))
+                image = to_float(resized_bytes(image, tuple(size), partial(resize_by_products, crop=crop)))
             scores = self.method.score(image)
             return (scores.image,) if scores.maps is None else (scores.image, scores.maps)
 

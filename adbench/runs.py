@@ -157,6 +157,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is being written by another process; wait for it, or use another seed"
             ) from None
+        for place in (self.path, self.path / ".hydra", self.path / "checkpoints", self.path / "figures"):
+            for left in place.glob(".*-*.*"):  # what `files.whole` had begun when an earlier owner was killed
+                left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -38,21 +38,27 @@ def resize_nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask.to(torch.uint8), size=tuple(size), mode="nearest-exact").bool()
 
 
-def resize_by_products(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_by_products(image: Tensor, size: tuple[int, int], crop: int | None = None) -> Tensor:
     """What `resize` computes, as two matrix products: also where the input's height and width are not known before.
 
-    An exported graph has no other way to resize images of any size with antialias.
+    An exported graph has no other way to resize images of any size with antialias. With `crop`, only the central square
+    of that side, or as much of it as there is, is resized.
     """
-    down, across = (_weights(image.shape[axis], out, image) for axis, out in zip((-2, -1), size, strict=True))
+    down, across = (_weights(image.shape[axis], out, crop, image) for axis, out in zip((-2, -1), size, strict=True))
     return down @ (image @ across.T)
 
 
-def _weights(length: int, out: int, like: Tensor) -> Tensor:
+def _weights(length: int, out: int, crop: int | None, like: Tensor) -> Tensor:
     """(out, length): row i holds the triangle that weighs the input's pixels for output pixel i."""
     pixel = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
-    ratio = (pixel[-1:] + 0.5) / out  # length / out, as a tensor where the length is a symbol
-    center = (torch.arange(out, dtype=torch.float64, device=like.device) + 0.5)[:, None] * ratio
-    triangle = (1 - (pixel - center).abs() / ratio.clamp(min=1)).clamp(min=0)
+    used = pixel[-1:] + 0.5  # the length, as a tensor where it is a symbol
+    inside: Tensor | float = 1.0
+    if crop is not None:
+        pixel = pixel - ((used - crop) / 2).floor().clamp(min=0)
+        used = used.clamp(max=crop)
+        inside = ((pixel > 0) & (pixel < used)).double()
+    center = (torch.arange(out, dtype=torch.float64, device=like.device) + 0.5)[:, None] * (used / out)
+    triangle = (1 - (pixel - center).abs() / (used / out).clamp(min=1)).clamp(min=0) * inside
     return (triangle / triangle.sum(1, keepdim=True)).to(like.dtype)
 
 
