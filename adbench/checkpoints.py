@@ -27,7 +27,9 @@ class WholeFiles(CheckpointIO):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # how torch reports a write that failed
-                raise OSError(f"cannot write the checkpoint {path}, is the disk full? {str(error).splitlines()[0]}") from error
+                raise OSError(
+                    f"cannot write the checkpoint {path}, is the disk full? {str(error).splitlines()[0]}"
+                ) from error
             if path.exists():
                 keep = previous(path)
                 link = keep.with_suffix(".link")

@@ -32,9 +32,11 @@ class Engine(Protocol):
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> what `score` takes, in whatever thread."""
+        ...
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
         """Scores of prepared rows, on the CPU."""
+        ...
 
 
 class Detector:
@@ -58,9 +60,9 @@ class Detector:
         """Anomaly scores, higher is more anomalous.
 
         Args:
-            images: an image or a list of them, of any size, each a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3)
-                or (H, W, 4), or a tensor (1 or 3, H, W); or a stack: an array (N, H, W, C), a tensor (N, C, H, W). uint8,
-                or float in [0, 1], which is rounded to bytes as files hold them. Of tabular data: (N, D) numbers.
+            images: an image or a list of them, of any size, each a path, a PIL image, an array (H, W) or (H, W, 1, 3 or
+                4), or a tensor (1 or 3, H, W); or a stack: an array (N, H, W, C), a tensor (N, C, H, W). uint8, or
+                float in [0, 1], which is rounded to bytes as files hold them. Of tabular data: (N, D) numbers.
             batch_size: images that are scored together.
 
         Returns:
@@ -73,7 +75,9 @@ class Detector:
         parts: list[Scores] = []
         for first in range(0, len(rows), batch_size):
             chunk = rows[first : first + batch_size]
-            parts.append(self.engine.score(chunk if self.tabular else [self.engine.prepare(as_bytes(i)) for i in chunk]))
+            parts.append(
+                self.engine.score(list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i)) for i in chunk])
+            )
         if not parts:
             return Scores(torch.zeros(0), None)
         maps = [part.maps for part in parts if part.maps is not None]
@@ -105,7 +109,7 @@ class Detector:
         return conformal_p_value(np.asarray(score, dtype=float), np.asarray(self.card["held_out_scores"], dtype=float))
 
 
-# -- images of all kinds ------------------------------------------------------------------------------------------------
+# -- images of all kinds ----------------------------------------------------------------------------------------------
 
 
 def _listed(images: Any) -> Sequence[Any]:
@@ -113,10 +117,12 @@ def _listed(images: Any) -> Sequence[Any]:
     if isinstance(images, str | Path | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
-        return images if images.ndim == 4 else [images]
+        return list(images) if images.ndim == 4 else [images]
     if isinstance(images, Iterable):
         return list(images)
-    raise UserError(f"expected images (paths, PIL images, arrays, tensors, or a list of these), got {type(images).__name__}")
+    raise UserError(
+        f"expected images (paths, PIL images, arrays, tensors, or a list of these), got {type(images).__name__}"
+    )
 
 
 def as_bytes(image: Any) -> np.ndarray:
@@ -139,7 +145,9 @@ def as_bytes(image: Any) -> np.ndarray:
         values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[-1] not in (1, 3, 4) or 0 in shape:
         order = "(1 or 3, H, W)" if isinstance(image, Tensor) else "(H, W), (H, W, 3) or (H, W, 4)"
-        raise UserError(f"an image as {type(image).__name__} is {order}, got {shape}; several go into a list or a stack")
+        raise UserError(
+            f"an image as {type(image).__name__} is {order}, got {shape}; several go into a list or a stack"
+        )
     if values.is_floating_point():
         if not bool(((values >= 0) & (values <= 1)).all()):  # also refuses NaN
             raise UserError(
@@ -167,7 +175,7 @@ class MethodEngine:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device} cannot be used: {error}") from error
         self.crop = inputs.get("crop")
-        self.size = tuple(inputs["size"]) if inputs["size"] else None
+        self.size: tuple[int, int] = tuple(inputs["size"] or (0, 0))  # (0, 0): features
         self.dtype = self.AUTOCAST.get(precision)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -193,7 +201,7 @@ class OnnxEngine:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         if self.fixed and image.shape[:2] != self.fixed:
             raise UserError(
-                f"this graph takes images of {self.fixed[0]}x{self.fixed[1]} and got {image.shape[0]}x{image.shape[1]}; "
+                f"this graph takes images of {self.fixed[0]}x{self.fixed[1]}, got {image.shape[0]}x{image.shape[1]}; "
                 "export it without --input-size to take any size"
             )
         return np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -243,8 +251,8 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = cfg.data.image_size
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
-    kept = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold", "counts",
-            "budget", "versions", "git")  # fmt: skip
+    kept = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
+            "counts", "budget", "versions", "git")  # fmt: skip
     return {
         **{key: record.get(key) for key in kept},
         "data": cfg.data.id,
@@ -268,7 +276,9 @@ def held_out_scores(folder: RunFolder) -> list[float]:
     path = folder.path / "calibration.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            scores = [float(np.float32(row["score"])) for row in csv.DictReader(file)]  # nine digits give it back exactly
+            scores = [
+                float(np.float32(row["score"])) for row in csv.DictReader(file)
+            ]  # nine digits give it back exactly
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); the run's own command writes it again") from error
     if not scores:
@@ -283,7 +293,7 @@ def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             note = json.loads((file.metadata() or {})["adbench"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card, config = note["card"], note["config"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} holds no weights that adbench.export --format safetensors wrote: {error}") from error

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m adbench.evaluate",
         description="Score a finished run again, on the test rows of its own or of another data set; never trains. "
         "Writes RUN/evaluations/<data id>/ with metrics.json, scores.csv and figures/.",
-        epilog="Example: python -m adbench.evaluate RUN data=mvtec/bottle data_root=DIR. The threshold stays the run's own.",
+        epilog="Example: python -m adbench.evaluate RUN data=mvtec/bottle data_root=DIR. The run's threshold stays.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
@@ -63,7 +63,9 @@ def _check(record: dict[str, Any], overrides: list[str], run: Path | str) -> Non
     from adbench.types import UserError
 
     if record.get("status") != "finished":
-        raise UserError(f"{run} is not a finished run (status {record.get('status')}); the run's own command continues it")
+        raise UserError(
+            f"{run} is not a finished run (status {record.get('status')}); the run's own command continues it"
+        )
     foreign = [override for override in overrides if not override.startswith(ALLOWED)]
     if foreign:
         raise UserError(f"{foreign[0]}: an evaluation changes the data alone ({', '.join(ALLOWED)}); train another run")
@@ -93,7 +95,9 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
             for key in ("image_size", "batch_size"):
                 new.data[key] = cfg.data[key]
             same = f"data={record['data']}" in overrides
-            open_keys = [key for key, value in OmegaConf.to_container(new.data, resolve=False).items() if value == "???"]
+            open_keys = [
+                key for key, value in OmegaConf.to_container(new.data, resolve=False).items() if value == "???"
+            ]
             for key in open_keys:
                 if not (same and key in cfg.data):
                     raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")
@@ -105,7 +109,9 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
     if (was == "tabular") != (now == "tabular"):
         raise UserError(f"the run was trained on data of kind {was} and cannot score data of kind {now}")
     if now == "tabular" and resolved.data.get("features") != cfg.data.get("features"):
-        raise UserError(f"the run takes {cfg.data.features} features and {resolved.data.id} has {resolved.data.features}")
+        raise UserError(
+            f"the run takes {cfg.data.features} features and {resolved.data.id} has {resolved.data.features}"
+        )
     return resolved
 
 

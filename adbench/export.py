@@ -1,4 +1,4 @@
-"""`python -m adbench.export`: a trained detector as one file, for machines without a run folder or without this package."""
+"""`python -m adbench.export`: a trained detector as one file, for machines without the run folder or this package."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m adbench.export",
         description="Write a trained detector as one file, with its model card (JSON) inside and beside it.",
-        epilog="onnx and torch-export hold resizing and scoring in one graph: uint8 images (N, 3, H, W) of any size and "
-        "number in, score (N,) and map (N, 1, h, w) out. safetensors holds the weights and the configuration, to be "
+        epilog="onnx and torch-export hold resizing and scoring in one graph: uint8 images (N, 3, H, W) of any size "
+        "and count in, score (N,) and map (N, 1, h, w) out. safetensors holds the weights and the configuration, to be "
         "released for adbench itself (adbench.load, predict --model).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
@@ -67,14 +67,15 @@ def export(
     The graph is compared with the method on random images before anything is written.
 
     Raises:
-        UserError: the run is not finished; a part of the method cannot be exported (the message names the operation); the
-            exported graph gives other scores.
+        UserError: the run is not finished; a part of the method cannot be exported (the message names the operation);
+            the exported graph gives other scores.
     """
-    from adbench.detector import load
+    from adbench.detector import MethodEngine, load
     from adbench.files import write_json
     from adbench.runs import RunFolder, safe_id
 
     detector = load(run)
+    assert isinstance(detector.engine, MethodEngine)
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
     name = "_".join(safe_id(card[part]).replace("/", "-") for part in ("method", "data"))
     path = Path(out) if out else Path(run) / "exports" / f"{name}{FORMATS[kind]}"
@@ -156,7 +157,9 @@ def save_graph(
     difference = max(_difference(one, two.numpy()) for one, two in zip(found, wanted, strict=True))
     if not difference < 1e-4:
         path.unlink(missing_ok=True)
-        raise UserError(f"the exported {card['method']} gives scores that differ by {difference:.2g}: nothing was written")
+        raise UserError(
+            f"the exported {card['method']} gives scores that differ by {difference:.2g}: nothing was written"
+        )
     return difference
 
 

@@ -93,7 +93,9 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
             return TERMINATED if request.received else 130
         _say_error(error)
         if _passing(error):
-            log.error("The state was saved at the last checkpoint; once that is mended, the same command resumes this run.")
+            log.error(
+                "The state was saved at the last checkpoint; once that is mended, the same command resumes this run."
+            )
         return 1
     record["status"] = "finished"
     record["time"]["finished"] = _now()
@@ -352,8 +354,8 @@ def _check_same_data(record: dict[str, Any], fingerprint: str) -> None:
     """Refuse to continue a run on other images than it began with; note which those are."""
     if record.get("data_fingerprint") not in (None, fingerprint):
         raise UserError(
-            "files of the data set changed, moved or vanished since this run was interrupted: what was trained so far saw "
-            "others. Put them back, or train anew with overwrite=true"
+            "files of the data set changed, moved or vanished since this run was interrupted: what was trained so far "
+            "saw others. Put them back, or train anew with overwrite=true"
         )
     record["data_fingerprint"] = fingerprint
 

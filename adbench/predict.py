@@ -23,19 +23,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m adbench.predict",
         description="Score images with a trained detector: scores.csv, anomaly maps and overlays.",
-        epilog="Exit code: 0; 1 nothing was scored, the message says why; 2 some files could not be read (listed at the "
-        "end and in unreadable.csv), all others are done. With --model FILE the first argument is an image already.",
+        epilog="Exit code: 0; 1 nothing was scored, the message says why; 2 some files could not be read (listed "
+        "at the end and in unreadable.csv), all others are done. With --model FILE the first argument is an image already.",
     )
     parser.add_argument("inputs", nargs="+", metavar="RUN|IMAGE|FOLDER",
-                        help="a run folder, then images or folders (searched with their subfolders); for a run on tables "
-                             ".csv or .npy files of feature rows")  # fmt: skip
+                        help="a run folder, then images or folders (searched with their subfolders); for a run on "
+                             "tables .csv or .npy files of feature rows")  # fmt: skip
     parser.add_argument("--model", type=Path, help="a .onnx or .safetensors file instead of a run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
                         help="share of normal images that may be called anomalous (0.01)")  # fmt: skip
     parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",
-                        help="anomaly maps as 16-bit PNG with their scale inside (png), as float32 .npy, or neither maps "
-                             "nor overlays")  # fmt: skip
+                        help="anomaly maps as 16-bit PNG with their scale inside (png), as float32 .npy, or neither "
+                             "maps nor overlays")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=32, help="images scored together (32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     options = parser.parse_intermixed_args(arguments)
@@ -124,7 +124,9 @@ def _tables(detector: Detector, paths: list[Path], options: argparse.Namespace) 
     return rows, []
 
 
-def _images(detector: Detector, paths: list[Path], options: argparse.Namespace) -> tuple[list[Row], list[tuple[str, str]]]:
+def _images(
+    detector: Detector, paths: list[Path], options: argparse.Namespace
+) -> tuple[list[Row], list[tuple[str, str]]]:
     """Decode in threads, score in batches, write maps in threads; memory holds a few batches, however many files."""
     import os
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -296,7 +298,9 @@ def overlay(image: np.ndarray, values: np.ndarray, colours: Colours) -> Any:
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def _write(detector: Detector, rows: list[Row], unreadable: list[Any], threshold: Any, options: argparse.Namespace) -> None:
+def _write(
+    detector: Detector, rows: list[Row], unreadable: list[Any], threshold: Any, options: argparse.Namespace
+) -> None:
     import csv
 
     from adbench import __version__

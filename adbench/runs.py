@@ -248,8 +248,8 @@ def trusted(cfg: Any, origin: Path | str) -> Any:
         name = key.rsplit(".", 1)[-1]
         if name == "_target_" and value is not None and not _ours(value):
             raise UserError(
-                f"{origin} wants to call {value} ({key}), which is not part of adbench: not loaded. Train again with the "
-                "configuration that you trust"
+                f"{origin} wants to call {value} ({key}), which is not part of adbench: not loaded. Train again with "
+                "the configuration that you trust"
             )
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{origin} holds the interpolation {value} ({key}), which a run never writes: not loaded")

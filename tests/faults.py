@@ -131,12 +131,17 @@ def check(kills: int, seed: int, place: Path) -> list[str]:
         code, out, scores = finish(here)
         left = [p.name for p in (run_folder(here) or here).rglob(".*") if p.name not in (".hydra", ".lock")]
         same = scores == wanted
-        print(f"{k + 1:3} killed {what}: {'same scores' if same else 'OTHER SCORES'}, torn {broken}, left {left}", flush=True)
+        print(
+            f"{k + 1:3} killed {what}: {'same scores' if same else 'OTHER SCORES'}, torn {broken}, left {left}",
+            flush=True,
+        )
         seen[what.split(",")[0]] += 1
         if code or not same or broken or left:
             wrong.append(f"kill {k} ({what}): exit code {code}, same {same}, torn {broken}, left {left}\n{out[-500:]}")
         shutil.rmtree(here)
-    print(f"{kills} kills ({', '.join(f'{n} {what}' for what, n in seen.items())}): {len(wrong)} runs differ or are torn")
+    print(
+        f"{kills} kills ({', '.join(f'{n} {what}' for what, n in seen.items())}): {len(wrong)} runs differ or are torn"
+    )
     return wrong
 
 

@@ -1,7 +1,7 @@
 """Machines misbehave: what is lost is said, what is kept is whole, and the same command goes on from there.
 
-Torn checkpoints, caches cut short, two jobs at one cache, a full disk while caching and SIGTERM: tests/test_checkpoints.py,
-tests/data/test_cache.py, tests/test_jobs.py.
+Torn checkpoints, caches cut short, two jobs at one cache, a full disk while caching and SIGTERM:
+tests/test_checkpoints.py, tests/data/test_cache.py, tests/test_jobs.py.
 """
 
 import errno

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,9 @@ def test_a_rate_too_small_for_the_held_out_images_gets_a_warning_with_the_attain
     trained, data_root, tmp_path, capsys
 ):
     out = tmp_path / "out"
-    assert predict(trained, data_root / "mvtec/bottle/test/good/000.png", "--out", out, "--false-alarm-rate", 0.001) == 0
+    assert (
+        predict(trained, data_root / "mvtec/bottle/test/good/000.png", "--out", out, "--false-alarm-rate", 0.001) == 0
+    )
     n = len(table(trained / "calibration.csv"))
     assert f"gives about {1 / (n + 1):.3g}" in capsys.readouterr().err
     note = json.loads((out / "predict.json").read_text())
@@ -102,9 +105,9 @@ def test_images_of_any_size_and_mode_are_scored_and_unreadable_ones_are_listed_a
     (folder / "notes.txt").write_text("no image")
     (folder / "empty.jpg").write_bytes(b"")
     assert predict(trained, tmp_path / "mine", "--out", out, "--maps", "npy", "--batch-size", 3) == 2
-    names = {os.path.basename(row["path"]) for row in table(out / "scores.csv")}
+    names = {Path(row["path"]).name for row in table(out / "scores.csv")}
     assert names == {"RGB.png", "L.png", "RGBA.png", "P.png", "1.png", "photo.JPG", "sixteen.tif"}
-    assert [os.path.basename(row["path"]) for row in table(out / "unreadable.csv")] == ["empty.jpg", "torn.png"]
+    assert [Path(row["path"]).name for row in table(out / "unreadable.csv")] == ["empty.jpg", "torn.png"]
     error = capsys.readouterr().err
     assert "torn.png" in error
     assert "empty.jpg" in error
@@ -166,7 +169,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
 def test_help_comes_without_waiting_for_torch(command):
-    line = f"import adbench.{command} as c, sys\ntry: c.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    line = f"import adbench.{command} as c, sys\ntry: c.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"  # noqa: E501
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", line], check=True, capture_output=True)
     assert time.perf_counter() - started < 2
@@ -180,8 +183,8 @@ def test_every_form_of_an_image_has_one_score(trained, data_root):
     path = data_root / "mvtec/bottle/test/spot/000.png"
     array = np.asarray(Image.open(path).convert("RGB"))
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    forms = [path, str(path), Image.open(path), array, array / 255, array.astype(np.float32) / 255, tensor, tensor / 255,
-             array[..., 0], tensor[:1], tensor[0], np.dstack([array, array[..., :1]])]  # fmt: skip
+    forms = [path, str(path), Image.open(path), array, array / 255, array.astype(np.float32) / 255, tensor,
+             tensor / 255, array[..., 0], tensor[:1], tensor[0], np.dstack([array, array[..., :1]])]  # fmt: skip
     single = [float(detector.score(form).image) for form in forms]
     together = detector.score(forms, batch_size=5)
     assert single == pytest.approx([single[0]] * len(forms), rel=1e-5)

@@ -25,6 +25,8 @@ from adbench.types import UserError
 VERSION = 2  # raise when the same source and size would give other bytes
 CHUNK = 256  # rows resized together where a source lies in memory
 
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
+
 
 class Rows:
     """The rows of an array in a .npy file, mapped into memory where they are first read.
@@ -66,7 +68,7 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
     key = hashlib.blake2b(f"{source.fingerprint()} {size} {VERSION}".encode(), digest_size=12).hexdigest()
     masked = np.flatnonzero(source.records.mask != "")
     channels = 3 if source.array is None else source.array.shape[-1]
-    shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
+    shapes: Shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
     if len(masked):
         shapes["masks"] = ((len(masked), *size), np.dtype(bool))
     paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
@@ -80,7 +82,7 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
     return Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None
 
 
-def _whole(meta: Path, paths: dict[str, Path], shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
+def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
     """Whether the files are there, of the right shape and type, and hold the bytes that were written."""
     try:
         written = json.loads(meta.read_text())
@@ -119,7 +121,7 @@ def _build(
     size: tuple[int, int],
     masked: np.ndarray,
     paths: dict[str, Path],
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype]],
+    shapes: Shapes,
     meta: Path,
 ) -> None:
     needed = sum(int(np.prod(shape)) for shape, _ in shapes.values())
@@ -140,7 +142,7 @@ def _build(
             def put(name: str, place: int, rows: np.ndarray) -> None:
                 """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
                 rows = np.ascontiguousarray(rows)
-                content = memoryview(rows).cast("B")
+                content = rows.data.cast("B")
                 offset = starts[name] + place * (rows.nbytes // len(rows))
                 while content:
                     done = os.pwrite(files[name].fileno(), content, offset)

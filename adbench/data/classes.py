@@ -76,7 +76,7 @@ class Classes:
     def fingerprint(self) -> str:
         """Of the images alone: the choice of the normal class changes no image."""
         digest = hashlib.blake2b(str(self.array.shape).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.array))
+        digest.update(np.ascontiguousarray(self.array).data)
         return digest.hexdigest()
 
 

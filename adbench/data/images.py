@@ -46,9 +46,10 @@ def center_crop(image: np.ndarray, side: int) -> np.ndarray:
 def decode_mask(path: Path | str) -> np.ndarray:
     """(H, W) bool: True where a mask file is not zero (above half in a JPEG, whose zeros are noisy)."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            lossy = image.format in ("JPEG", "WEBP")
+        with Image.open(path) as file:
+            file.load()
+            image: Image.Image = file
+            lossy = file.format in ("JPEG", "WEBP")
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F"):
                 image = image.convert("RGB")
             values = np.asarray(ImageOps.exif_transpose(image))

@@ -74,7 +74,7 @@ class ChestXrays(ImageFiles):
                 f"the NIH chest X-rays are not in {root}: Data_Entry_2017.csv is missing; unpack the set there "
                 "(nihcc.app.box.com/v/ChestXray-NIHCC), or point data_root=DIR at the folder that has it"
             )
-        split = {}
+        split: dict[str, str] = {}
         for part, name in (("train", "train_val_list.txt"), ("test", "test_list.txt")):
             if not (root / name).is_file():
                 raise UserError(f"{root / name} is missing: it is part of the published set and says who trains")

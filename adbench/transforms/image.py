@@ -65,8 +65,8 @@ def _weights(length: int, out: int, crop: int | None, like: Tensor) -> Tensor:
 def resized_bytes(image: Tensor, size: tuple[int, int], by: Callable[..., Tensor] = resize) -> Tensor:
     """(B, C, H, W) uint8 -> (B, C, *size) uint8: resized in float64 with antialias, rounded once, halves up.
 
-    The same bytes everywhere: simple ratios leave many pixels exactly half way between two bytes, where float32's error,
-    which differs between processors and runtimes, would decide.
+    The same bytes everywhere: simple ratios leave many pixels exactly half way between two bytes, where float32's
+    error, which differs between processors and runtimes, would decide.
     """
     return by(image.to(torch.float64), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
 

@@ -62,7 +62,9 @@ def test_masks_are_resized_to_the_value_under_each_new_pixels_center():
     assert small[0, 0].tolist() == [[False, True], [False, False]]
 
 
-@pytest.mark.parametrize(("shape", "size"), [((8, 8), (32, 32)), ((64, 48), (32, 24)), ((45, 37), (16, 20)), ((9, 9), (9, 9))])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((8, 8), (32, 32)), ((64, 48), (32, 24)), ((45, 37), (16, 20)), ((9, 9), (9, 9))]
+)
 def test_resizing_by_products_is_resizing(shape, size):
     image = torch.rand(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(resize_by_products(image, size), resize(image, size), rtol=0, atol=1e-6)
