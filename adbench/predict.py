@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m adbench.predict",
         description="Score images with a trained detector: scores.csv, anomaly maps and overlays.",
         epilog="Exit code: 0; 1 nothing was scored, the message says why; 2 some files could not be read (listed "
-        "at the end and in unreadable.csv), all others are done. With --model FILE the first argument is an image already.",
+        "at the end and in unreadable.csv), all others are done. With --model FILE "
+        "the first argument is an image already.",
     )
     parser.add_argument("inputs", nargs="+", metavar="RUN|IMAGE|FOLDER",
                         help="a run folder, then images or folders (searched with their subfolders); for a run on "

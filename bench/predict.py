@@ -38,8 +38,8 @@ def measure() -> list[dict[str, object]]:
         usual = _rate(lambda: _one_by_one(engines["Python"], files))
         rates = {kind: _rate(lambda d=detector: _predict(d, files, root)) for kind, detector in engines.items()}
     note = (
-        f"{IMAGES} RGB PNGs of {SIDE} px, {METHOD} at {SIZE} px, {torch.get_num_threads()} threads, decoding and resizing "
-        "included, maps computed and not written; baseline: one image at a time, decoded with Pillow"
+        f"{IMAGES} RGB PNGs of {SIDE} px, {METHOD} at {SIZE} px, {torch.get_num_threads()} threads, decoding and "
+        "resizing included, maps computed and not written; baseline: one image at a time, decoded with Pillow"
     )
     return [
         {"name": f"predict, {kind}", "value": round(rate, 1), "unit": "images/s", "baseline": round(usual, 1),
