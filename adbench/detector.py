@@ -307,6 +307,7 @@ def _load_onnx(path: Path, device: str) -> Detector:
         raise UserError('a .onnx file needs onnxruntime: pip install "adbench-vision[export]"') from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
     wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
     providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in onnxruntime.get_available_providers()]
     try:

@@ -210,7 +210,9 @@ def _run_onnx(content: bytes, image: Any) -> list[Any]:
         import onnxruntime
     except ImportError:
         raise UserError('checking the graph needs onnxruntime: pip install "adbench-vision[export]"') from None
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: image})
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from adbench.types import UserError
 
 
 @contextmanager
@@ -48,23 +44,3 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON whole; NaN and infinities are refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def unpack(archive: Path | str, folder: Path | str) -> None:
-    """Unpack a tar file (of any compression) into `folder`, and nowhere else.
-
-    Raises:
-        UserError: the archive is damaged, or a member would be written, or link, outside the folder.
-    """
-    try:
-        with tarfile.open(archive) as file:
-            members = file.getmembers()
-            for member in members:
-                tarfile.data_filter(member, str(folder))  # all of them before any is written
-                if member.name.startswith(("/", os.sep)):
-                    raise tarfile.AbsolutePathError(member)
-            file.extractall(folder, members, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive} would leave {folder}: {error}; nothing was unpacked") from error
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import adbench
-from adbench.files import unpack
+from adbench.data.classes import unpack
 from adbench.runs import RunFolder, conf_dir, trusted
 from adbench.types import UserError
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -11,7 +14,6 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from adbench.data.records import Records
-from adbench.files import unpack
 from adbench.types import UserError
 
 T = TypeVar("T")
@@ -223,3 +225,23 @@ def _fetch(name: str, read: Callable[[], T]) -> T:
         return read()
     except Exception as error:  # network, disk and checksum errors come in many types
         raise UserError(f"{name} could not be downloaded or is damaged: {error}") from error
+
+
+def unpack(archive: Path | str, folder: Path | str) -> None:
+    """Unpack a tar file (of any compression) into `folder`, and nowhere else.
+
+    Raises:
+        UserError: the archive is damaged, or a member would be written, or link, outside the folder.
+    """
+    try:
+        with tarfile.open(archive) as file:
+            members = file.getmembers()
+            for member in members:
+                tarfile.data_filter(member, str(folder))  # all of them before any is written
+                if member.name.startswith(("/", os.sep)):
+                    raise tarfile.AbsolutePathError(member)
+            file.extractall(folder, members, filter="data")
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} would leave {folder}: {error}; nothing was unpacked") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error
