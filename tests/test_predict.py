@@ -4,6 +4,7 @@ import csv
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -221,6 +222,19 @@ def test_the_doctest_of_load_runs(finished, tmp_path, monkeypatch):
     results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples[0])
     assert results.attempted >= 6
     assert results.failed == 0
+
+
+def test_the_python_of_the_readme_runs(finished, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "adbench.load" in b]
+    if not blocks:
+        pytest.skip("the README shows no Python yet")
+    folder = finished("method=pca", "data=digits")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(striped(np.random.default_rng(0), 50)).save("part.png")
+    for block in blocks:
+        test = doctest.DocTestParser().get_doctest(block, {"RUN": folder}, "README", None, 0)
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------
