@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test lint format bench lock build clean
+.PHONY: help setup run test lint audit format bench lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,9 +21,13 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP)  ## train, test and draw the embedded default (minutes on two cores, no download)
 	$(BIN)/python -m adbench.run
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP) audit  ## check style, formatting, types and the dependencies' known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+audit: $(STAMP)  ## known vulnerabilities of the locked dependencies; says so where the service is out of reach
+	@$(BIN)/python .ci/audit $(BIN)/pip-audit
 
 format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
@@ -42,4 +46,4 @@ build: $(STAMP)  ## a wheel with the configuration inside
 	$(BIN)/uv build --wheel
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis

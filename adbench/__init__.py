@@ -1,3 +1,30 @@
 """adbench: an experiment framework for visual anomaly detection."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adbench.detector import Detector
+
 __version__ = "0.1.0"
+
+
+def load(path: Path | str, device: str = "cpu") -> Detector:
+    """The trained detector of a run folder, or of a .onnx or .safetensors file that `adbench.export` wrote.
+
+    >>> import numpy as np
+    >>> detector = adbench.load(RUN)
+    >>> scores = detector.score(["part.png", np.zeros((300, 200, 3), np.uint8)])  # paths, PIL images, arrays, tensors
+    >>> scores.image.shape, scores.maps.shape
+    (torch.Size([2]), torch.Size([2, 1, 32, 32]))
+    >>> threshold = detector.threshold(false_alarm_rate=0.3)
+    >>> threshold["origin"]
+    'held-out normal training samples of digits/0, pca, seed 0'
+    >>> (scores.image > threshold["value"]).tolist()
+    [True, True]
+    """
+    from adbench.detector import load
+
+    return load(path, device)

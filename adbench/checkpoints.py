@@ -24,7 +24,12 @@ class WholeFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         with whole(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # how torch reports a write that failed
+                raise OSError(
+                    f"cannot write the checkpoint {path}, is the disk full? {str(error).splitlines()[0]}"
+                ) from error
             if path.exists():
                 keep = previous(path)
                 link = keep.with_suffix(".link")

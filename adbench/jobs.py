@@ -64,6 +64,7 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         "selection": "last batch", "metrics": {}, "counts": {},
         "time": {"started": before.get("time", {}).get("started") if resumable else _now(), "finished": None},
         "hardware": {}, "versions": _versions(), "git": _git(),
+        "data_fingerprint": before.get("data_fingerprint") if resumable else None,
     }  # fmt: skip
     folder.write_metrics(record)
     started = time.perf_counter()
@@ -82,14 +83,19 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
             error = error.__cause__
         stopped = request.received or isinstance(error, KeyboardInterrupt)
-        record["status"] = "interrupted" if stopped else "failed"
+        record["status"] = "interrupted" if stopped or _passing(error) else "failed"
         record["error"] = "stopped by a signal" if stopped else _one_line(error)
         record["time"]["finished"] = _now()
-        folder.write_metrics(record)
+        with suppress(OSError):  # a full disk: the status stays "running", which the same command resumes as well
+            folder.write_metrics(record)
         if stopped:
             log.error("Interrupted; the same command resumes this run.")
             return TERMINATED if request.received else 130
         _say_error(error)
+        if _passing(error):
+            log.error(
+                "The state was saved at the last checkpoint; once that is mended, the same command resumes this run."
+            )
         return 1
     record["status"] = "finished"
     record["time"]["finished"] = _now()
@@ -138,6 +144,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision)
     datamodule.setup()
+    _check_same_data(record, datamodule.source.fingerprint())
     folder.write_split(datamodule.split_table())
 
     total = _total_batches(cfg, datamodule)
@@ -325,8 +332,45 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
         if name != "wandb":
             with suppress(Exception):
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-        loggers.append(logger)
+        loggers.append(_patient(logger))
     return loggers
+
+
+def _patient(logger: Any) -> Any:
+    """A logger whose failures are said once and cost the run nothing: a dashboard may be out of reach for hours."""
+    said: list[str] = []
+
+    def guarded(call: Any) -> Any:
+        def attempt(*arguments: Any, **options: Any) -> None:
+            try:
+                call(*arguments, **options)
+            except Exception as error:  # the network, the dashboard's library, its quota: whatever it is
+                if not said:
+                    said.append(type(logger).__name__)
+                    log.warning(f"warning: {said[0]} failed and misses what it was told: {_one_line(error)}")
+
+        return attempt
+
+    for name in ("log_metrics", "log_image", "save", "finalize"):
+        if hasattr(logger, name):
+            setattr(logger, name, guarded(getattr(logger, name)))
+    return logger
+
+
+def _check_same_data(record: dict[str, Any], fingerprint: str) -> None:
+    """Refuse to continue a run on other images than it began with; note which those are."""
+    if record.get("data_fingerprint") not in (None, fingerprint):
+        raise UserError(
+            "files of the data set changed, moved or vanished since this run was interrupted: what was trained so far "
+            "saw others. Put them back, or train anew with overwrite=true"
+        )
+    record["data_fingerprint"] = fingerprint
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether an error is the machine's, not the run's: a full disk, no memory, a loader worker that was killed."""
+    killed = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return killed or isinstance(error, OSError | MemoryError)
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------

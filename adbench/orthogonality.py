@@ -86,7 +86,8 @@ def orthogonality(
         distance = torch.cat(distances)
         share = (hits / (count * repeats)).tolist()
         spread = distance.std(correction=0)
-        curves.append(Point(side / (height * breadth) ** 0.5, *share, float(distance.mean()), float(spread)))
+        width = side / (height * breadth) ** 0.5
+        curves.append(Point(width, share[0], share[1], float(distance.mean()), float(spread)))
     return curves
 
 

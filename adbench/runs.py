@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from adbench.files import whole, write_json, write_text
 from adbench.types import UserError
@@ -79,7 +81,9 @@ def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig
     )
     OmegaConf.set_struct(reference, False)
     for group in GROUPS:
-        for key in (*_named_by_id(cfg, group), *UNHASHED):
+        leaves = flat(OmegaConf.to_container(reference[group], resolve=False), group)
+        without_default = [key for key, value in leaves.items() if value == "???"]
+        for key in (*_named_by_id(cfg, group), *without_default, *UNHASHED):
             value = OmegaConf.select(cfg, key)
             if value is not None:
                 OmegaConf.update(reference, key, value)
@@ -153,6 +157,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is being written by another process; wait for it, or use another seed"
             ) from None
+        for place in (self.path, self.path / ".hydra", self.path / "checkpoints", self.path / "figures"):
+            for left in place.glob(".*-*.*"):  # what `files.whole` had begun when an earlier owner was killed
+                left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -174,10 +181,23 @@ class RunFolder:
             return {}
 
     def config(self) -> DictConfig:
-        """The resolved configuration that the run was made with."""
+        """The resolved configuration that the run was made with.
+
+        Raises:
+            UserError: there is none, or it names something to call that is not this package's.
+        """
         if not self.config_file.exists():
             raise UserError(f"{self.path} is no run folder: {self.config_file} is missing")
-        return OmegaConf.load(self.config_file)
+        try:
+            cfg = OmegaConf.load(self.config_file)
+        except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+            raise UserError(f"{self.config_file} cannot be read: {error}") from error
+        return trusted(cfg, self.config_file)
+
+    @staticmethod
+    def parsed(config: Mapping[str, Any]) -> DictConfig:
+        """A configuration from plain values."""
+        return OmegaConf.create(dict(config))
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that nothing of it can be taken for the new one's."""
@@ -209,6 +229,69 @@ class RunFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["index", "path", "label", "defect", "score"])
             writer.writerows((i, path, label, defect, f"{score:.9g}") for i, path, label, defect, score in rows)
+
+
+# -- what a stored configuration may call ---------------------------------------------------------------------------
+
+PACKAGES = re.compile(r"adbench\.(methods|data|pretraining|transforms)(\.[a-z]\w*)+\.[A-Za-z]\w*")
+LOGGERS = ("CSVLogger", "TensorBoardLogger", "WandbLogger")
+
+
+def trusted(cfg: Any, origin: Path | str) -> Any:
+    """`cfg` again, if nothing in it would call what this package does not define.
+
+    A configuration on the command line is the user's own; one that lies in a run folder may come from anyone.
+
+    Raises:
+        UserError: a `_target_`, however deep, is neither a class or function of this package nor an optimizer of
+            torch.optim; or a value is an interpolation, which a run never writes and which could build such a node.
+    """
+    container = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    if not isinstance(container, dict):
+        raise UserError(f"{origin} is no configuration of a run")
+    for key, value in _leaves(container):
+        name = key.rsplit(".", 1)[-1]
+        if name == "_target_" and value is not None and not _ours(value):
+            raise UserError(
+                f"{origin} wants to call {value} ({key}), which is not part of adbench: not loaded. Train again with "
+                "the configuration that you trust"
+            )
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{origin} holds the interpolation {value} ({key}), which a run never writes: not loaded")
+    return cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested mappings and lists by dotted name; a `_target_` as it is, whatever it is."""
+    if isinstance(node, Mapping | list | tuple) and not prefix.endswith("_target_"):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _ours(target: Any) -> bool:
+    """Whether a name is one that this package defines (not one that it imports), or an optimizer."""
+    module, _, name = str(target).rpartition(".")
+    if module == "torch.optim":
+        from torch import optim
+
+        found = getattr(optim, name, None)
+        return isinstance(found, type) and issubclass(found, optim.Optimizer)
+    if module == "pytorch_lightning.loggers":
+        return name in LOGGERS
+    if not PACKAGES.fullmatch(str(target)):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:  # "adbench.data.cache.os" is no module, whatever adbench/data/cache.py imports
+        return False
+    return getattr(found, "__module__", None) == module
 
 
 # -- building and loading -----------------------------------------------------------------------------------------
@@ -254,9 +337,23 @@ def load_method(folder: RunFolder | Path | str) -> Any:
     found = newest_readable(folder.checkpoint)
     if found is None:
         raise UserError(f"{folder.checkpoint} is missing or cannot be read; train again with the run's own command")
+    return restored(cfg, found[1]["state_dict"], int(found[1]["batches_seen"]))
+
+
+def restored(cfg: DictConfig, state: Mapping[str, Any], batches_seen: int) -> Any:
+    """The method of a configuration with trained weights, in eval mode on the CPU."""
+    from adbench.methods.base import Method
+
+    if not str(cfg.method.get("_target_")).startswith("adbench.methods."):
+        raise UserError(f"{cfg.method.get('_target_')} is no method")
     method = build_method(cfg)
-    method.load_state_dict(found[1]["state_dict"])
-    method.batches_seen = int(found[1]["batches_seen"])
+    if not isinstance(method, Method):
+        raise UserError(f"{cfg.method._target_} is no method")
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"these weights do not fit {cfg.method._target_}: {error}") from error
+    method.batches_seen = batches_seen
     return method.eval()
 
 

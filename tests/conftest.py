@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,37 @@ def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactor
         code = main([*arguments, *(["trainer=smoke"] if smoke else []), "trainer.threads=1"])
         latest = tmp_path / "results" / "latest"
         return code, Path(latest.read_text().strip()) if latest.exists() else tmp_path
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path):
+    """Finished smoke runs by their arguments, each made once."""
+    from adbench.run import main
+
+    made: dict[tuple[str, ...], Path] = {}
+
+    def call(*arguments: str) -> Path:
+        if arguments not in made:
+            results = tmp_path_factory.mktemp("finished")
+            cache = tmp_path_factory.getbasetemp() / "cache"
+            places = (f"results={results}", f"data_root={data_root}", f"cache_dir={cache}")
+            assert main([*arguments, *places, "trainer=smoke", "trainer.threads=1"]) == 0
+            made[arguments] = Path((results / "latest").read_text().strip())
+        return made[arguments]
+
+    return call
+
+
+@pytest.fixture
+def finished(_finished, tmp_path: Path):
+    """`finished("method=...", ...)` -> a copy of a finished run's folder, the test's own."""
+
+    def call(*arguments: str) -> Path:
+        copy = tmp_path / "run"
+        shutil.copytree(_finished(*arguments), copy)
+        return copy
 
     return call
 

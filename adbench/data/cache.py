@@ -19,11 +19,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from adbench.data.records import Source
-from adbench.transforms.image import resize, resize_nearest, to_bytes, to_float
+from adbench.transforms.image import resize_nearest, resized_bytes
 from adbench.types import UserError
 
-VERSION = 1  # raise when the same source and size would give other bytes
+VERSION = 2  # raise when the same source and size would give other bytes
 CHUNK = 256  # rows resized together where a source lies in memory
+
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
 
 
 class Rows:
@@ -66,7 +68,7 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
     key = hashlib.blake2b(f"{source.fingerprint()} {size} {VERSION}".encode(), digest_size=12).hexdigest()
     masked = np.flatnonzero(source.records.mask != "")
     channels = 3 if source.array is None else source.array.shape[-1]
-    shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
+    shapes: Shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
     if len(masked):
         shapes["masks"] = ((len(masked), *size), np.dtype(bool))
     paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
@@ -80,7 +82,7 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
     return Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None
 
 
-def _whole(meta: Path, paths: dict[str, Path], shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
+def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
     """Whether the files are there, of the right shape and type, and hold the bytes that were written."""
     try:
         written = json.loads(meta.read_text())
@@ -119,7 +121,7 @@ def _build(
     size: tuple[int, int],
     masked: np.ndarray,
     paths: dict[str, Path],
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype]],
+    shapes: Shapes,
     meta: Path,
 ) -> None:
     needed = sum(int(np.prod(shape)) for shape, _ in shapes.values())
@@ -140,7 +142,7 @@ def _build(
             def put(name: str, place: int, rows: np.ndarray) -> None:
                 """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
                 rows = np.ascontiguousarray(rows)
-                content = memoryview(rows).cast("B")
+                content = rows.data.cast("B")
                 offset = starts[name] + place * (rows.nbytes // len(rows))
                 while content:
                     done = os.pwrite(files[name].fileno(), content, offset)
@@ -210,11 +212,11 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized in float with antialias and rounded once."""
-    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized with antialias and rounded once."""
+    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
     if tuple(image.shape[-2:]) != size:
-        image = to_bytes(resize(to_float(image), size))
-    return image.contiguous().numpy()
+        image = resized_bytes(image, size)
+    return image.numpy()
 
 
 def _cores() -> int:

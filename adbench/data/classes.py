@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -75,7 +78,7 @@ class Classes:
     def fingerprint(self) -> str:
         """Of the images alone: the choice of the normal class changes no image."""
         digest = hashlib.blake2b(str(self.array.shape).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.array))
+        digest.update(np.ascontiguousarray(self.array).data)
         return digest.hexdigest()
 
 
@@ -208,9 +211,12 @@ class Cifar10(Classes):
             )
         from torchvision.datasets import CIFAR10
 
-        train, test = _fetch(
-            "CIFAR-10", lambda: [CIFAR10(str(root), train=t, download=download) for t in (True, False)]
-        )
+        if download and not (root / "cifar-10-batches-py").is_dir():
+            from torchvision.datasets.utils import download_url
+
+            _fetch("CIFAR-10", lambda: download_url(CIFAR10.url, root, CIFAR10.filename, CIFAR10.tgz_md5))
+            unpack(root / CIFAR10.filename, root)
+        train, test = _fetch("CIFAR-10", lambda: [CIFAR10(str(root), train=t) for t in (True, False)])
         super().__init__("CIFAR-10", (train.data, train.targets), (test.data, test.targets), normal_class)
 
 
@@ -219,3 +225,23 @@ def _fetch(name: str, read: Callable[[], T]) -> T:
         return read()
     except Exception as error:  # network, disk and checksum errors come in many types
         raise UserError(f"{name} could not be downloaded or is damaged: {error}") from error
+
+
+def unpack(archive: Path | str, folder: Path | str) -> None:
+    """Unpack a tar file (of any compression) into `folder`, and nowhere else.
+
+    Raises:
+        UserError: the archive is damaged, or a member would be written, or link, outside the folder.
+    """
+    try:
+        with tarfile.open(archive) as file:
+            members = file.getmembers()
+            for member in members:
+                tarfile.data_filter(member, str(folder))  # all of them before any is written
+                if member.name.startswith(("/", os.sep)):
+                    raise tarfile.AbsolutePathError(member)
+            file.extractall(folder, members, filter="data")
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} would leave {folder}: {error}; nothing was unpacked") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error

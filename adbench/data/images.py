@@ -32,17 +32,24 @@ def decode(path: Path | str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return _to_rgb(image)
+                return to_rgb(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
         raise UserError(f"cannot read the image {path}: {error}; replace or remove the file") from error
+
+
+def center_crop(image: np.ndarray, side: int) -> np.ndarray:
+    """The central square of (H, W, C), or as much of it as there is."""
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
 def decode_mask(path: Path | str) -> np.ndarray:
     """(H, W) bool: True where a mask file is not zero (above half in a JPEG, whose zeros are noisy)."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            lossy = image.format in ("JPEG", "WEBP")
+        with Image.open(path) as file:
+            file.load()
+            image: Image.Image = file
+            lossy = file.format in ("JPEG", "WEBP")
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F"):
                 image = image.convert("RGB")
             values = np.asarray(ImageOps.exif_transpose(image))
@@ -65,7 +72,8 @@ def _plain_png(path: Path | str) -> np.ndarray | None:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of any mode; see `decode`."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.data.images import SUFFIXES, ImageFiles, listed
+from adbench.data.images import SUFFIXES, ImageFiles, center_crop, listed
 from adbench.data.records import Records
 from adbench.types import UserError
 
@@ -74,7 +74,7 @@ class ChestXrays(ImageFiles):
                 f"the NIH chest X-rays are not in {root}: Data_Entry_2017.csv is missing; unpack the set there "
                 "(nihcc.app.box.com/v/ChestXray-NIHCC), or point data_root=DIR at the folder that has it"
             )
-        split = {}
+        split: dict[str, str] = {}
         for part, name in (("train", "train_val_list.txt"), ("test", "test_list.txt")):
             if not (root / name).is_file():
                 raise UserError(f"{root / name} is missing: it is part of the published set and says who trains")
@@ -93,9 +93,7 @@ class ChestXrays(ImageFiles):
         super().__init__(root, _checked(f"NIH chest X-rays ({view})", root, rows, expected))
 
     def read_image(self, row: int) -> np.ndarray:
-        image = super().read_image(row)
-        top, left = (max(0, (side - self.crop) // 2) for side in image.shape[:2])
-        return np.ascontiguousarray(image[top : top + self.crop, left : left + self.crop])
+        return center_crop(super().read_image(row), self.crop)
 
     def fingerprint(self) -> str:
         return f"{super().fingerprint()} crop {self.crop}"

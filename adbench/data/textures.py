@@ -26,8 +26,6 @@ FOREIGN = (*PHOTOGRAPHS, "coins", "page")  # where foreign texture may come from
 NOTICEABLE = 12.0  # grey levels by which a pixel's neighbourhood must have changed to count as anomalous
 GENERATOR = 1  # raise when a change here changes a pixel
 
-Defect = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (S, S) float64 in [0, 1] -> the same, damaged
-
 
 class Textures:
     """Crops of one photograph.
@@ -203,7 +201,7 @@ def _warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 #: In the order in which defective crops receive them. `_foreign` also has to know the crop's photograph.
-DEFECTS: dict[str, Defect] = {
+DEFECTS: dict[str, Callable[..., np.ndarray]] = {
     "scratch": _scratch,
     "stain": _stain,
     "foreign": _foreign,

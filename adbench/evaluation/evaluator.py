@@ -89,7 +89,7 @@ class Evaluator(Callback):
         results = {}
         for kind in np.unique(kinds[~normal]) if normal.any() else ():
             rows = normal | (~normal & (kinds == kind))
-            results[str(kind)] = curve(table["score"][rows], table["label"][rows]).auroc()
+            results[str(kind)] = curve(table["score"][rows], table["label"][rows]).auroc()  # type: ignore[union-attr]
         return results
 
     def interval(self, seed: int = 0, draws: int = 1000) -> tuple[float, float] | None:

@@ -116,8 +116,8 @@ class Panels(Callback):
         table, threshold = self.evaluator.table(), self.evaluator.threshold
         level = None if threshold is None else threshold["value"]
         figures = {"histogram": draw_histogram(table["score"], table["label"], level)}
-        if 0 < table["label"].sum() < len(table["label"]):
-            figures["roc"] = draw_roc(curve(table["score"], table["label"]), self.evaluator.interval(), level)
+        if (points := curve(table["score"], table["label"])) is not None:
+            figures["roc"] = draw_roc(points, self.evaluator.interval(), level)
         if self._panels:
             panels = sorted(self._panels.items(), key=lambda item: (item[1].kind == "good", item[1].kind, item[0]))
             figures["panels"] = draw_panels([panel for _, panel in panels])
@@ -259,7 +259,7 @@ def _overlay(
 ) -> NDArray[np.float32]:
     """The grey image under the map's colours; cold pixels leave it visible."""
     grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-    if map_ is not None:
+    if map_ is not None and scale is not None:
         heat = ScalarMappable(scale, COLOURS).to_rgba(map_)[..., :3]
         strength = 0.75 * np.asarray(scale(map_))[..., None]
         grey = (1 - strength) * grey + strength * heat
@@ -322,14 +322,15 @@ def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: f
 
 def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None = None) -> Figure:
     """Scores of normal and anomalous test images, with the threshold where there is one."""
-    score, label = np.asarray(score, dtype=float), np.asarray(label)
-    label, score = label[np.isfinite(score)], score[np.isfinite(score)]
+    values, labels = np.asarray(score, dtype=float), np.asarray(label)
+    labels, values = labels[np.isfinite(values)], values[np.isfinite(values)]
     figure = Figure(figsize=(6.4, 3.6), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    shown = score if threshold is None or not np.isfinite(threshold) else np.append(score, threshold)
-    bins = np.linspace(shown.min(), shown.max(), int(np.clip(2 * len(score) ** 0.5, 10, 60)) + 1) if len(shown) else 10
+    shown = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
+    count = int(np.clip(2 * len(values) ** 0.5, 10, 60)) + 1
+    bins: Any = np.linspace(shown.min(), shown.max(), count) if len(shown) else 10
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
-        chosen = score[label == value]
+        chosen = values[labels == value]
         axes.hist(chosen, bins, color=colour, alpha=0.3)
         axes.hist(chosen, bins, color=colour, histtype="step", linewidth=1.4, label=f"{name} ({len(chosen)})")
     if threshold is not None:

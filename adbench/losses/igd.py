@@ -10,6 +10,7 @@ Constants with no equation number are the released code's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -186,17 +187,25 @@ def residual_map(
     Returns:
         (B, 1, H, W) float, >= 0; 0 where the reconstruction is perfect.
     """
-    mode = {"mode": "nearest"} if released else {"mode": "bilinear", "align_corners": False}
+    resized = _nearest if released else partial(F.interpolate, mode="bilinear", align_corners=False)
     x, x_hat = x.float(), x_hat.float()
     structure = torch.zeros_like(x)
     a, b = x, x_hat
     for scale, weight in enumerate(weights):
         full, _ = ssim_maps(a, b, data_range=data_range, window=window)
-        structure = structure + weight * F.interpolate(1 - full.clamp_min(0), size=x.shape[-2:], **mode)
+        structure = structure + weight * resized(1 - full.clamp_min(0), size=x.shape[-2:])
         if scale < len(weights) - 1:
             a, b = downsample(a), downsample(b)
     structural_weight = 1.0 if released else 1 - rho
     return grey((rho * (x - x_hat).abs() / data_range + structural_weight * structure).clamp_min(0))
+
+
+def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest neighbour by index, as F.interpolate picks: ONNX rounds at whole ratios the other way."""
+    for axis, out in zip((-2, -1), size, strict=True):
+        ratio = torch.tensor(x.shape[axis] / out, dtype=torch.float32, device=x.device)
+        x = x.index_select(axis, (torch.arange(out, device=x.device) * ratio).long())
+    return x
 
 
 def grey(x: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def ms_ssim(
     Returns:
         (B,) float in [0, 1].
     """
-    product: Tensor | float = 1.0
+    product = torch.ones((), dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(weights):
         full, cs = ssim_maps(x, y, data_range=data_range, window=window, sigma=sigma)
         last = scale == len(weights) - 1

@@ -189,7 +189,9 @@ class CBiGAN(Adversarial):
 
     def score(self, image: Tensor) -> Scores:
         tiles = self._tiles(image)
-        parts = [self._score_tiles(_signed(chunk)) for chunk in tiles.flatten(0, 1).split(self.tiles_per_chunk)]
+        rows = tiles.flatten(0, 1)
+        chunks = [rows] if torch.compiler.is_exporting() else rows.split(self.tiles_per_chunk)
+        parts = [self._score_tiles(_signed(chunk)) for chunk in chunks]
         score, residual = (torch.cat(part) for part in zip(*parts, strict=True))
         maps = untile(residual.unflatten(0, tiles.shape[:2]), *image.shape[-2:])
         if self.map_sigma > 0:

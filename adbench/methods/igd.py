@@ -378,8 +378,9 @@ class IGD(Adversarial):
         chunks = [samples] if torch.compiler.is_exporting() else samples.split(self.eval_patches)
         score, pixels = (torch.cat(p) for p in zip(*(self._score_samples(scale, d, c) for c in chunks), strict=True))
         if scale == "local":
-            score = loss.worst_patch(score.unflatten(0, (len(x), -1)))
-            pixels = pixels.squeeze(1).unflatten(0, (len(x), -1))
+            windows = ((self.side - PATCH) // STRIDE + 1) ** 2
+            score = loss.worst_patch(score.unflatten(0, (-1, windows)))
+            pixels = pixels.squeeze(1).unflatten(0, (-1, windows))
             pixels = fold_windows(pixels, self.side, self.side, STRIDE, average=self.fold == "mean")
         return score, pixels
 

@@ -78,6 +78,13 @@ class Shallow(Method):
         return Scores(self.score_rows(self.encoder(self.input(image))).float(), None)
 
 
+def _squared_distance(rows: Tensor, others: Tensor) -> Tensor:
+    """(B, E), (n, E) -> (B, n) float64, as a product: ONNX has no cdist."""
+    rows, others = rows.double(), others.double()
+    lengths = rows.square().sum(1, keepdim=True) + others.square().sum(1)
+    return (lengths - 2 * rows @ others.T).clamp(min=0)
+
+
 def _like(found: Any, rows: Tensor) -> Tensor:
     return torch.as_tensor(found, device=rows.device)
 
@@ -111,8 +118,7 @@ class OneClassSVM(Shallow):
         self.scale = _like(float(found._gamma), rows)
 
     def score_rows(self, rows: Tensor) -> Tensor:
-        distance = torch.cdist(rows.double(), self.vectors).square()
-        return self.offset - torch.exp(-self.scale * distance) @ self.weights
+        return self.offset - torch.exp(-self.scale * _squared_distance(rows, self.vectors)) @ self.weights
 
 
 class IsolationForest(Shallow):
@@ -166,7 +172,7 @@ class IsolationForest(Shallow):
 
     def score_rows(self, rows: Tensor) -> Tensor:
         rows = rows.double()
-        node = torch.zeros(len(self.feature), len(rows), dtype=torch.long, device=rows.device)
+        node = torch.zeros(self.feature.shape[0], rows.shape[0], dtype=torch.long, device=rows.device)
         for _ in range(math.ceil(math.log2(max(self.rows_per_tree, 2)))):  # no tree is deeper
             value = rows.T.gather(0, self.feature.gather(1, node))
             right = (value > self.threshold.gather(1, node)).long()
@@ -211,7 +217,7 @@ class KernelDensity(Shallow):
         self.width = torch.as_tensor(width, dtype=torch.float64, device=rows.device)
 
     def score_rows(self, rows: Tensor) -> Tensor:
-        exponent = -torch.cdist(rows.double(), self.rows.double()).square() / (2 * self.width.square())
+        exponent = -_squared_distance(rows, self.rows) / (2 * self.width.square())
         n, dimensions = self.rows.shape
         constant = math.log(n) + dimensions * (0.5 * math.log(2 * math.pi) + self.width.log())
         return constant - torch.logsumexp(exponent, dim=1)
@@ -237,5 +243,5 @@ class NearestNeighbour(Shallow):
         self.rows = rows.clone()
 
     def score_rows(self, rows: Tensor) -> Tensor:
-        distance = torch.cdist(rows, self.rows)
+        distance = _squared_distance(rows, self.rows).sqrt()
         return distance.topk(min(self.neighbours, len(self.rows)), largest=False).values.mean(1)

@@ -150,7 +150,7 @@ class SSAE(SingleObjective):
         self.networks = nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives)
         self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
 
-        kinds = {"elastic": elastic, "occlusion": occlusion, "cutout": cutout, "none": Untouched()}
+        kinds: dict[str, Any] = {"elastic": elastic, "occlusion": occlusion, "cutout": cutout, "none": Untouched()}
         if corruption not in kinds:
             raise UserError(f"method.corruption must be one of {', '.join(kinds)}, got {corruption!r}")
         self._corruptions, self._corruption_name = kinds, corruption
@@ -225,9 +225,10 @@ class SSAE(SingleObjective):
         """Height and width of the training crops at this point of the budget."""
         share = next(s for milestone, s in reversed(self.extents) if self.progress >= milestone)
         sides = (max(share * side, self.extent_floor) for side in self.size)
-        return tuple(
+        height, width = (
             min(side, math.ceil(wanted / STRIDE) * STRIDE) for side, wanted in zip(self.size, sides, strict=True)
         )
+        return height, width
 
     def objective(self, batch: Batch) -> Terms:
         rows = len(batch.image)

@@ -11,6 +11,7 @@ released code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -174,7 +175,7 @@ def patch_critic(width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
     sides = (32, 16, 8)
     return nn.Sequential(
         nn.Conv2d(3, c[0], 3, padding=1),
-        *[Down(i, o, lambda n, s=s: ImageNorm(n, s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
+        *[Down(i, o, partial(ImageNorm, side=s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
         nn.Flatten(),
         nn.Linear(c[3] * 16, 1),
         *([nn.Sigmoid()] if sigmoid else []),
@@ -215,7 +216,7 @@ def image_critic(side: int, width: float = 1.0, sigmoid: bool = False) -> nn.Seq
     sides = [side // 2 ** (n + 1) for n in range(len(c))]
     return nn.Sequential(
         nn.Conv2d(3, c[0], 5, stride=2, padding=2),
-        *[Down(i, o, lambda n, s=s: ImageNorm(n, s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
+        *[Down(i, o, partial(ImageNorm, side=s)) for i, o, s in zip(c, c[1:], sides, strict=False)],
         nn.Conv2d(c[-1], last, 3, stride=2, padding=1),
         nn.Flatten(),
         nn.Linear(last * 16, 1),

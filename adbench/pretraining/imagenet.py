@@ -171,10 +171,11 @@ class FolderImages(Images):
         import numpy as np
         from PIL import Image
 
-        with Image.open(self.files[row]) as image:
-            image = image.convert("RGB")
+        with Image.open(self.files[row]) as file:
+            image = file.convert("RGB")
             scale = self.side / min(image.size)
-            image = image.resize([max(self.side, round(s * scale)) for s in image.size], Image.Resampling.BILINEAR)
+            width, height = (max(self.side, round(s * scale)) for s in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = ((s - self.side) // 2 for s in image.size)
             image = image.crop((left, top, left + self.side, top + self.side))
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+TIE = 2.0**-20  # of a grey level: more than float64's error in a weighted mean of bytes
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -32,6 +36,39 @@ def resize_nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
     return F.interpolate(mask.to(torch.uint8), size=tuple(size), mode="nearest-exact").bool()
+
+
+def resize_by_products(image: Tensor, size: tuple[int, int], crop: int | None = None) -> Tensor:
+    """What `resize` computes, as two matrix products: also where the input's height and width are not known before.
+
+    An exported graph has no other way to resize images of any size with antialias. With `crop`, only the central square
+    of that side, or as much of it as there is, is resized.
+    """
+    down, across = (_weights(image.shape[axis], out, crop, image) for axis, out in zip((-2, -1), size, strict=True))
+    return down @ (image @ across.T)
+
+
+def _weights(length: int, out: int, crop: int | None, like: Tensor) -> Tensor:
+    """(out, length): row i holds the triangle that weighs the input's pixels for output pixel i."""
+    pixel = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
+    used = pixel[-1:] + 0.5  # the length, as a tensor where it is a symbol
+    inside: Tensor | float = 1.0
+    if crop is not None:
+        pixel = pixel - ((used - crop) / 2).floor().clamp(min=0)
+        used = used.clamp(max=crop)
+        inside = ((pixel > 0) & (pixel < used)).double()
+    center = (torch.arange(out, dtype=torch.float64, device=like.device) + 0.5)[:, None] * (used / out)
+    triangle = (1 - (pixel - center).abs() / (used / out).clamp(min=1)).clamp(min=0) * inside
+    return (triangle / triangle.sum(1, keepdim=True)).to(like.dtype)
+
+
+def resized_bytes(image: Tensor, size: tuple[int, int], by: Callable[..., Tensor] = resize) -> Tensor:
+    """(B, C, H, W) uint8 -> (B, C, *size) uint8: resized in float64 with antialias, rounded once, halves up.
+
+    The same bytes everywhere: simple ratios leave many pixels exactly half way between two bytes, where float32's
+    error, which differs between processors and runtimes, would decide.
+    """
+    return by(image.to(torch.float64), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -1,8 +1,17 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from adbench.transforms.image import resize, resize_nearest, to_bytes, to_float, to_rgb
+from adbench.transforms.image import (
+    resize,
+    resize_by_products,
+    resize_nearest,
+    resized_bytes,
+    to_bytes,
+    to_float,
+    to_rgb,
+)
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -51,3 +60,23 @@ def test_masks_are_resized_to_the_value_under_each_new_pixels_center():
     small = resize_nearest(mask, (2, 2))
     assert small.dtype == torch.bool
     assert small[0, 0].tolist() == [[False, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((8, 8), (32, 32)), ((64, 48), (32, 24)), ((45, 37), (16, 20)), ((9, 9), (9, 9))]
+)
+def test_resizing_by_products_is_resizing(shape, size):
+    image = torch.rand(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resize_by_products(image, size), resize(image, size), rtol=0, atol=1e-6)
+
+
+def test_both_ways_of_resizing_give_the_same_bytes_also_where_halves_are_common():
+    image = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for size in ((32, 32), (16, 16), (128, 128), (48, 48)):
+        one, other = resized_bytes(image, size), resized_bytes(image, size, resize_by_products)
+        assert torch.equal(one, other)
+    halves = resize(image.double(), (32, 32))
+    halves = halves.mul(64).round().div(64)
+    up = (halves % 1 == 0.5).float().mean()
+    assert up > 0.01
+    assert torch.equal(resized_bytes(image, (32, 32))[halves % 1 == 0.5].double(), halves[halves % 1 == 0.5] + 0.5)

@@ -1,0 +1,320 @@
+"""A trained detector for a user's own images: from a run folder, an exported ONNX graph or released weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adbench.data.cache import resized
+from adbench.data.images import center_crop, decode, to_rgb
+from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
+from adbench.runs import RunFolder, load_method, restored, trusted
+from adbench.transforms.image import to_bytes, to_float
+from adbench.types import Scores, UserError
+
+BATCH = 32
+HELD_OUT = "held-out normal training samples"
+
+
+class Engine(Protocol):
+    """What turns prepared rows into scores."""
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> what `score` takes, in whatever thread."""
+        ...
+
+    def score(self, rows: Sequence[np.ndarray]) -> Scores:
+        """Scores of prepared rows, on the CPU."""
+        ...
+
+
+class Detector:
+    """Scores images (or rows of features) as the run's own test did.
+
+    Attributes:
+        card: what the detector is: method, data, input, metrics, held-out scores, versions. Plain JSON.
+
+    See `adbench.load`.
+    """
+
+    def __init__(self, card: Mapping[str, Any], engine: Engine) -> None:
+        self.card, self.engine = dict(card), engine
+
+    @property
+    def tabular(self) -> bool:
+        """Whether it takes rows of features instead of images."""
+        return self.card["input"]["kind"] == "tabular"
+
+    def score(self, images: Any, batch_size: int = BATCH) -> Scores:
+        """Anomaly scores, higher is more anomalous.
+
+        Args:
+            images: an image or a list of them, of any size, each a path, a PIL image, an array (H, W) or (H, W, 1, 3 or
+                4), or a tensor (1 or 3, H, W); or a stack: an array (N, H, W, C), a tensor (N, C, H, W). uint8, or
+                float in [0, 1], which is rounded to bytes as files hold them. Of tabular data: (N, D) numbers.
+            batch_size: images that are scored together.
+
+        Returns:
+            `image` (N,) float32 and `maps` (N, 1, H, W) float32 at the size the method sees, None where it has none.
+
+        Raises:
+            UserError: an image cannot be read, or has a shape, a type or values that cannot be an image's.
+        """
+        rows = self._features(images) if self.tabular else _listed(images)
+        parts: list[Scores] = []
+        for first in range(0, len(rows), batch_size):
+            chunk = rows[first : first + batch_size]
+            parts.append(
+                self.engine.score(list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i)) for i in chunk])
+            )
+        if not parts:
+            return Scores(torch.zeros(0), None)
+        maps = [part.maps for part in parts if part.maps is not None]
+        return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
+
+    def _features(self, rows: Any) -> np.ndarray:
+        rows = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
+        width = self.card["input"]["features"]
+        rows = rows[None] if rows.ndim == 1 else rows
+        if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind not in "fiub":
+            raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
+        rows = rows.astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise UserError(f"{int((~np.isfinite(rows)).any(1).sum())} rows hold missing or infinite values")
+        return rows
+
+    def threshold(self, false_alarm_rate: float) -> dict[str, Any] | None:
+        """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
+
+        A rate that the held-out rows are too few for gets a warning and `false_alarm_rate` says which can be had.
+        """
+        if not 0 < false_alarm_rate < 1:
+            raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
+        origin = f"{HELD_OUT} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
+        return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin)
+
+    def p_value(self, score: Any) -> np.ndarray:
+        """(N,): for a normal image P(p <= a) <= a; empty of meaning (1 everywhere) without held-out scores."""
+        return conformal_p_value(np.asarray(score, dtype=float), np.asarray(self.card["held_out_scores"], dtype=float))
+
+
+# -- images of all kinds ----------------------------------------------------------------------------------------------
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """One image after another."""
+    if isinstance(images, str | Path | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Iterable):
+        return list(images)
+    raise UserError(
+        f"expected images (paths, PIL images, arrays, tensors, or a list of these), got {type(images).__name__}"
+    )
+
+
+def as_bytes(image: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of a path, a PIL image, an array with the channels last or a tensor with the channels first."""
+    if isinstance(image, str | Path):
+        return decode(image)
+    if isinstance(image, Image.Image):
+        try:
+            return to_rgb(image)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read this image: {error}") from error
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UserError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    shape = tuple(image.shape)
+    if isinstance(image, Tensor):
+        values = image.detach().cpu()
+        values = (values[None] if values.ndim == 2 else values).movedim(0, -1) if values.ndim in (2, 3) else values
+    else:
+        values = torch.from_numpy(np.array(image))
+        values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[-1] not in (1, 3, 4) or 0 in shape:
+        order = "(1 or 3, H, W)" if isinstance(image, Tensor) else "(H, W), (H, W, 3) or (H, W, 4)"
+        raise UserError(
+            f"an image as {type(image).__name__} is {order}, got {shape}; several go into a list or a stack"
+        )
+    if values.is_floating_point():
+        if not bool(((values >= 0) & (values <= 1)).all()):  # also refuses NaN
+            raise UserError(
+                f"float images lie in [0, 1], got {float(values.min()):.4g}..{float(values.max()):.4g}; divide by the "
+                "largest value, or pass uint8"
+            )
+        values = to_bytes(values.float())
+    elif values.dtype != torch.uint8:
+        raise UserError(f"images are uint8 or float in [0, 1], got {values.dtype}")
+    return values[..., :3].expand(-1, -1, 3).contiguous().numpy()
+
+
+# -- engines -----------------------------------------------------------------------------------------------------------
+
+
+class MethodEngine:
+    """A method of this package, with the data layer's own decoding and resizing."""
+
+    AUTOCAST: ClassVar = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+    def __init__(self, method: Any, inputs: Mapping[str, Any], precision: str, device: str) -> None:
+        try:
+            self.device = torch.device(device)
+            self.method = method.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device} cannot be used: {error}") from error
+        self.crop = inputs.get("crop")
+        self.size: tuple[int, int] = tuple(inputs["size"] or (0, 0))  # (0, 0): features
+        self.dtype = self.AUTOCAST.get(precision)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return resized((center_crop(image, self.crop) if self.crop else image)[None], self.size)[0]
+
+    def score(self, rows: Sequence[np.ndarray]) -> Scores:
+        batch = torch.from_numpy(np.stack(rows)).to(self.device)
+        mixed = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
+        with torch.no_grad(), mixed:
+            scores = self.method.score(to_float(batch) if batch.dtype == torch.uint8 else batch)
+        return Scores(scores.image.float().cpu(), None if scores.maps is None else scores.maps.float().cpu())
+
+
+class OnnxEngine:
+    """An exported graph, which resizes for itself; images of one size are scored together."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        entry = session.get_inputs()[0]
+        self.name = entry.name
+        self.fixed = tuple(entry.shape[2:]) if all(isinstance(n, int) for n in entry.shape[2:]) else None
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        if self.fixed and image.shape[:2] != self.fixed:
+            raise UserError(
+                f"this graph takes images of {self.fixed[0]}x{self.fixed[1]}, got {image.shape[0]}x{image.shape[1]}; "
+                "export it without --input-size to take any size"
+            )
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+    def score(self, rows: Sequence[np.ndarray]) -> Scores:
+        places = defaultdict(list)
+        for place, row in enumerate(rows):
+            places[row.shape].append(place)
+        order, image, maps = [], [], []
+        for group in places.values():
+            outputs = self.session.run(None, {self.name: np.stack([rows[place] for place in group])})
+            order += group
+            image.append(outputs[0])
+            maps += outputs[1:2]
+        back = np.argsort(order)
+        joined = [torch.from_numpy(np.concatenate(part)[back]) if part else None for part in (image, maps)]
+        return Scores(joined[0], joined[1])
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path | str, device: str = "cpu") -> Detector:
+    """A detector from a run folder, or from a .onnx or .safetensors file that `adbench.export` wrote.
+
+    Raises:
+        UserError: there is none at `path`, it is damaged, or it asks for code that is not this package's.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".onnx":
+        return _load_onnx(path, device)
+    if path.suffix == ".safetensors":
+        card, cfg, state = read_released(path)
+        method = restored(cfg, state, card["batches_seen"])
+        return Detector(card, MethodEngine(method, card["input"], card["precision"], device))
+    folder = RunFolder(path)
+    method = load_method(folder)
+    card = card_of(folder)
+    if not bool(method.calibrated):
+        raise UserError(f"{path} is not finished (status {card['status']}); the run's own command continues it")
+    return Detector(card, MethodEngine(method, card["input"], card["precision"], device))
+
+
+def card_of(folder: RunFolder) -> dict[str, Any]:
+    """What a run is, in plain JSON: enough to use its scores elsewhere."""
+    cfg, record = folder.config(), folder.metrics()
+    size = cfg.data.image_size
+    size = [size, size] if isinstance(size, int) else list(size)
+    tabular = cfg.data.kind == "tabular"
+    kept = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
+            "counts", "budget", "versions", "git")  # fmt: skip
+    return {
+        **{key: record.get(key) for key in kept},
+        "data": cfg.data.id,
+        "input": {
+            "kind": cfg.data.kind,
+            "features": size[0] if tabular else None,
+            "size": None if tabular else size,
+            "crop": cfg.data.source.get("crop"),
+            "range": "float32 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
+        },
+        "score": "higher is more anomalous, any range",
+        "precision": str(cfg.trainer.precision),
+        "batches_seen": int(record.get("budget", {}).get("batches") or 0),
+        "held_out_scores": held_out_scores(folder),
+        "held_out_origin": f"{HELD_OUT}, calibration.csv",
+    }
+
+
+def held_out_scores(folder: RunFolder) -> list[float]:
+    """The scores in calibration.csv; empty, with a warning, where no row was held out."""
+    path = folder.path / "calibration.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            scores = [
+                float(np.float32(row["score"])) for row in csv.DictReader(file)
+            ]  # nine digits give it back exactly
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); the run's own command writes it again") from error
+    if not scores:
+        warnings.warn(f"{path} has no rows: no threshold and no p-values", stacklevel=2)
+    return scores
+
+
+def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
+    """Card, configuration and weights of a .safetensors file; nothing in it is run."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads((file.metadata() or {})["adbench"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card, config = note["card"], note["config"]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no weights that adbench.export --format safetensors wrote: {error}") from error
+    return card, RunFolder.parsed(trusted(config, path)), state
+
+
+def _load_onnx(path: Path, device: str) -> Detector:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError('a .onnx file needs onnxruntime: pip install "adbench-vision[export]"') from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+    providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        card = json.loads(session.get_modelmeta().custom_metadata_map["adbench"])
+    except KeyError:
+        raise UserError(f"{path} has no model card inside; take a file that adbench.export wrote") from None
+    except Exception as error:  # onnxruntime has its own types for each way to break
+        raise UserError(f"{path} cannot be loaded: {error}") from error
+    return Detector(card, OnnxEngine(session))

@@ -1,0 +1,339 @@
+"""`python -m adbench.predict`: score a user's own images with a finished run or an exported graph."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # imported where they are used: --help answers at once
+    import numpy as np
+
+    from adbench.detector import Detector
+
+OVERLAY = 1024  # longest side of an overlay, in pixels
+HEAT = 0.75  # how far the colour of the hottest pixels covers the image
+COLUMNS = ("path", "score", "threshold", "decision", "p_value")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a mistake, 2 if some files could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adbench.predict",
+        description="Score images with a trained detector: scores.csv, anomaly maps and overlays.",
+        epilog="Exit code: 0; 1 nothing was scored, the message says why; 2 some files could not be read (listed "
+        "at the end and in unreadable.csv), all others are done. With --model FILE "
+        "the first argument is an image already.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="RUN|IMAGE|FOLDER",
+                        help="a run folder, then images or folders (searched with their subfolders); for a run on "
+                             "tables .csv or .npy files of feature rows")  # fmt: skip
+    parser.add_argument("--model", type=Path, help="a .onnx or .safetensors file instead of a run folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
+                        help="share of normal images that may be called anomalous (0.01)")  # fmt: skip
+    parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",
+                        help="anomaly maps as 16-bit PNG with their scale inside (png), as float32 .npy, or neither "
+                             "maps nor overlays")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=32, help="images scored together (32)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    options = parser.parse_intermixed_args(arguments)
+
+    import warnings
+
+    from adbench.types import UserError
+
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        return _predict(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from adbench.detector import load
+    from adbench.types import UserError
+
+    model, inputs = (options.model, options.inputs) if options.model else (options.inputs[0], options.inputs[1:])
+    if not inputs:
+        raise UserError("give the images after the run folder: python -m adbench.predict RUN IMAGE_OR_FOLDER --out DIR")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
+    detector = load(model, options.device)
+    threshold = detector.threshold(options.false_alarm_rate)
+    paths = listed([Path(entry).expanduser() for entry in inputs], (".csv", ".npy") if detector.tabular else None)
+    options.out.mkdir(parents=True, exist_ok=True)
+    score = _tables if detector.tabular else _images
+    rows, unreadable = score(detector, paths, options)
+    _write(detector, rows, unreadable, threshold, options)
+    return 2 if unreadable else 0
+
+
+def listed(inputs: Sequence[Path], suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    """Files as they are given, and all image files below folders, by name.
+
+    Raises:
+        UserError: something does not exist, or there is no image at all.
+    """
+    from adbench.data.images import SUFFIXES
+    from adbench.types import UserError
+
+    suffixes = suffixes or SUFFIXES
+    found: dict[Path, None] = {}
+    for entry in inputs:
+        if entry.is_dir():
+            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            found |= dict.fromkeys(p for p in inside if not p.name.startswith("."))
+        elif entry.exists():
+            found[entry] = None
+        else:
+            raise UserError(f"there is no {entry}; give images or folders of them")
+    if not found:
+        raise UserError(f"no file with {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
+    return list(found)
+
+
+class Row(NamedTuple):
+    """A line of scores.csv."""
+
+    path: str
+    score: float
+
+
+def _tables(detector: Detector, paths: list[Path], options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
+    import numpy as np
+
+    from adbench.types import UserError
+
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            if path.suffix == ".npy":
+                values = np.load(path, allow_pickle=False)
+            else:
+                with path.open(encoding="utf-8") as file:
+                    first = file.readline()
+                named = any(c.isalpha() for c in first.lower().replace("e", "").replace("nan", "").replace("inf", ""))
+                values = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
+            scores = detector.score(values, options.batch_size).image.tolist()
+        except (OSError, ValueError) as error:  # UserError is one: a table is refused whole
+            raise UserError(f"{path}: {error}") from error
+        rows += [Row(f"{path}/{i}", score) for i, score in enumerate(scores)]
+    return rows, []
+
+
+def _images(
+    detector: Detector, paths: list[Path], options: argparse.Namespace
+) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Decode in threads, score in batches, write maps in threads; memory holds a few batches, however many files."""
+    import os
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    import torch
+    from tqdm import tqdm
+
+    from adbench.data.images import decode
+    from adbench.types import UserError
+
+    size = options.batch_size
+    drawn = options.maps != "none"
+    names = _unique(paths)
+
+    def read(path: Path) -> tuple[Any, Any]:
+        image = decode(path)
+        return detector.engine.prepare(image), (_shrunk(image) if drawn else None)
+
+    rows: list[Row] = []
+    unreadable: list[tuple[str, str]] = []
+    colours: Colours | None = None
+    threads = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    writing: list[Future[None]] = []
+    try:
+        with tqdm(total=len(paths), desc="Scoring", unit="image", delay=2) as bar:
+            chunks = [paths[first : first + size] for first in range(0, len(paths), size)]
+            for chunk, futures in _ahead(pool, read, chunks):
+                ready = []
+                for path, future in zip(chunk, futures, strict=True):
+                    try:
+                        ready.append((path, *future.result()))
+                    except UserError as error:
+                        unreadable.append((str(path), str(error)))
+                if ready:
+                    scores = detector.engine.score([prepared for _, prepared, _ in ready])
+                    rows += [Row(str(p), s) for (p, _, _), s in zip(ready, scores.image.tolist(), strict=True)]
+                    if drawn and scores.maps is not None:
+                        maps = scores.maps[:, 0].numpy()
+                        colours = colours or Colours.of(maps)
+                        for done in writing:
+                            done.result()  # of the batch before: a full disk is an error, not a missing file
+                        writing = [
+                            pool.submit(_draw, options.out, names[path], one, image, options.maps, colours)
+                            for (path, _, image), one in zip(ready, maps, strict=True)
+                        ]
+                bar.update(len(chunk))
+            for done in writing:
+                done.result()
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror or error}") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+    return rows, unreadable
+
+
+def _ahead(pool: Any, read: Any, chunks: list[list[Path]]) -> Iterator[tuple[list[Path], list[Any]]]:
+    """Each chunk with its futures, the next one already being read."""
+    waiting: list[Any] = []
+    for number, chunk in enumerate(chunks):
+        futures = waiting if number else [pool.submit(read, path) for path in chunk]
+        waiting = [pool.submit(read, path) for path in chunks[number + 1]] if number + 1 < len(chunks) else []
+        yield chunk, futures
+
+
+def _unique(paths: list[Path]) -> dict[Path, str]:
+    """A file name for each path's map: the part below the folder they share, its separators kept as underscores."""
+    import os.path
+
+    parents = [str(path.parent) for path in paths]
+    shared = Path(os.path.commonpath(parents)) if len({Path(p).is_absolute() for p in parents}) == 1 else None
+    taken: dict[str, int] = {}
+    names = {}
+    for path in paths:
+        inside = path.relative_to(shared) if shared is not None else Path(path.name)
+        name = "_".join(inside.parts).replace(".", "_") or "image"
+        taken[name] = taken.get(name, 0) + 1
+        names[path] = name if taken[name] == 1 else f"{name}_{taken[name]}"
+    return names
+
+
+# -- maps and overlays -------------------------------------------------------------------------------------------------
+
+
+class Colours(NamedTuple):
+    """The scale that all overlays of a call share: the range of the first batch's maps, but for their extremes."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, maps: np.ndarray) -> Colours:
+        import numpy as np
+
+        values = maps[np.isfinite(maps)]
+        low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
+        return cls(float(low), float(high if high > low else low + 1))
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """An image for an overlay, at most OVERLAY pixels long."""
+    import numpy as np
+    from PIL import Image
+
+    scale = OVERLAY / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str, colours: Colours) -> None:
+    import numpy as np
+
+    from adbench.files import whole
+
+    with whole(out / "maps" / f"{name}.{kind}") as path:
+        if kind == "npy":
+            np.save(path, values)
+        else:
+            write_map(path, values)
+    with whole(out / "overlays" / f"{name}.jpg") as path:
+        overlay(image, values, colours).save(path, quality=90)
+
+
+def write_map(path: Path, values: np.ndarray) -> None:
+    """(H, W) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
+    import numpy as np
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    low, high = float(values.min()), float(values.max())
+    span = high - low or 1.0
+    note = PngInfo()
+    note.add_text("low", repr(low))
+    note.add_text("high", repr(low + span))
+    steps = np.rint((values.astype(np.float64) - low) / span * 65535).astype(np.uint16)
+    Image.fromarray(steps).save(path, format="PNG", pnginfo=note, compress_level=3)
+
+
+def read_map(path: Path | str) -> np.ndarray:
+    """(H, W) float32 of a map that `write_map` wrote, exact to 1 / 131070 of its range."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as file:
+        low, high = float(file.info["low"]), float(file.info["high"])
+        return (low + np.asarray(file).astype(np.float64) / 65535 * (high - low)).astype(np.float32)
+
+
+def overlay(image: np.ndarray, values: np.ndarray, colours: Colours) -> Any:
+    """The map's colours over the grey image; where the map is cold the image shows."""
+    import numpy as np
+    from matplotlib import colormaps
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    share = ((values - colours.low) / (colours.high - colours.low)).clip(0, 1).astype(np.float32)
+    share = np.asarray(Image.fromarray(share).resize((width, height), Image.Resampling.BILINEAR))
+    table = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+    grey = np.repeat(image.mean(axis=-1, keepdims=True, dtype=np.float32), 3, axis=-1)
+    strength = HEAT * share[..., None]
+    mixed = (1 - strength) * grey + strength * table[(share * 255).astype(np.uint8)]
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def _write(
+    detector: Detector, rows: list[Row], unreadable: list[Any], threshold: Any, options: argparse.Namespace
+) -> None:
+    import csv
+
+    from adbench import __version__
+    from adbench.files import whole, write_json
+
+    value = None if threshold is None else threshold["value"]
+    chance = detector.p_value([row.score for row in rows]) if value is not None else [None] * len(rows)
+    anomalous = 0
+    with whole(options.out / "scores.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row, p in zip(rows, chance, strict=True):
+            line = [row.path, f"{row.score:.9g}", "", "", ""]
+            if value is not None:
+                alarm = not row.score <= value  # a score that is no number is an alarm too
+                anomalous += alarm
+                line[2:] = [f"{value:.9g}", "anomalous" if alarm else "normal", f"{p:.6g}"]
+            writer.writerow(line)
+    with whole(options.out / "unreadable.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("path", "error"), *unreadable])
+    model = options.model or options.inputs[0]
+    card = {key: detector.card.get(key) for key in ("method", "data", "protocol", "pretraining", "seed", "config_hash")}
+    write_json(options.out / "predict.json", {
+        "model": str(model), **card, "threshold": threshold, "asked_false_alarm_rate": options.false_alarm_rate,
+        "scored": len(rows), "anomalous": anomalous if value is not None else None, "unreadable": len(unreadable),
+        "maps": options.maps, "adbench": __version__,
+    })  # fmt: skip
+    for path, error in unreadable:
+        print(f"not scored: {path}: {error}", file=sys.stderr)
+    said = f"{anomalous} above the threshold {value:.6g}" if value is not None else "no threshold"
+    print(f"{len(rows)} scored, {said}, {len(unreadable)} unreadable -> {options.out / 'scores.csv'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""From a finished run to a user's own images."""
+
+import csv
+import doctest
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import metrics_of, striped
+from PIL import Image
+
+import adbench
+from adbench.predict import listed, main, read_map, write_map
+from adbench.types import UserError
+
+PCA = ("method=pca", "data=mvtec/bottle", "data.image_size=32")
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def trained(finished):
+    """A finished run of a method with maps, on images of 40 px that it sees at 32."""
+    return finished(*PCA)
+
+
+def predict(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("arguments", [PCA, ("method=cbigan/small", "data=mvtec/carpet", "data.image_size=64")])
+def test_predict_gives_the_test_images_the_scores_of_the_test_step(finished, arguments, data_root, tmp_path):
+    folder = finished(*arguments)
+    category = metrics_of(folder)["data"].split("/")[1]
+    assert predict(folder, data_root / "mvtec" / category / "test", "--out", tmp_path / "out", "--batch-size", 4) == 0
+    wanted = {row["path"]: float(row["score"]) for row in table(folder / "scores.csv")}
+    root = data_root / "mvtec" / category
+    found = {os.path.relpath(row["path"], root): float(row["score"]) for row in table(tmp_path / "out" / "scores.csv")}
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_predict_gives_rows_of_a_table_the_scores_of_the_test_step(run, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 4)).astype(np.float32), np.arange(90) % 5 == 0
+    np.savez(tmp_path / "t.npz", X=x, y=y)
+    _, folder = run("method=kde", "data=tabular", "data.name=t", f"data.file={tmp_path / 't.npz'}", "data.features=4")
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write("a,b,c,d\n" + "\n".join(",".join(f"{v:.9g}" for v in row) for row in x))
+    assert predict(folder, tmp_path / "t.csv", "--out", tmp_path / "out", "--false-alarm-rate", 0.4) == 0
+    found = [float(row["score"]) for row in table(tmp_path / "out" / "scores.csv")]
+    tested = table(folder / "scores.csv")
+    rows = [int(row["path"].rsplit("/", 1)[1]) for row in tested]
+    assert [found[i] for i in rows] == pytest.approx([float(row["score"]) for row in tested], rel=1e-5)
+    np.save(tmp_path / "wide.npy", np.zeros((2, 5)))
+    assert predict(folder, tmp_path / "wide.npy", "--out", tmp_path / "out") == 1
+
+
+def test_the_threshold_is_the_held_out_quantile_and_its_origin_is_stored(trained, data_root, tmp_path):
+    out = tmp_path / "out"
+    assert predict(trained, data_root / "mvtec/bottle/test", "--out", out, "--false-alarm-rate", 0.5) == 0
+    held_out = sorted(float(row["score"]) for row in table(trained / "calibration.csv"))
+    note = json.loads((out / "predict.json").read_text())
+    assert note["threshold"]["value"] == pytest.approx(held_out[(len(held_out) - 1) // 2])
+    assert note["threshold"]["origin"] == "held-out normal training samples of mvtec/bottle, pca, seed 0"
+    assert note["threshold"]["n"] == len(held_out)
+    for row in table(out / "scores.csv"):
+        assert list(row) == ["path", "score", "threshold", "decision", "p_value"]
+        above = sum(float(row["score"]) <= score for score in held_out)
+        assert float(row["p_value"]) == pytest.approx((1 + above) / (1 + len(held_out)), rel=1e-5)
+        assert row["decision"] == ("anomalous" if float(row["score"]) > float(row["threshold"]) else "normal")
+
+
+def test_a_rate_too_small_for_the_held_out_images_gets_a_warning_with_the_attainable_one(
+    trained, data_root, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert (
+        predict(trained, data_root / "mvtec/bottle/test/good/000.png", "--out", out, "--false-alarm-rate", 0.001) == 0
+    )
+    n = len(table(trained / "calibration.csv"))
+    assert f"gives about {1 / (n + 1):.3g}" in capsys.readouterr().err
+    note = json.loads((out / "predict.json").read_text())
+    assert note["threshold"]["false_alarm_rate"] == pytest.approx(1 / (n + 1))
+    assert note["asked_false_alarm_rate"] == 0.001
+
+
+def test_images_of_any_size_and_mode_are_scored_and_unreadable_ones_are_listed_at_the_end(trained, tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    folder, out = tmp_path / "mine" / "deep", tmp_path / "out"
+    folder.mkdir(parents=True)
+    for mode, size in (("RGB", (51, 33)), ("L", (20, 90)), ("RGBA", (32, 32)), ("P", (40, 40)), ("1", (64, 64))):
+        Image.fromarray(striped(rng, 96)).resize(size).convert(mode).save(folder / f"{mode}.png")
+    Image.fromarray(striped(rng, 40)).save(folder / "photo.JPG")
+    Image.fromarray(rng.integers(0, 65536, (30, 30), dtype=np.uint16)).save(folder / "sixteen.tif")
+    (folder / "torn.png").write_bytes((folder / "RGB.png").read_bytes()[:300])
+    (folder / "notes.txt").write_text("no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    assert predict(trained, tmp_path / "mine", "--out", out, "--maps", "npy", "--batch-size", 3) == 2
+    names = {Path(row["path"]).name for row in table(out / "scores.csv")}
+    assert names == {"RGB.png", "L.png", "RGBA.png", "P.png", "1.png", "photo.JPG", "sixteen.tif"}
+    assert [Path(row["path"]).name for row in table(out / "unreadable.csv")] == ["empty.jpg", "torn.png"]
+    error = capsys.readouterr().err
+    assert "torn.png" in error
+    assert "empty.jpg" in error
+    for name in ("RGB_png", "sixteen_tif"):
+        assert np.load(out / "maps" / f"{name}.npy").shape == (32, 32)
+        with Image.open(out / "overlays" / f"{name}.jpg") as picture:
+            assert picture.size == {"RGB_png": (51, 33), "sixteen_tif": (30, 30)}[name]
+
+
+def test_a_16_bit_map_holds_the_scores_with_their_scale(trained, data_root, tmp_path):
+    path = data_root / "mvtec/bottle/test/spot/001.png"
+    predict(trained, path, "--out", tmp_path / "out")
+    wanted = adbench.load(trained).score(path).maps[0, 0].numpy()
+    found = read_map(tmp_path / "out" / "maps" / "001_png.png")
+    with Image.open(tmp_path / "out" / "maps" / "001_png.png") as file:
+        assert file.mode == "I;16"
+    np.testing.assert_allclose(found, wanted, atol=np.ptp(wanted) / 131070 * 1.01)
+    write_map(tmp_path / "flat.png", np.full((3, 4), 2.5, np.float32))
+    assert (read_map(tmp_path / "flat.png") == 2.5).all()
+
+
+def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
+    test = data_root / "mvtec/bottle/test"
+    predict(trained, test / "good", test / "spot", "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == len(listed([test]))
+
+
+def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path):
+    predict(trained, data_root / "mvtec/bottle/test", "--out", tmp_path / "out", "--maps", "none")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predict.json", "scores.csv", "unreadable.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("IMAGE", "--false-alarm-rate", "1.5"), "must lie in (0, 1)"),
+        (("/nowhere/x.png",), "there is no /nowhere/x.png"),
+        ((), "give the images after the run folder"),
+        (("EMPTY",), "no file with .png"),
+        (("IMAGE", "--device", "nonsense"), "device nonsense"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_message_and_writes_nothing(
+    trained, data_root, tmp_path, capsys, arguments, message
+):
+    (tmp_path / "empty").mkdir()
+    places = {"IMAGE": data_root / "mvtec/bottle/test/good/000.png", "EMPTY": tmp_path / "empty"}
+    assert predict(trained, *[places.get(a, a) for a in arguments], "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert predict(tmp_path, tmp_path, "--out", tmp_path / "out") == 1
+    assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
+def test_help_comes_without_waiting_for_torch(command):
+    line = f"import adbench.{command} as c, sys\ntry: c.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"  # noqa: E501
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", line], check=True, capture_output=True)
+    assert time.perf_counter() - started < 2
+
+
+# -- in Python ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_an_image_has_one_score(trained, data_root):
+    detector = adbench.load(trained)
+    path = data_root / "mvtec/bottle/test/spot/000.png"
+    array = np.asarray(Image.open(path).convert("RGB"))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = [path, str(path), Image.open(path), array, array / 255, array.astype(np.float32) / 255, tensor,
+             tensor / 255, array[..., 0], tensor[:1], tensor[0], np.dstack([array, array[..., :1]])]  # fmt: skip
+    single = [float(detector.score(form).image) for form in forms]
+    together = detector.score(forms, batch_size=5)
+    assert single == pytest.approx([single[0]] * len(forms), rel=1e-5)
+    assert together.image.tolist() == pytest.approx(single, rel=1e-5)
+    assert together.maps.shape == (len(forms), 1, 32, 32)
+    assert detector.score(np.stack([array, array])).image.shape == (2,)
+    assert detector.score(torch.stack([tensor] * 3)).image.shape == (3,)
+    assert detector.score([]).image.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8, 3), np.nan), "float images lie in"),
+        (np.full((8, 8, 3), 255.0), "float images lie in"),
+        (np.zeros((8, 8, 3), np.int64), "uint8 or float"),
+        (np.zeros((8, 8, 7), np.uint8), "got (8, 8, 7)"),
+        (torch.zeros(8, 8, 3), "got (8, 8, 3)"),
+        ([3], "expected a path"),
+        (7, "expected images"),
+    ],
+)
+def test_what_is_no_image_is_refused(trained, image, message):
+    with pytest.raises(UserError) as caught:
+        adbench.load(trained).score(image)
+    assert message in str(caught.value)
+
+
+def test_the_doctest_of_load_runs(finished, tmp_path, monkeypatch):
+    folder = finished("method=pca", "data=digits")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(striped(np.random.default_rng(0), 50)).save("part.png")
+    examples = doctest.DocTestFinder().find(adbench.load, globs={"adbench": adbench, "RUN": folder})
+    results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples[0])
+    assert results.attempted >= 6
+    assert results.failed == 0
+
+
+def test_the_python_of_the_readme_runs(finished, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "adbench.load" in b]
+    if not blocks:
+        pytest.skip("the README shows no Python yet")
+    folder = finished("method=pca", "data=digits")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(striped(np.random.default_rng(0), 50)).save("part.png")
+    for block in blocks:
+        test = doctest.DocTestParser().get_doctest(block, {"RUN": folder}, "README", None, 0)
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_a_run_on_its_own_data_gives_its_own_scores(trained):
+    from adbench.evaluate import main as evaluate
+
+    assert evaluate([str(trained)]) == 0
+    folder = trained / "evaluations" / "mvtec" / "bottle"
+    assert (folder / "scores.csv").read_bytes() == (trained / "scores.csv").read_bytes()
+    assert metrics_of(folder)["metrics"] == pytest.approx(metrics_of(trained)["metrics"], rel=1e-6, nan_ok=True)
+    assert metrics_of(folder)["status"] == "evaluation"
+
+
+def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_nothing_of_the_run(trained, data_root):
+    from adbench.evaluate import main as evaluate
+
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    assert evaluate([str(trained), "data=mvtec/screw", f"data_root={data_root}"]) == 0
+    assert {p: p.read_bytes() for p in before} == before
+    found = metrics_of(trained / "evaluations" / "mvtec" / "screw")
+    assert found["data"] == "mvtec/screw"
+    assert found["trained_on"] == "mvtec/bottle"
+    assert found["threshold"]["value"] == metrics_of(trained)["threshold"]["value"]
+    paths = {row["path"] for row in table(trained / "evaluations" / "mvtec" / "screw" / "scores.csv")}
+    assert "test/spot/000.png" in paths
+    detector = adbench.load(trained)
+    score = float(detector.score(data_root / "mvtec/screw/test/spot/000.png").image)
+    rows = table(trained / "evaluations" / "mvtec" / "screw" / "scores.csv")
+    assert float(next(r["score"] for r in rows if r["path"] == "test/spot/000.png")) == pytest.approx(score, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
+     ("data=folder", "give data.name=... and data.root=...")],
+)  # fmt: skip
+def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):
+    from adbench.evaluate import main as evaluate
+
+    assert evaluate([str(trained), override]) == 1
+    assert message in capsys.readouterr().err
+    assert not (trained / "evaluations").exists()
