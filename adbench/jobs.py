@@ -18,34 +18,44 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
 from adbench.files import write_text
+from adbench.placement import cores, take_place, threads_per_job
 from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
+from adbench.sweeps import TERMINATED
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
 
-TERMINATED = 143  # 128 + SIGTERM, what a shell reports and a scheduler expects
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def execute(cfg: DictConfig) -> int:
-    """Run one job and return its exit code: 0 finished, 1 failed, 143 stopped by SIGTERM.
+    """Run one job and return its exit code: 0 finished, 1 failed, 143 stopped by SIGTERM, 130 by Ctrl-C.
 
-    Errors never escape: a sweep goes on with its next job, and metrics.json tells what became of this one.
+    Errors never escape: a sweep goes on with its next job, and metrics.json tells what became of this one. Only a job
+    of a sweep that is stopped by a signal exits.
     """
     hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
     path = Path(hydra.runtime.output_dir)
     choices = dict(hydra.runtime.choices)
+    take_place(hydra.launcher)
     try:
-        with RunFolder(path) as folder, _sigterm_as_request() as request:
-            return _execute(cfg, folder, choices, request)
+        # The workers of a sweep that was killed and is repeated at once are still saving their state.
+        with RunFolder(path, patience=60 if sweep else 0) as folder, _sigterm_as_request() as request:
+            code = _execute(cfg, folder, choices, request)
     except UserError as error:  # someone else owns the folder: its metrics.json is not ours to write
         _say_error(error)
         return 1
+    if sweep and code in (TERMINATED, INTERRUPTED):
+        raise SystemExit(code)  # whoever stops a job stops the sweep
+    return code
 
 
 def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], request: StopRequest) -> int:
@@ -88,7 +98,7 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         folder.write_metrics(record)
         if stopped:
             log.error("Interrupted; the same command resumes this run.")
-            return TERMINATED if request.received else 130
+            return TERMINATED if request.received else INTERRUPTED
         _say_error(error)
         return 1
     record["status"] = "finished"
@@ -193,6 +203,8 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         held_out = _score_all(method, datamodule.holdout_batches(device))
         threshold = held_out_threshold(held_out["score"], cfg.evaluation.quantile)
         record["threshold"] = threshold
+        # What a tuner may look at: held-out normal rows, no test row and no label.
+        record["objectives"] = {"holdout_score": float(held_out["score"].mean()) if len(held_out["score"]) else None}
         rows = _named_rows(datamodule.records, held_out["index"], held_out["score"])
         folder.write_scores("calibration.csv", rows)
 
@@ -251,12 +263,9 @@ def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
 
 
 def _set_threads(cfg: DictConfig) -> int:
-    """Share the cores among the jobs that run side by side: two jobs of two threads on two cores crawl."""
-    jobs = 1
-    with suppress(Exception):
-        jobs = max(1, int(HydraConfig.get().launcher.get("n_jobs", 1)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = cfg.trainer.threads or max(1, cores // jobs)
+    """Share the cores among the jobs that run side by side; say so before torch starts."""
+    launcher = HydraConfig.get().launcher if HydraConfig.get().mode == RunMode.MULTIRUN else {}
+    threads = cfg.trainer.threads or threads_per_job(launcher, cores())
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch
 
