@@ -27,12 +27,9 @@ from adbench import __version__
 from adbench.files import write_text
 from adbench.placement import cores, take_place, threads_per_job
 from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
-from adbench.sweeps import TERMINATED
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
-
-INTERRUPTED = 130  # 128 + SIGINT
 
 
 def execute(cfg: DictConfig) -> int:
@@ -48,12 +45,12 @@ def execute(cfg: DictConfig) -> int:
     take_place(hydra.launcher)
     try:
         # The workers of a sweep that was killed and is repeated at once are still saving their state.
-        with RunFolder(path, patience=60 if sweep else 0) as folder, _sigterm_as_request() as request:
+        with RunFolder(path, patience=60 if sweep else 0) as folder, _signals_as_request() as request:
             code = _execute(cfg, folder, choices, request)
     except UserError as error:  # someone else owns the folder: its metrics.json is not ours to write
         _say_error(error)
         return 1
-    if sweep and code in (TERMINATED, INTERRUPTED):
+    if sweep and code > 128:
         raise SystemExit(code)  # whoever stops a job stops the sweep
     return code
 
@@ -91,14 +88,14 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
     except BaseException as error:
         while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
             error = error.__cause__
-        stopped = request.received or isinstance(error, KeyboardInterrupt)
+        stopped = bool(request) or isinstance(error, KeyboardInterrupt)
         record["status"] = "interrupted" if stopped else "failed"
         record["error"] = "stopped by a signal" if stopped else _one_line(error)
         record["time"]["finished"] = _now()
         folder.write_metrics(record)
         if stopped:
             log.error("Interrupted; the same command resumes this run.")
-            return TERMINATED if request.received else INTERRUPTED
+            return request.code
         _say_error(error)
         return 1
     record["status"] = "finished"
@@ -473,30 +470,42 @@ def _no_stdout_chatter() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether SIGTERM came, and the callback that should save and stop."""
+    """The signal that asked the run to stop, and the callback that should save and stop."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.signal: int | None = None
         self.callback: Any = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def code(self) -> int:
+        """What a shell reports of a process that this signal ended."""
+        return 128 + (self.signal or signal.SIGINT)
 
 
 @contextmanager
-def _sigterm_as_request() -> Iterator[StopRequest]:
-    """Turn SIGTERM, which schedulers send before the time limit, into 'save a checkpoint and stop'."""
+def _signals_as_request() -> Iterator[StopRequest]:
+    """Turn SIGTERM, which schedulers send before the time limit, and Ctrl-C into 'save a checkpoint and stop'.
+
+    Whoever asks a second time is not made to wait.
+    """
     request = StopRequest()
 
     def handle(signum: int, frame: Any) -> None:
-        request.received = True
-        if request.callback is None:
-            raise SystemExit(TERMINATED)  # not training: what is written is whole, the rest is done again
+        again, request.signal = bool(request), signum
+        if again or request.callback is None:
+            raise SystemExit(request.code)  # not training: what is written is whole, the rest is done again
         request.callback.stop_requested = True
 
     try:
-        earlier = signal.signal(signal.SIGTERM, handle)
+        earlier = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not the main thread: the owner of the process decides about its signals
         yield request
         return
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

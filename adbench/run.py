@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (SystemExit, KeyboardInterrupt) as stop:
-        stopped = stop.code if isinstance(stop, SystemExit) else jobs.INTERRUPTED
+        stopped = stop.code if isinstance(stop, SystemExit) else 130  # as a shell says of SIGINT
         if not sweeps.outcomes:
             raise
     if sweeps.outcomes:

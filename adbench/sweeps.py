@@ -19,7 +19,6 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from adbench.placement import cores, jobs_side_by_side
@@ -27,8 +26,6 @@ from adbench.runs import RunFolder
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
-
-TERMINATED = 143  # 128 + SIGTERM, what a shell reports and a scheduler expects
 
 
 @dataclass
@@ -97,8 +94,7 @@ class Recorder:
             job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
             overwrite = bool(cfg.overwrite)
         except Exception as error:  # whatever Hydra or a resolver makes of it: this job only
-            cause = error.__cause__ if isinstance(error.__cause__, (UserError, OmegaConfBaseException)) else error
-            job.status, job.reason = "failed", f"does not compose: {str(cause).strip().splitlines()[0]}"
+            job.status, job.reason = "failed", f"does not compose: {str(error).strip().splitlines()[0]}"
             log.error(f"#{job.number} {job.name} {job.reason}")
             return
         if not overwrite:
@@ -160,7 +156,7 @@ def _sigterm_as_exit() -> Iterator[None]:
     """Let SIGTERM end the sweep as Ctrl-C does: launchers stop their workers, and the table is still printed."""
 
     def handle(signum: int, frame: Any) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + signum)  # what a shell reports and a scheduler expects
 
     if threading.current_thread() is not threading.main_thread():
         yield
