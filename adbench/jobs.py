@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adbench import __version__
 from adbench.files import write_text
 from adbench.placement import cores, take_place, threads_per_job
+from adbench.ranks import STRATEGY, number_of_ranks, other_ranks
 from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
 from adbench.types import UserError
 
@@ -84,7 +85,11 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         record["changed"] = changed_values(cfg, choices)
         folder.write_config(cfg)
         folder.write_metrics(record)
-        _train_and_test(cfg, folder, record, request)
+        world = number_of_ranks(cfg.trainer)
+        threads = _threads(cfg, world)
+        set_threads(threads)
+        with other_ranks(folder, world, threads):
+            train_and_test(cfg, folder, record, request, threads, (0, world))
     except BaseException as error:
         while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
             error = error.__cause__
@@ -123,11 +128,20 @@ def _resolve(cfg: DictConfig) -> None:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
 
 
-def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest) -> None:
-    threads = _set_threads(cfg)
+def train_and_test(
+    cfg: DictConfig,
+    folder: RunFolder,
+    record: dict[str, Any],
+    request: StopRequest,
+    threads: int,
+    place: tuple[int, int],
+) -> None:
+    """Fill the folder and the record. `place` is (rank, number of ranks); what other ranks write goes nowhere."""
+    rank, world = place
     import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
     from adbench.evaluation.codes import CodePanels
@@ -143,6 +157,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision)
+    datamodule.place = place
     datamodule.setup()
     folder.write_split(datamodule.split_table())
 
@@ -152,12 +167,13 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     start = int(found[1]["batches_seen"]) if found else 0
     if total:
         datamodule.set_budget(total, start=start)
-    record["hardware"] = _hardware(threads)
+    record["hardware"] = _hardware(threads) | {"ranks": world}
     record["counts"] = _counts(datamodule, method)
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
     record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
     folder.write_metrics(record)
-    _announce(cfg, record, folder, start, total)
+    if rank == 0:
+        _announce(cfg, record, folder, start, total)
 
     saver = SaveEvery(folder.checkpoint, cfg.budget.checkpoint_every)
     request.callback = saver
@@ -168,6 +184,9 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1,
     }  # fmt: skip
+    if world > 1:
+        trainer_options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
+        trainer_options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     try:
         clock = time.perf_counter()
         fitter = Trainer(**trainer_options, callbacks=[saver, bar])
@@ -259,15 +278,17 @@ def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
     return int(total)
 
 
-def _set_threads(cfg: DictConfig) -> int:
-    """Share the cores among the jobs that run side by side; say so before torch starts."""
+def _threads(cfg: DictConfig, world: int) -> int:
+    """CPU threads of each of the run's processes: its share of the sweep's share of the cores."""
     launcher = HydraConfig.get().launcher if HydraConfig.get().mode == RunMode.MULTIRUN else {}
-    threads = cfg.trainer.threads or threads_per_job(launcher, cores())
+    return cfg.trainer.threads or max(1, threads_per_job(launcher, cores()) // world)
+
+
+def set_threads(threads: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch
 
     torch.set_num_threads(threads)
-    return threads
 
 
 def _score_all(method: Any, batches: Any) -> dict[str, Any]:

@@ -73,19 +73,19 @@ def _visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def stop_when_orphaned(parent: int | None = None, every: float = 0.5, patience: float = 30.0) -> None:
+def stop_when_orphaned(signum: int = signal.SIGTERM, every: float = 0.5, patience: float = 30.0) -> None:
     """Send this process SIGTERM once its parent is gone, so that it saves its state, and SIGKILL if that is not heard.
 
     Args:
-        parent: process id; the process that started this one by default.
+        signum: another signal to begin with.
         every, patience: seconds between two looks, and until SIGKILL.
     """
-    parent = parent or os.getppid()
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(every)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
         time.sleep(patience)
         os.kill(os.getpid(), signal.SIGKILL)
 

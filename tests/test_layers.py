@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
     "runs": CORE | {"data", "methods", "checkpoints"},
 }  # fmt: skip
-COMMANDS = {"run", "jobs", "predict", "export", "evaluate", "report", "corruptions", "runs", "sweeps"}
+COMMANDS = {"run", "jobs", "predict", "export", "evaluate", "report", "corruptions", "runs", "sweeps", "ranks"}
 
 
 def modules():

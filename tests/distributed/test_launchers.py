@@ -71,7 +71,7 @@ def test_jobs_run_on_a_cluster_that_is_there_already(sweep):
         ray.shutdown()
 
 
-# -- what is killed: real processes, real signals -----------------------------------------------------------------------
+# -- what is killed: real processes, real signals ---------------------------------------------------------------------
 
 PARALLEL = (*LAUNCHERS["joblib"], "budget.max_batches=400", "trainer.threads=1")
 
