@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adbench import __version__
 from adbench.files import write_text
 from adbench.placement import cores, take_place, threads_per_job
-from adbench.ranks import STRATEGY, number_of_ranks, other_ranks
+from adbench.ranks import STRATEGY, Ranks, all_ranks, number_of_ranks
 from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
 from adbench.types import UserError
 
@@ -88,8 +88,8 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         world = number_of_ranks(cfg.trainer)
         threads = _threads(cfg, world)
         set_threads(threads)
-        with other_ranks(folder, world, threads):
-            train_and_test(cfg, folder, record, request, threads, (0, world))
+        with all_ranks(folder, world, threads) as ranks:
+            train_and_test(cfg, folder, record, request, threads, ranks)
     except BaseException as error:
         while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
             error = error.__cause__
@@ -134,10 +134,9 @@ def train_and_test(
     record: dict[str, Any],
     request: StopRequest,
     threads: int,
-    place: tuple[int, int],
+    ranks: Ranks,
 ) -> None:
-    """Fill the folder and the record. `place` is (rank, number of ranks); what other ranks write goes nowhere."""
-    rank, world = place
+    """Fill the folder and the record; what another rank than 0 writes goes nowhere."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.callbacks import TQDMProgressBar
@@ -157,7 +156,7 @@ def train_and_test(
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision)
-    datamodule.place = place
+    datamodule.place = ranks.rank, ranks.world
     datamodule.setup()
     folder.write_split(datamodule.split_table())
 
@@ -167,12 +166,12 @@ def train_and_test(
     start = int(found[1]["batches_seen"]) if found else 0
     if total:
         datamodule.set_budget(total, start=start)
-    record["hardware"] = _hardware(threads) | {"ranks": world}
+    record["hardware"] = _hardware(threads) | {"ranks": ranks.world}
     record["counts"] = _counts(datamodule, method)
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
     record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
     folder.write_metrics(record)
-    if rank == 0:
+    if ranks.rank == 0:
         _announce(cfg, record, folder, start, total)
 
     saver = SaveEvery(folder.checkpoint, cfg.budget.checkpoint_every)
@@ -184,7 +183,7 @@ def train_and_test(
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1,
     }  # fmt: skip
-    if world > 1:
+    if ranks.world > 1:
         trainer_options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
         trainer_options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     try:
@@ -197,6 +196,7 @@ def train_and_test(
                         max_batches=cfg.budget.pretraining_batches)  # fmt: skip
             record["time"]["pretraining_s"] = round(time.perf_counter() - clock, 2)
             clock = time.perf_counter()
+        ranks.meet()
         if start < total:
             fitter.fit(method, datamodule=datamodule, ckpt_path=found[0] if found else None)
         elif found:

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,30 @@ def number_of_ranks(trainer: Any) -> int:
     return Trainer(**asked, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
 
 
+class Ranks:
+    """The processes of a run as one of them sees them.
+
+    Args:
+        rank, world: which one this is, of how many.
+        pipes: of rank 0 the ends on which the others say that they are ready, of another rank the end to say it on.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, pipes: Sequence[int] = ()) -> None:
+        self.rank, self.world, self.pipes = rank, world, pipes
+
+    def meet(self) -> None:
+        """Come here before talking to each other: a rank that fails on its way would be waited for in vain.
+
+        Raises:
+            RuntimeError: one did.
+        """
+        for pipe in self.pipes:
+            if self.rank:
+                os.write(pipe, b"!")
+            elif os.read(pipe, 1) != b"!":
+                raise RuntimeError("the process of another device ended before the training")
+
+
 class Bystander(RunFolder):
     """A run folder seen by a process that does not own it: reading works, writing does nothing."""
 
@@ -49,27 +73,31 @@ class Bystander(RunFolder):
 
 
 @contextmanager
-def other_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[None]:
+def all_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[Ranks]:
     """Rank 0's block of work, with the processes of ranks 1 .. world - 1 around it.
 
     Raises:
         RuntimeError: one of them failed; its log is named.
     """
     if world == 1:
-        yield
+        yield Ranks()
         return
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
     before = {name: os.environ.get(name) for name in (*meeting, "LOCAL_RANK")}
     logs = [folder.path / f"rank{rank}.log" for rank in range(1, world)]
-    others = [_start(folder, rank, threads, meeting, log) for rank, log in enumerate(logs, start=1)]
-    os.environ.update(meeting | {"LOCAL_RANK": "0"})
+    others, pipes = [], []
     try:
-        yield
+        for rank, log in enumerate(logs, start=1):
+            other, pipe = _start(folder, rank, threads, meeting, log)
+            others.append(other)
+            pipes.append(pipe)
+        os.environ.update(meeting | {"LOCAL_RANK": "0"})
+        yield Ranks(0, world, pipes)
         for other in others:
             other.wait(timeout=300)
-    except BaseException as error:
+    except Exception as error:
         failed = [log for other, log in zip(others, logs, strict=True) if _ended(other) not in (None, 0)]
-        if failed and isinstance(error, Exception) and not isinstance(error, UserError):
+        if failed and not isinstance(error, UserError):
             last = (failed[0].read_text().strip().splitlines() or ["no word"])[-1]
             raise RuntimeError(f"the process of another device failed ({failed[0]}): {last}") from error
         raise
@@ -77,6 +105,8 @@ def other_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[None]:
         for other in others:
             other.kill()
             other.wait()
+        for pipe in pipes:
+            os.close(pipe)
         _leave()
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -84,11 +114,18 @@ def other_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start(folder: RunFolder, rank: int, threads: int, meeting: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    folder: RunFolder, rank: int, threads: int, meeting: dict[str, str], log: Path
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The process of a rank, and the end of a pipe on which it says that it is ready."""
+    here, there = os.pipe()
     environment = os.environ | meeting | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
-    line = [sys.executable, "-m", "adbench.ranks", str(folder.path.resolve()), str(threads)]
+    line = [sys.executable, "-m", "adbench.ranks", str(folder.path.resolve()), str(threads), str(there)]
     with log.open("wb") as file:
-        return subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)  # noqa: S603
+        options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "pass_fds": [there]}
+        process = subprocess.Popen(line, env=environment, **options)  # noqa: S603
+    os.close(there)
+    return process, here
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int | None:
@@ -113,18 +150,18 @@ def _leave() -> None:
 
 
 def main() -> None:
-    """A rank other than 0: `python -m adbench.ranks FOLDER THREADS`."""
+    """A rank other than 0: `python -m adbench.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # rank 0 decides for all
     from adbench.jobs import StopRequest, set_threads, train_and_test
 
-    folder = Bystander(sys.argv[1])
+    folder, threads, pipe = Bystander(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     cfg = folder.config()
     cfg.logger = None
-    set_threads(int(sys.argv[2]))
-    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    train_and_test(cfg, folder, {"time": {}}, StopRequest(), int(sys.argv[2]), (rank, world))
+    set_threads(threads)
+    ranks = Ranks(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), [pipe])
+    train_and_test(cfg, folder, {"time": {}}, StopRequest(), threads, ranks)
     _leave()
 
 
