@@ -11,7 +11,22 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class Sweep(BasicSweeper):
-    """Every combination of the values given; finished jobs are skipped, failed ones do not stop the others."""
+    """Every combination of the values given; finished jobs are skipped, failed ones do not stop the others.
+
+    Args:
+        at_most: so many of the jobs, evenly spread over them; None runs all.
+        others: see Hydra's basic sweeper.
+    """
+
+    def __init__(self, at_most: int | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.at_most = at_most
+
+    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+        if self.at_most is not None and self.at_most < len(jobs):
+            jobs = [jobs[i * len(jobs) // self.at_most] for i in range(self.at_most)]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from adbench.sweeps import Recorder

@@ -14,7 +14,19 @@ MAY_IMPORT = {
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
     "runs": CORE | {"data", "methods", "checkpoints"},
 }  # fmt: skip
-COMMANDS = {"run", "jobs", "predict", "export", "evaluate", "report", "corruptions", "runs", "sweeps", "ranks"}
+COMMANDS = {
+    "run",
+    "jobs",
+    "predict",
+    "export",
+    "evaluate",
+    "report",
+    "corruptions",
+    "runs",
+    "sweeps",
+    "ranks",
+    "reproduce",
+}
 
 
 def modules():
