@@ -139,7 +139,7 @@ def train_and_test(
     """Fill the folder and the record; what another rank than 0 writes goes nowhere."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.callbacks import LambdaCallback, TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
@@ -178,6 +178,8 @@ def train_and_test(
     request.callback = saver
     loggers = _loggers(cfg, folder, record)
     bar = TQDMProgressBar(refresh_rate=_refresh_rate())
+    again = lambda *_: request.listen()  # noqa: E731
+    ears = LambdaCallback(on_train_start=again, on_test_start=again)
     trainer_options = {k: v for k, v in cfg.trainer.items() if k != "threads"} | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": folder.path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
@@ -188,7 +190,7 @@ def train_and_test(
         trainer_options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     try:
         clock = time.perf_counter()
-        fitter = Trainer(**trainer_options, callbacks=[saver, bar])
+        fitter = Trainer(**trainer_options, callbacks=[ears, saver, bar])
         if pretraining is not None and not found:
             method.to(fitter.strategy.root_device)
             method.before_pretraining(datamodule.training_batches(fitter.strategy.root_device))
@@ -235,7 +237,7 @@ def train_and_test(
         defects = datamodule.records.defect
         codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
         bar = TQDMProgressBar(refresh_rate=_refresh_rate())
-        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, codes, extra, bar])
+        tester = Trainer(**trainer_options, callbacks=[ears, evaluator, panels, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
@@ -491,7 +493,11 @@ def _no_stdout_chatter() -> Iterator[None]:
 
 
 class StopRequest:
-    """The signal that asked the run to stop, and the callback that should save and stop."""
+    """The signal that asked the run to stop, and the callback that should save and stop.
+
+    SIGTERM, which schedulers send before the time limit, and Ctrl-C become 'save a checkpoint and stop'. Whoever asks a
+    second time is not made to wait.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -505,26 +511,26 @@ class StopRequest:
         """What a shell reports of a process that this signal ended."""
         return 128 + (self.signal or signal.SIGINT)
 
+    def handle(self, signum: int, frame: Any) -> None:
+        again, self.signal = bool(self), signum
+        if again or self.callback is None:
+            raise SystemExit(self.code)  # not training: what is written is whole, the rest is done again
+        self.callback.stop_requested = True
+
+    def listen(self) -> dict[int, Any]:
+        """Hear the signals; returns who did before. Lightning's trainers take them over, and under several ranks talk
+        to the others from inside the handler, where these do not listen: said again once they have begun."""
+        return {signum: signal.signal(signum, self.handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+
 
 @contextmanager
 def _signals_as_request() -> Iterator[StopRequest]:
-    """Turn SIGTERM, which schedulers send before the time limit, and Ctrl-C into 'save a checkpoint and stop'.
-
-    Whoever asks a second time is not made to wait.
-    """
     request = StopRequest()
-
-    def handle(signum: int, frame: Any) -> None:
-        again, request.signal = bool(request), signum
-        if again or request.callback is None:
-            raise SystemExit(request.code)  # not training: what is written is whole, the rest is done again
-        request.callback.stop_requested = True
-
     try:
-        earlier = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+        earlier = request.listen()
     except ValueError:  # not the main thread: the owner of the process decides about its signals
-        yield request
-        return
+        request.listen = dict  # type: ignore[method-assign]
+        earlier = {}
     try:
         yield request
     finally:

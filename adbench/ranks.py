@@ -152,16 +152,17 @@ def _leave() -> None:
 def main() -> None:
     """A rank other than 0: `python -m adbench.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # rank 0 decides for all
     from adbench.jobs import StopRequest, set_threads, train_and_test
 
+    deaf = StopRequest()
+    deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all
+    deaf.listen()
     folder, threads, pipe = Bystander(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     cfg = folder.config()
     cfg.logger = None
     set_threads(threads)
     ranks = Ranks(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), [pipe])
-    train_and_test(cfg, folder, {"time": {}}, StopRequest(), threads, ranks)
+    train_and_test(cfg, folder, {"time": {}}, deaf, threads, ranks)
     _leave()
 
 

@@ -39,7 +39,6 @@ class Job:
     status: str = "not started"
     reason: str = ""
     metrics: Mapping[str, Any] | None = None
-    attempts: int = 0
 
     @property
     def done(self) -> bool:
@@ -47,7 +46,7 @@ class Job:
 
     def look(self, since: float = 0.0) -> None:
         """Read from the folder what became of the job; what was written before `since` is of an earlier command."""
-        if self.folder is None or (self.status == "failed" and self.attempts > 1):
+        if self.folder is None:
             return
         record = RunFolder(self.folder).metrics()
         status = record.get("status")
@@ -104,11 +103,12 @@ class Recorder:
                 log.info(f"#{job.number} already finished -> {job.name}")
 
     def _run(self, jobs: list[Job]) -> None:
-        """Run jobs until each has an outcome. A worker that is killed takes those beside it down (joblib): they go on,
-        and whoever dies a second time is given up."""
+        """Run jobs until each has an outcome. A worker of joblib that is killed takes those beside it down, and nothing
+        tells which it was: they go on one at a time, and whoever dies alone is given up."""
         at_once = self._at_once(len(jobs))
-        while jobs:
-            now, jobs = jobs[:at_once], jobs[at_once:]
+        groups = [jobs[i : i + at_once] for i in range(0, len(jobs), at_once)]
+        while groups:
+            now = groups.pop(0)
             since = time.time() - 1
             broken = False
             try:
@@ -120,14 +120,11 @@ class Recorder:
             finally:
                 for job in now:
                     job.look(since)
-            left = [job for job in now if not job.done]
-            if broken and any(job.status == "interrupted" for job in left):
-                for job in left:
-                    job.attempts += job.status == "interrupted"
-                    if job.attempts > 1:
-                        job.status = "failed"
-                log.error("error: a job's process was killed; the jobs beside it are resumed.")
-                jobs = [job for job in left if not job.done] + jobs
+            stopped = [job for job in now if job.status == "interrupted"]
+            if broken and stopped and len(now) > 1:
+                log.error(f"error: a job's process was killed; the {len(stopped)} that ran go on one at a time.")
+                rest = [job for job in now if job.status == "not started"]
+                groups[:0] = [[job] for job in stopped] + [rest] * bool(rest)
 
     def _at_once(self, jobs: int) -> int:
         """Submitit's local executor starts every job at once, whatever the machine: give it no more than fit."""

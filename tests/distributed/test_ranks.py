@@ -65,7 +65,7 @@ def adam(rate):
     ids=["cbigan", "egbad", "autoencoder"],
 )
 def test_two_processes_end_with_the_parameters_scores_and_metrics_of_one(one_and_two, method):
-    one, two = one_and_two(*method)
+    one, two = one_and_two(*method, "budget.max_batches=3")
     found, wanted = parameters(two), parameters(one)
     pytorch_lightning.seed_everything(0, verbose=False)
     untrained = build_method(RunFolder(one).config()).state_dict()
@@ -84,7 +84,7 @@ def test_two_processes_end_with_the_parameters_scores_and_metrics_of_one(one_and
 
 
 def test_no_row_is_scored_twice_or_dropped(one_and_two):
-    _, two = one_and_two("method=brightness", "data.eval_batch_size=2")
+    _, two = one_and_two("method=autoencoder", "method.width=4", "data.eval_batch_size=2", "budget.max_batches=1")
     test_rows = [row["row"] for row in json.loads((two / "split.json").read_text()) if row["role"] == "test"]
     assert [row for row, _ in scores(two)] == sorted(test_rows)
 
@@ -132,7 +132,8 @@ def test_a_rank_that_fails_before_the_training_fails_the_run_and_is_not_waited_f
 
 
 def test_a_stopped_run_on_two_devices_resumes_and_ends_like_one_that_ran_through(tmp_path, data_root, one_and_two):
-    method = ("method=autoencoder", "method.width=4", "budget.max_batches=60", "budget.checkpoint_every=5")
+    length = ("budget.max_batches=200", "budget.checkpoint_every=5")
+    method = ("method=autoencoder", "method.width=4", "method.norm=false", *length)
     one, _ = one_and_two(*method)
     environment = os.environ | {"ADBENCH_RESULTS": str(tmp_path / "stopped"), "ADBENCH_DATA": str(data_root)}
     line = [sys.executable, "-m", "adbench.run", "data=mvtec/bottle", *FEW, *method, *TWO]
