@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test lint audit format bench lock build clean
+.PHONY: help setup run test test-distributed reproduce lint audit format bench lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,15 @@ format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff format .
 
 test: $(STAMP) lint  ## lint and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed"
+
+test-distributed: $(STAMP)  ## tests of launchers, killed sweeps and several devices: minutes, real processes
+	$(BIN)/python -m pytest -m distributed
+
+PAPER ?= cbigan
+BUDGET ?= quick
+reproduce: $(STAMP)  ## a paper's tables on the data in reach, and the report: PAPER=cbigan BUDGET=quick|paper
+	$(BIN)/python -m adbench.reproduce $(PAPER) --budget $(BUDGET) $(ARGS)
 
 bench: $(STAMP)  ## measure what the README claims about speed and memory; writes bench.json
 	$(BIN)/python -m bench

@@ -77,11 +77,18 @@ class SaveEvery(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         k = pl_module.batches_seen
-        if self.stop_requested or (k and k % self.every == 0 and k != self._saved_at):
+        stop = self._stop(trainer, k)
+        if stop or (k and k % self.every == 0 and k != self._saved_at):
             trainer.save_checkpoint(self.path)
             self._saved_at = k
-        if self.stop_requested:
+        if stop:
             raise Interrupted(f"stopped before training batch {k}; the same command resumes it there")
+
+    def _stop(self, trainer: Trainer, k: int) -> bool:
+        """Whether to stop before batch k. All ranks must, or some wait for ever: they ask each other now and then."""
+        if trainer.world_size == 1:
+            return self.stop_requested
+        return k % 10 == 0 and bool(trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)

@@ -18,34 +18,42 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
 from adbench.files import write_text
+from adbench.placement import cores, take_place, threads_per_job
+from adbench.ranks import STRATEGY, Ranks, all_ranks, number_of_ranks
 from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
 
-TERMINATED = 143  # 128 + SIGTERM, what a shell reports and a scheduler expects
-
 
 def execute(cfg: DictConfig) -> int:
-    """Run one job and return its exit code: 0 finished, 1 failed, 143 stopped by SIGTERM.
+    """Run one job and return its exit code: 0 finished, 1 failed, 143 stopped by SIGTERM, 130 by Ctrl-C.
 
-    Errors never escape: a sweep goes on with its next job, and metrics.json tells what became of this one.
+    Errors never escape: a sweep goes on with its next job, and metrics.json tells what became of this one. Only a job
+    of a sweep that is stopped by a signal exits.
     """
     hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
     path = Path(hydra.runtime.output_dir)
     choices = dict(hydra.runtime.choices)
+    take_place(hydra.launcher)
     try:
-        with RunFolder(path) as folder, _sigterm_as_request() as request:
-            return _execute(cfg, folder, choices, request)
+        # The workers of a sweep that was killed and is repeated at once are still saving their state.
+        with RunFolder(path, patience=60 if sweep else 0) as folder, _signals_as_request() as request:
+            code = _execute(cfg, folder, choices, request)
     except UserError as error:  # someone else owns the folder: its metrics.json is not ours to write
         _say_error(error)
         return 1
+    if sweep and code > 128:
+        raise SystemExit(code)  # whoever stops a job stops the sweep
+    return code
 
 
 def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], request: StopRequest) -> int:
@@ -78,11 +86,15 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         record["changed"] = changed_values(cfg, choices)
         folder.write_config(cfg)
         folder.write_metrics(record)
-        _train_and_test(cfg, folder, record, request)
+        world = number_of_ranks(cfg.trainer)
+        threads = _threads(cfg, world)
+        set_threads(threads)
+        with all_ranks(folder, world, threads) as ranks:
+            train_and_test(cfg, folder, record, request, threads, ranks)
     except BaseException as error:
         while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
             error = error.__cause__
-        stopped = request.received or isinstance(error, KeyboardInterrupt)
+        stopped = bool(request) or isinstance(error, KeyboardInterrupt)
         record["status"] = "interrupted" if stopped or _passing(error) else "failed"
         record["error"] = "stopped by a signal" if stopped else _one_line(error)
         record["time"]["finished"] = _now()
@@ -90,7 +102,7 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
             folder.write_metrics(record)
         if stopped:
             log.error("Interrupted; the same command resumes this run.")
-            return TERMINATED if request.received else 130
+            return request.code
         _say_error(error)
         if _passing(error):
             log.error(
@@ -122,11 +134,19 @@ def _resolve(cfg: DictConfig) -> None:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
 
 
-def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest) -> None:
-    threads = _set_threads(cfg)
+def train_and_test(
+    cfg: DictConfig,
+    folder: RunFolder,
+    record: dict[str, Any],
+    request: StopRequest,
+    threads: int,
+    ranks: Ranks,
+) -> None:
+    """Fill the folder and the record; what another rank than 0 writes goes nowhere."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.callbacks import LambdaCallback, TQDMProgressBar
+    from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
     from adbench.evaluation.codes import CodePanels
@@ -143,6 +163,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision)
+    datamodule.place = ranks.rank, ranks.world
     datamodule.setup()
     _check_same_data(record, datamodule.source.fingerprint())
     folder.write_split(datamodule.split_table())
@@ -153,25 +174,31 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
     start = int(found[1]["batches_seen"]) if found else 0
     if total:
         datamodule.set_budget(total, start=start)
-    record["hardware"] = _hardware(threads)
+    record["hardware"] = _hardware(threads) | {"ranks": ranks.world}
     record["counts"] = _counts(datamodule, method)
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
     record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
     folder.write_metrics(record)
-    _announce(cfg, record, folder, start, total)
+    if ranks.rank == 0:
+        _announce(cfg, record, folder, start, total)
 
     saver = SaveEvery(folder.checkpoint, cfg.budget.checkpoint_every)
     request.callback = saver
     loggers = _loggers(cfg, folder, record)
     bar = TQDMProgressBar(refresh_rate=_refresh_rate())
+    again = lambda *_: request.listen()  # noqa: E731
+    ears = LambdaCallback(on_train_start=again, on_test_start=again)
     trainer_options = {k: v for k, v in cfg.trainer.items() if k != "threads"} | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": folder.path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1,
     }  # fmt: skip
+    if ranks.world > 1:
+        trainer_options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
+        trainer_options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     try:
         clock = time.perf_counter()
-        fitter = Trainer(**trainer_options, callbacks=[saver, bar])
+        fitter = Trainer(**trainer_options, callbacks=[ears, saver, bar])
         if pretraining is not None and not found:
             method.to(fitter.strategy.root_device)
             method.before_pretraining(datamodule.training_batches(fitter.strategy.root_device))
@@ -179,6 +206,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
                         max_batches=cfg.budget.pretraining_batches)  # fmt: skip
             record["time"]["pretraining_s"] = round(time.perf_counter() - clock, 2)
             clock = time.perf_counter()
+        ranks.meet()
         if start < total:
             fitter.fit(method, datamodule=datamodule, ckpt_path=found[0] if found else None)
         elif found:
@@ -201,6 +229,8 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         held_out = _score_all(method, datamodule.holdout_batches(device))
         threshold = held_out_threshold(held_out["score"], cfg.evaluation.quantile)
         record["threshold"] = threshold
+        # What a tuner may look at: held-out normal rows, no test row and no label.
+        record["objectives"] = {"holdout_score": float(held_out["score"].mean()) if len(held_out["score"]) else None}
         rows = _named_rows(datamodule.records, held_out["index"], held_out["score"])
         folder.write_scores("calibration.csv", rows)
 
@@ -219,7 +249,7 @@ def _train_and_test(cfg: DictConfig, folder: RunFolder, record: dict[str, Any], 
         )  # fmt: skip
         codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
         bar = TQDMProgressBar(refresh_rate=_refresh_rate())
-        tester = Trainer(**trainer_options, callbacks=[evaluator, panels, gallery, codes, extra, bar])
+        tester = Trainer(**trainer_options, callbacks=[ears, evaluator, panels, gallery, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)
         record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
         table = evaluator.table()
@@ -264,18 +294,17 @@ def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
     return int(total)
 
 
-def _set_threads(cfg: DictConfig) -> int:
-    """Share the cores among the jobs that run side by side: two jobs of two threads on two cores crawl."""
-    jobs = 1
-    with suppress(Exception):
-        jobs = max(1, int(HydraConfig.get().launcher.get("n_jobs", 1)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = cfg.trainer.threads or max(1, cores // jobs)
+def _threads(cfg: DictConfig, world: int) -> int:
+    """CPU threads of each of the run's processes: its share of the sweep's share of the cores."""
+    launcher = HydraConfig.get().launcher if HydraConfig.get().mode == RunMode.MULTIRUN else {}
+    return cfg.trainer.threads or max(1, threads_per_job(launcher, cores()) // world)
+
+
+def set_threads(threads: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch
 
     torch.set_num_threads(threads)
-    return threads
 
 
 def _score_all(method: Any, batches: Any) -> dict[str, Any]:
@@ -515,30 +544,46 @@ def _no_stdout_chatter() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether SIGTERM came, and the callback that should save and stop."""
+    """The signal that asked the run to stop, and the callback that should save and stop.
+
+    SIGTERM, which schedulers send before the time limit, and Ctrl-C become 'save a checkpoint and stop'. Whoever asks a
+    second time is not made to wait.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.signal: int | None = None
         self.callback: Any = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def code(self) -> int:
+        """What a shell reports of a process that this signal ended."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    def handle(self, signum: int, frame: Any) -> None:
+        again, self.signal = bool(self), signum
+        if again or self.callback is None:
+            raise SystemExit(self.code)  # not training: what is written is whole, the rest is done again
+        self.callback.stop_requested = True
+
+    def listen(self) -> dict[int, Any]:
+        """Hear the signals; returns who did before. Lightning's trainers take them over, and under several ranks talk
+        to the others from inside the handler, where these do not listen: said again once they have begun."""
+        return {signum: signal.signal(signum, self.handle) for signum in (signal.SIGTERM, signal.SIGINT)}
 
 
 @contextmanager
-def _sigterm_as_request() -> Iterator[StopRequest]:
-    """Turn SIGTERM, which schedulers send before the time limit, into 'save a checkpoint and stop'."""
+def _signals_as_request() -> Iterator[StopRequest]:
     request = StopRequest()
-
-    def handle(signum: int, frame: Any) -> None:
-        request.received = True
-        if request.callback is None:
-            raise SystemExit(TERMINATED)  # not training: what is written is whole, the rest is done again
-        request.callback.stop_requested = True
-
     try:
-        earlier = signal.signal(signal.SIGTERM, handle)
+        earlier = request.listen()
     except ValueError:  # not the main thread: the owner of the process decides about its signals
-        yield request
-        return
+        request.listen = dict  # type: ignore[method-assign]
+        earlier = {}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import hydra
 
-    from adbench import jobs
+    from adbench import jobs, sweeps
     from adbench.runs import conf_dir
 
     codes: list[int] = []
@@ -104,7 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
         return codes[-1]
 
     sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    sweeps.outcomes.clear()
+    stopped = None
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except (SystemExit, KeyboardInterrupt) as stop:
+        stopped = stop.code if isinstance(stop, SystemExit) else 130  # as a shell says of SIGINT
+        if not sweeps.outcomes:
+            raise
+    if sweeps.outcomes:
+        print(sweeps.table(sweeps.outcomes))
+        return stopped or sweeps.exit_code(sweeps.outcomes)
     return next((code for code in codes if code), 0)
 
 

@@ -141,18 +141,22 @@ OmegaConf.register_new_resolver("min_batches", lambda a, b: a if b is None else 
 class RunFolder:
     """One run's folder. Use as a context manager to own it: a lock is held while the block runs.
 
+    Args:
+        path: of the folder.
+        patience: seconds to wait on entering for a process that owns it.
+
     Raises:
         UserError: on entering, if another process owns the folder.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, patience: float = 0.0) -> None:
+        self.path, self.patience = Path(path), patience
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=self.patience)
         except Timeout:
             raise UserError(
                 f"{self.path} is being written by another process; wait for it, or use another seed"
@@ -164,6 +168,16 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    def owned(self) -> bool:
+        """Whether a process is writing the folder at this moment."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
 
     @property
     def checkpoint(self) -> Path:

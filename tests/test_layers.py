@@ -9,12 +9,24 @@ PACKAGE = Path(__file__).parent.parent / "adbench"
 BASE = {"types", "streams", "files", "__init__"}
 CORE = BASE | {"losses", "networks", "transforms"}
 MAY_IMPORT = {
-    "types": set(), "streams": set(), "files": set(), "checkpoints": BASE,
+    "types": set(), "streams": set(), "files": set(), "placement": set(), "checkpoints": BASE,
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
     "runs": CORE | {"data", "methods", "checkpoints"},
 }  # fmt: skip
-COMMANDS = {"run", "jobs", "predict", "export", "evaluate", "report", "corruptions", "runs"}
+COMMANDS = {
+    "run",
+    "jobs",
+    "predict",
+    "export",
+    "evaluate",
+    "report",
+    "corruptions",
+    "runs",
+    "sweeps",
+    "ranks",
+    "reproduce",
+}
 
 
 def modules():

@@ -120,6 +120,7 @@ class DataModule(LightningDataModule):
         self.batch_size = _positive("data.batch_size", batch_size)
         self.eval_batch_size = _positive("data.eval_batch_size", eval_batch_size)
         self.workers, self.cache_dir = _workers(workers), cache_dir
+        self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
         self._start = 0
@@ -221,6 +222,8 @@ class DataModule(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         """(rank, number of ranks)."""
+        if self.place is not None:
+            return self.place
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _withheld(self) -> Fetch:

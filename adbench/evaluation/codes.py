@@ -63,7 +63,7 @@ class CodePanels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         room = self.at_most - len(self._codes)
-        if room <= 0 or not hasattr(pl_module, "codes"):
+        if room <= 0 or not callable(getattr(pl_module, "codes", None)):
             return
         with torch.no_grad():
             codes = pl_module.codes(batch.image[:room]).float().cpu().numpy()

@@ -35,6 +35,7 @@ class Autoencoder(SeveralSteps):
         error: "squared", or "ssim" (images).
         window: of SSIM, in pixels.
         optimizer, schedule, rows_per_step: see `SeveralSteps`.
+        norm: batch normalisation in the networks of images.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Autoencoder(SeveralSteps):
         optimizer: OptimizerFactory,
         schedule: Schedule | None,
         rows_per_step: int | None,
+        norm: bool = True,
     ) -> None:
         super().__init__(optimizer, schedule, rows_per_step)
+        self.norm = norm
         self.tabular = kind == "tabular"
         self.has_maps = not self.tabular
         if error not in ("squared", "ssim") or (self.tabular and error == "ssim"):
@@ -68,8 +71,8 @@ class Autoencoder(SeveralSteps):
             self.encoder: nn.Module = mlp([size, *hidden, code * codes])
             self.decoder: nn.Module = nn.Sequential(mlp([code, *hidden[::-1], size]), *squash)
         else:
-            self.encoder = convolutional.encoder(size, latent * codes, width)
-            self.decoder = convolutional.decoder(size, latent, width)
+            self.encoder = convolutional.encoder(size, latent * codes, width, self.norm)
+            self.decoder = convolutional.decoder(size, latent, width, self.norm)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.tabular:

@@ -87,6 +87,11 @@ class Method(LightningModule):
         return joined[rank::world]  # the sampler of training rows strides over ranks in the same way
 
     @property
+    def ranks(self) -> int:
+        """Devices that train together."""
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    @property
     def progress(self) -> float:
         """Share of the training budget that is spent, in [0, 1]; a pure function of k, so schedules resume exactly."""
         return min(1.0, self.batches_seen / max(1, self.total_batches))
@@ -106,7 +111,10 @@ class Method(LightningModule):
         if not self._recent:
             return
         recent, self._recent = self._recent, []
-        values = torch.stack([term.float().reshape(()) for _, terms in recent for term in terms.values()]).tolist()
+        summed = torch.stack([term.float().reshape(()) for _, terms in recent for term in terms.values()])
+        if self.ranks > 1:  # the mean over all rows, and every rank learns that a term of one of them is not finite
+            summed = self.trainer.strategy.reduce(summed, reduce_op="mean")
+        values = summed.tolist()
         flat = iter(values)
         rows = [(step, {name: next(flat) for name in terms}) for step, terms in recent]
         for step, row in rows:

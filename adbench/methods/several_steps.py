@@ -45,7 +45,7 @@ class SeveralSteps(SingleObjective):
         optimizer = self.optimizers(use_pl_optimizer=False)
         _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        rows = self._rows_per_step or len(batch.image)
+        rows = (self._rows_per_step or 0) // self.ranks or len(batch.image)  # of a step, on this device
         steps = max(1, len(batch.image) // rows)
         totals: dict[str, Tensor] = {}
         for self._step in range(steps):

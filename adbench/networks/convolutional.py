@@ -26,16 +26,17 @@ def _bottom(side: int, halvings: int) -> int:
     return side // 2**halvings
 
 
-def encoder(side: int, latent: int, width: int) -> nn.Sequential:
+def encoder(side: int, latent: int, width: int, norm: bool = True) -> nn.Sequential:
     """(B, 3, S, S) -> (B, latent): 4x4 convolutions of stride 2 with batch norm and leaky ReLU, then linear."""
     channels = _channels(side, width)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((3, *channels)):
-        layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, True)]
+        layers.append(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=not norm))
+        layers += [nn.BatchNorm2d(outputs)] * norm + [nn.LeakyReLU(0.2, True)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * _bottom(side, len(channels)) ** 2, latent))
 
 
-def decoder(side: int, latent: int, width: int) -> nn.Sequential:
+def decoder(side: int, latent: int, width: int, norm: bool = True) -> nn.Sequential:
     """(B, latent) -> (B, 3, S, S) in [0, 1], the encoder's reverse."""
     channels = _channels(side, width)[::-1]
     bottom = _bottom(side, len(channels))
@@ -44,5 +45,6 @@ def decoder(side: int, latent: int, width: int) -> nn.Sequential:
         nn.Unflatten(1, (channels[0], bottom, bottom)),
     ]
     for inputs, outputs in pairwise((*channels, 3)):
-        layers += [nn.BatchNorm2d(inputs), nn.LeakyReLU(0.2, True), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)]
+        layers += [nn.BatchNorm2d(inputs)] * norm
+        layers += [nn.LeakyReLU(0.2, True), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)]
     return nn.Sequential(*layers, nn.Sigmoid())

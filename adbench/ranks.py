@@ -1,0 +1,170 @@
+"""One run on several devices of a machine: a process for each (`trainer=ddp`).
+
+The run's own process is rank 0: it owns the folder and is the only one that writes it. It starts the others, which take
+the configuration from the folder, train and score their rows, and leave nothing but a log. That works in a sweep, under
+any launcher, where starting the command line again for each device, as Lightning does, would not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from adbench.placement import stop_when_orphaned
+from adbench.runs import RunFolder
+from adbench.types import UserError
+
+STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
+
+
+def number_of_ranks(trainer: Any) -> int:
+    """How many devices a run's `trainer` section asks for; 1 without a distributed strategy or devices."""
+    if trainer.strategy == "auto" and str(trainer.devices) == "1":
+        return 1
+    from pytorch_lightning import Trainer
+
+    asked = {"accelerator": trainer.accelerator, "devices": trainer.devices}
+    return Trainer(**asked, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
+
+
+class Ranks:
+    """The processes of a run as one of them sees them.
+
+    Args:
+        rank, world: which one this is, of how many.
+        pipes: of rank 0 the ends on which the others say that they are ready, of another rank the end to say it on.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, pipes: Sequence[int] = ()) -> None:
+        self.rank, self.world, self.pipes = rank, world, pipes
+
+    def meet(self) -> None:
+        """Come here before talking to each other: a rank that fails on its way would be waited for in vain.
+
+        Raises:
+            RuntimeError: one did.
+        """
+        for pipe in self.pipes:
+            if self.rank:
+                os.write(pipe, b"!")
+            elif os.read(pipe, 1) != b"!":
+                raise RuntimeError("the process of another device ended before the training")
+
+
+class Bystander(RunFolder):
+    """A run folder seen by a process that does not own it: reading works, writing does nothing."""
+
+    def clear(self) -> None: ...
+
+    def write_config(self, cfg: Any) -> None: ...
+
+    def write_metrics(self, metrics: Any) -> None: ...
+
+    def write_split(self, rows: Any) -> None: ...
+
+    def write_scores(self, name: str, rows: Any) -> None: ...
+
+
+@contextmanager
+def all_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[Ranks]:
+    """Rank 0's block of work, with the processes of ranks 1 .. world - 1 around it.
+
+    Raises:
+        RuntimeError: one of them failed; its log is named.
+    """
+    if world == 1:
+        yield Ranks()
+        return
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    before = {name: os.environ.get(name) for name in (*meeting, "LOCAL_RANK")}
+    logs = [folder.path / f"rank{rank}.log" for rank in range(1, world)]
+    others, pipes = [], []
+    try:
+        for rank, log in enumerate(logs, start=1):
+            other, pipe = _start(folder, rank, threads, meeting, log)
+            others.append(other)
+            pipes.append(pipe)
+        os.environ.update(meeting | {"LOCAL_RANK": "0"})
+        yield Ranks(0, world, pipes)
+        for other in others:
+            other.wait(timeout=300)
+    except Exception as error:
+        failed = [log for other, log in zip(others, logs, strict=True) if _ended(other) not in (None, 0)]
+        if failed and not isinstance(error, UserError):
+            last = (failed[0].read_text().strip().splitlines() or ["no word"])[-1]
+            raise RuntimeError(f"the process of another device failed ({failed[0]}): {last}") from error
+        raise
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        for pipe in pipes:
+            os.close(pipe)
+        _leave()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _start(
+    folder: RunFolder, rank: int, threads: int, meeting: dict[str, str], log: Path
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The process of a rank, and the end of a pipe on which it says that it is ready."""
+    here, there = os.pipe()
+    environment = os.environ | meeting | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
+    line = [sys.executable, "-m", "adbench.ranks", str(folder.path.resolve()), str(threads), str(there)]
+    with log.open("wb") as file:
+        options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "pass_fds": [there]}
+        process = subprocess.Popen(line, env=environment, **options)  # noqa: S603
+    os.close(there)
+    return process, here
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a process that ends now, None if it goes on."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=2)
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _leave() -> None:
+    """Close what the ranks talked through, so that the next run of this process can open its own."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        with suppress(Exception):  # the others may be gone already
+            distributed.destroy_process_group()
+
+
+def main() -> None:
+    """A rank other than 0: `python -m adbench.ranks FOLDER THREADS PIPE`."""
+    stop_when_orphaned(signum=signal.SIGKILL)
+    from adbench.jobs import StopRequest, set_threads, train_and_test
+
+    deaf = StopRequest()
+    deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all
+    deaf.listen()
+    folder, threads, pipe = Bystander(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    cfg = folder.config()
+    cfg.logger = None
+    set_threads(threads)
+    ranks = Ranks(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), [pipe])
+    train_and_test(cfg, folder, {"time": {}}, deaf, threads, ranks)
+    _leave()
+
+
+if __name__ == "__main__":
+    main()

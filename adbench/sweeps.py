@@ -1,0 +1,185 @@
+"""A sweep: which of its jobs are still to run, what became of each, and the table at its end.
+
+Jobs may run in other processes or on other machines, so their outcome is read from what they left: metrics.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import OmegaConf, open_dict
+from tqdm import tqdm
+
+from adbench.placement import cores, jobs_side_by_side
+from adbench.runs import RunFolder
+from adbench.types import UserError
+
+log = logging.getLogger("adbench")
+
+
+@dataclass
+class Job:
+    """One job of a sweep: what was asked, where it writes, what became of it."""
+
+    number: int
+    overrides: Sequence[str]
+    name: str  # its folder below the results, or what was asked if that does not compose
+    folder: Path | None = None
+    status: str = "not started"
+    reason: str = ""
+    metrics: Mapping[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("finished", "failed")
+
+    def look(self, since: float = 0.0) -> None:
+        """Read from the folder what became of the job; what was written before `since` is of an earlier command."""
+        if self.folder is None:
+            return
+        record = RunFolder(self.folder).metrics()
+        status = record.get("status")
+        if status == "finished":
+            self.status, self.reason, self.metrics = "finished", "", record
+        elif status is not None and (self.folder / "metrics.json").stat().st_mtime >= since:
+            self.status, self.reason, self.metrics = status, record.get("error") or "", record
+            if status == "running" and not RunFolder(self.folder).owned():
+                self.status, self.reason = "interrupted", "its process died; was it out of memory?"
+
+
+class Recorder:
+    """Stands before a launcher: passes on what is still to run and keeps the outcome of every job.
+
+    Args:
+        launcher: Hydra's, set up.
+        config, config_loader: what the jobs share, and what composes them.
+        objective: the number of metrics.json that the sweeper is told, by its name; None tells it nothing.
+    """
+
+    def __init__(self, launcher: Any, config: Any, config_loader: Any, objective: str | None = None) -> None:
+        self.launcher, self.config, self.config_loader, self.objective = launcher, config, config_loader, objective
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """What a Hydra launcher does, except that a job that fails is no exception."""
+        jobs = [
+            Job(initial_job_idx + i, list(overrides), " ".join(filter_overrides(overrides)))
+            for i, overrides in enumerate(job_overrides)
+        ]
+        outcomes.extend(jobs)
+        with _sigterm_as_exit():
+            for job in tqdm(jobs, desc="composing", unit="job", delay=2, leave=False):
+                self._compose(job)
+            self._run([job for job in jobs if not job.done])
+        return [self._returned(job) for job in jobs]
+
+    def _compose(self, job: Job) -> None:
+        """Find the job's folder, and whether it is finished already."""
+        try:
+            cfg = self.config_loader.load_sweep_config(self.config, list(job.overrides))
+            with open_dict(cfg):
+                cfg.hydra.job.id = cfg.hydra.job.num = job.number
+            job.name = str(cfg.hydra.sweep.subdir)
+            job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
+            overwrite = bool(cfg.overwrite)
+        except Exception as error:  # whatever Hydra or a resolver makes of it: this job only
+            job.status, job.reason = "failed", f"does not compose: {str(error).strip().splitlines()[0]}"
+            log.error(f"#{job.number} {job.name} {job.reason}")
+            return
+        if not overwrite:
+            record = RunFolder(job.folder).metrics()
+            if record.get("status") == "finished":
+                job.status, job.metrics = "finished", record
+                log.info(f"#{job.number} already finished -> {job.name}")
+
+    def _run(self, jobs: list[Job]) -> None:
+        """Run jobs until each has an outcome. A worker of joblib that is killed takes those beside it down, and nothing
+        tells which it was: they go on one at a time, and whoever dies alone is given up."""
+        at_once = self._at_once(len(jobs))
+        groups = [jobs[i : i + at_once] for i in range(0, len(jobs), at_once)]
+        while groups:
+            now = groups.pop(0)
+            since = time.time() - 1
+            broken = False
+            try:
+                self.launcher.launch([job.overrides for job in now], initial_job_idx=now[0].number)
+            except BrokenProcessPool:
+                broken = True
+            except Exception as error:
+                log.error(f"error: the launcher gave up: {type(error).__name__}: {error}")
+            finally:
+                for job in now:
+                    job.look(since)
+            stopped = [job for job in now if job.status == "interrupted"]
+            if broken and stopped and len(now) > 1:
+                log.error(f"error: a job's process was killed; the {len(stopped)} that ran go on one at a time.")
+                rest = [job for job in now if job.status == "not started"]
+                groups[:0] = [[job] for job in stopped] + [rest] * bool(rest)
+
+    def _at_once(self, jobs: int) -> int:
+        """Submitit's local executor starts every job at once, whatever the machine: give it no more than fit."""
+        launcher = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
+        local = str(launcher.get("_target_", "")).endswith("LocalLauncher")
+        return jobs_side_by_side(launcher, cores()) if local else max(1, jobs)
+
+    def _returned(self, job: Job) -> JobReturn:
+        """The job as its sweeper wants it: a failure matters only to one that looks for a number."""
+        returned = JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED)
+        if self.objective is not None:
+            value = ((job.metrics or {}).get("objectives") or {}).get(self.objective)
+            if job.status == "finished" and value is not None and math.isfinite(value):
+                returned._return_value = value
+            else:
+                returned.status = JobStatus.FAILED
+                returned._return_value = UserError(job.reason or f"no {self.objective} in {job.folder}/metrics.json")
+        return returned
+
+
+outcomes: list[Job] = []  # of this process's sweep
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the sweep as Ctrl-C does: launchers stop their workers, and the table is still printed."""
+
+    def handle(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)  # what a shell reports and a scheduler expects
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """A line for each job, then the list of those that failed with their reasons."""
+    width = max((len(job.name) for job in jobs), default=0)
+    count = {status: sum(job.status == status for job in jobs) for status in dict.fromkeys(job.status for job in jobs)}
+    lines = [f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in count.items())}"]
+    for job in jobs:
+        auroc = ((job.metrics or {}).get("metrics") or {}).get("image_auroc")
+        lines.append(f"  {job.name:<{width}}  {job.status:<11}  {'' if auroc is None else f'{auroc:.4f}'}".rstrip())
+    failed = [job for job in jobs if job.status != "finished"]
+    if failed:
+        lines.append(f"not finished ({len(failed)} of {len(jobs)}); the same command runs these again:")
+        lines += [f"  {job.name}: {job.status}{f': {job.reason}' if job.reason else ''}" for job in failed]
+    return "\n".join(lines)
+
+
+def exit_code(jobs: Sequence[Job]) -> int:
+    """0 if every job is finished, 1 otherwise."""
+    return int(any(job.status != "finished" for job in jobs))

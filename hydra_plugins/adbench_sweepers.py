@@ -1,0 +1,59 @@
+"""Hydra sweepers whose jobs may fail one by one: `hydra/sweeper=adbench` (the default) and `hydra/sweeper=tuning`.
+
+Hydra takes its plugins from packages of this name alone. It imports them at every start, so what is heavy waits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class Sweep(BasicSweeper):
+    """Every combination of the values given; finished jobs are skipped, failed ones do not stop the others.
+
+    Args:
+        at_most: so many of the jobs, evenly spread over them; None runs all.
+        others: see Hydra's basic sweeper.
+    """
+
+    def __init__(self, at_most: int | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.at_most = at_most
+
+    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+        if self.at_most is not None and self.at_most < len(jobs):
+            jobs = [jobs[i * len(jobs) // self.at_most] for i in range(self.at_most)]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        from adbench.sweeps import Recorder
+
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.launcher = Recorder(self.launcher, config, hydra_context.config_loader)
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Nothing: the recorder composes every job, and one that does not compose is no reason to stop the others."""
+
+
+try:
+    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+except ImportError:
+    pass
+else:
+
+    class Tuning(OptunaSweeper):
+        """Optuna's trials, judged by a number of metrics.json that is computed from held-out normal rows alone."""
+
+        def __init__(self, objective: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.objective = objective
+
+        def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+            from adbench.sweeps import Recorder
+
+            super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+            inner = self.sweeper
+            inner.launcher = Recorder(inner.launcher, config, hydra_context.config_loader, self.objective)

@@ -1,0 +1,153 @@
+"""Every experiment composes, and has as many runs as its table has cells."""
+
+import re
+
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+
+from adbench.runs import conf_dir, flat
+
+# Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
+RUNS = {
+    "cbigan/table2": 2 * 15 * 3,
+    "cbigan/table3": 2 * 15 * 3,
+    "igd/preset": 1,
+    "igd/table1": 3 * 3 * 10 * 3,
+    "igd/table2": 2 * 15 * 3,
+    "igd/table3": 2 * 15 * 3,
+    "igd/table4": 2 * 2 * 3,
+    "igd/table5": 4 * 3 * 10 * 3,
+    "igd/table6": 3 * 3 * 10 * 3,
+    "igd/table6_mvtec": 3 * 3 * 15 * 3,
+    "igd/table7": 3 * 3 * 10 * 3,
+    "igd/table7_mvtec": 3 * 3 * 15 * 3,
+    "igd/tableS1": 2 * 15 * 3,
+    "igd/tableS2": 10 * 3,
+    "igd/tableS3": 2 * 10 * 3,
+    "igd/tableS4": 2 * 10 * 3,
+    "igd/tableS5": 2 * 15 * 3,
+    "pwae/preset": 1,
+    "pwae/table1": 15 * 3,
+    "pwae/table2": 15 * 3,
+    "ssae/table2": 2 * 15 * 3,
+    "ssae/table3": 2 * 15 * 3,
+    "ssae/table4": 3 * 5 * 3,
+    "esad/preset": 1,
+    "esad/table1": 2 * (10 + 90 * 4),
+    "esad/table1_cifar10": 10 + 90 * 4,
+    "esad/table1_mnist_small": 3 * 3,
+    "esad/table2": 4 * 3,
+    "esad/table3": 8 * 6 * 10,
+    "esad/table3_pretrained": 2 * 6 * 10,
+    "esad/table4": 3 * 2 * 10,
+    "esad/table5": 2 * (10 + 90 * 4),
+    "esad/table8": 2 * (10 + 90),
+    "esad/table8_cifar10": 10 + 90,
+    "esad/table9": 2 * 90 * 5,
+    "esad/table9_cifar10": 90 * 5,
+    "esad/table10": 2 * 10 * 5 * 10,
+    "esad/table10_cifar10": 10 * 5 * 10,
+    "esad/robustness": 2 * 3,
+    "first_look": 5 * 5 * 2,
+}
+FILES = {
+    path.relative_to(conf_dir() / "experiment").with_suffix("").as_posix(): path
+    for path in (conf_dir() / "experiment").rglob("*.yaml")
+}
+
+
+def jobs_of(name, *extra):
+    """(master configuration, the overrides of each job) by Hydra's own splitting; one job without any for a preset."""
+    loader = GlobalHydra.instance().config_loader()
+    cfg = loader.load_configuration("config", [f"experiment={name}", *extra], run_mode=RunMode.MULTIRUN)
+    params = OmegaConf.to_container(cfg.hydra.sweeper).get("params") or {}
+    asked = [f"{key}={value}" for key, value in params.items()] + [f"experiment={name}", *extra]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(asked)
+    return cfg, BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def composed(overrides):
+    """(the configuration of a job with every interpolation resolved, its folder below the results)."""
+    cfg = GlobalHydra.instance().config_loader().load_configuration("config", list(overrides), run_mode=RunMode.RUN)
+    folder = cfg.hydra.sweep.subdir
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), folder
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def test_every_experiment_has_a_count_here():
+    assert set(FILES) == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_experiment_has_a_run_for_each_cell_of_its_table(name):
+    _, jobs = jobs_of(name)
+    assert len(jobs) == len({tuple(job) for job in jobs}) == RUNS[name]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_first_and_the_last_run_compose_and_have_folders_of_their_own(name):
+    _, jobs = jobs_of(name)
+    folders = set()
+    for overrides in {tuple(jobs[0]), tuple(jobs[-1])}:
+        cfg, folder = composed(overrides)
+        assert [key for key, value in flat(OmegaConf.to_container(cfg)).items() if value == "???"] == []
+        assert cfg.data.kind in cfg.method.recipe.input
+        assert "unresolved" not in folder
+        folders.add(folder)
+    assert len(folders) == min(2, len(jobs))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_budget_of_an_experiment_is_a_word_on_the_command_line(name):
+    small = name in ("esad/table1_mnist_small", "esad/robustness", "first_look")
+    assert jobs_of(name)[0].budget.name == ("quick" if small else "paper")
+    assert jobs_of(name, "budget=quick")[0].budget.name == "quick"
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "preset" not in name and "robustness" not in name])
+def test_the_header_says_command_runs_cost_and_number(name):
+    header = "".join(line for line in FILES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert re.search(rf"python -m adbench\.run -m experiment={name}\s", header)
+    assert re.search(rf"\b{RUNS[name]:,}\b|\b{RUNS[name]}\b", header), f"the header does not say {RUNS[name]} runs"
+    assert "Cost" in header
+    assert "aper" in header or name == "first_look"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_commands_of_a_header_compose(name):
+    text = FILES[name].read_text().replace("\\\n#", " ")
+    for line in re.findall(r"python -m adbench\.run (.*)", text):
+        arguments = re.split(r"\s{4,}", line)[0].split()
+        overrides = [a for a in arguments if not a.startswith(("-", "experiment="))]
+        _, jobs = jobs_of(name, *overrides)
+        composed(jobs[0])
+
+
+def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
+    _, jobs = jobs_of("pwae/table1")
+    sizes = {}
+    for overrides in jobs[::3]:
+        if any(f"data=mvtec/{name}" in overrides for name in ("bottle", "capsule", "carpet")):
+            cfg, _ = composed(overrides)
+            sizes[cfg.data.id] = cfg.data.image_size
+    assert sizes == {"mvtec/bottle": 300, "mvtec/capsule": [300, 1008], "mvtec/carpet": 300}
+
+
+def test_every_paper_of_the_bench_has_its_tables():
+    tables = {name.split("_")[0] for name in RUNS}
+    assert {f"cbigan/table{t}" for t in (2, 3)} <= tables
+    assert {f"igd/table{t}" for t in (1, 2, 3, 4, 5, 6, 7, "S1", "S2", "S3", "S4", "S5")} <= tables
+    assert {f"pwae/table{t}" for t in (1, 2)} | {f"ssae/table{t}" for t in (2, 3, 4)} <= tables
+    assert {f"esad/table{t}" for t in (1, 2, 3, 4, 5, 8, 9, 10)} <= tables

@@ -1,0 +1,229 @@
+"""Sweeps in one process: what is skipped and recorded, what the command says at its end; the sharing of a machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import metrics_of
+
+from adbench import sweeps
+from adbench.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
+
+QUICK = ("data.batch_size=4", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")
+
+
+def statuses():
+    return {job.name.split("/seed")[0]: job.status for job in sweeps.outcomes}
+
+
+def test_a_job_that_does_not_compose_is_recorded_and_the_others_run(run, capfd):
+    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "+method.wrong=1,2", "seed=0", *QUICK)
+    assert code == 1
+    assert [job.status for job in sweeps.outcomes] == ["failed", "failed"]
+    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "trainer=cpu,nowhere", *QUICK, smoke=False)
+    out = capfd.readouterr()
+    assert code == 1
+    assert "nowhere does not exist" in out.err  # told before any job starts
+    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "evaluation.nothing=1,2", *QUICK)
+    out = capfd.readouterr().out
+    assert code == 1
+    assert [job.status for job in sweeps.outcomes] == ["failed", "failed"]
+    assert "does not compose: Could not override 'evaluation.nothing'" in out
+    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,${nothing}", *QUICK)
+    assert code == 1
+    assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
+
+
+def test_the_table_names_every_job_and_why_some_failed(run, capfd):
+    code, _ = run("-m", "method=brightness,ocsvm", "data=mvtec/bottle,mvtec/cable", *QUICK)
+    out = capfd.readouterr().out
+    end = out[out.index("4 jobs: ") :]
+    assert code == 1
+    assert "4 jobs: 2 finished, 2 failed" in end
+    for method in ("brightness", "ocsvm"):
+        record = metrics_of(next(job.folder for job in sweeps.outcomes if f"{method}/mvtec/bottle" in job.name))
+        line = next(line for line in end.splitlines() if f"{method}/mvtec/bottle" in line)
+        assert line.endswith(f"finished     {record['metrics']['image_auroc']:.4f}")
+        reason = next(line for line in end.splitlines() if f"{method}/mvtec/cable" in line and "failed: " in line)
+        assert "mvtec/cable/train/good" in reason
+
+
+def test_a_repeated_sweep_runs_what_failed_and_skips_what_is_finished(run, tmp_path, data_root, monkeypatch):
+    run("-m", "method=brightness", "data=mvtec/bottle,mvtec/cable", *QUICK)
+    first = {job.name: (job.status, job.folder) for job in sweeps.outcomes}
+    stamps = {name: (folder / "metrics.json").stat().st_mtime_ns for name, (_, folder) in first.items()}
+    run("-m", "method=brightness", "data=mvtec/bottle,mvtec/cable", *QUICK)
+    for job in sweeps.outcomes:
+        written = (job.folder / "metrics.json").stat().st_mtime_ns
+        assert (written == stamps[job.name]) == (job.status == "finished"), job.name
+    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,1", "overwrite=true", *QUICK)
+    assert code == 0
+    bottle = next(folder for name, (_, folder) in first.items() if "bottle" in name)
+    assert (bottle / "metrics.json").stat().st_mtime_ns > stamps[next(n for n in stamps if "bottle" in n)]
+
+
+def test_a_job_whose_process_died_is_told_from_one_that_is_running(tmp_path):
+    from adbench.runs import RunFolder
+
+    folder = RunFolder(tmp_path)
+    folder.write_metrics({"status": "running"})
+    job = sweeps.Job(0, [], "x", tmp_path)
+    with folder:
+        holder = subprocess.run(
+            [sys.executable, "-c", f"from adbench.runs import RunFolder; print(RunFolder({str(tmp_path)!r}).owned())"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert holder.stdout.strip() == "True"
+    job.look()
+    assert (job.status, "died" in job.reason) == ("interrupted", True)
+    later = sweeps.Job(0, [], "x", tmp_path)
+    later.look(since=time.time() + 10)  # what an earlier command left says nothing of this one
+    assert later.status == "not started"
+
+
+def test_a_tuner_is_told_the_score_of_held_out_normal_rows(run):
+    pytest.importorskip("optuna")
+    arguments = ("-m", "hydra/sweeper=tuning", "hydra.sweeper.n_trials=3", "method=autoencoder", "data=mvtec/bottle",
+                 "method.latent=choice(4,8)", "method.optimizer.lr=tag(log,interval(1e-4,1e-2))", *QUICK)  # fmt: skip
+    code, _ = run(*arguments)
+    assert code == 0
+    assert len(sweeps.outcomes) == 3
+    told = {job.name: job.metrics["objectives"]["holdout_score"] for job in sweeps.outcomes}
+    for job in sweeps.outcomes:
+        lines = (job.folder / "calibration.csv").read_text().splitlines()[1:]
+        scores = [float(line.rsplit(",", 1)[1]) for line in lines]
+        assert {line.split(",")[2] for line in lines} == {"0"}  # normal rows alone
+        assert told[job.name] == pytest.approx(sum(scores) / len(scores), rel=1e-5)
+    best = Path(sweeps.outcomes[0].folder).parents[5] / "optimization_results.yaml"
+    assert f"best_value: {min(told.values())}"[:20] in best.read_text()
+    stamps = [(job.folder / "metrics.json").stat().st_mtime_ns for job in sweeps.outcomes]
+    code, _ = run(*arguments)  # the same trials are proposed, and found finished
+    assert {job.name: job.metrics["objectives"]["holdout_score"] for job in sweeps.outcomes} == told
+    assert [(job.folder / "metrics.json").stat().st_mtime_ns for job in sweeps.outcomes] == stamps
+
+
+def test_a_failed_trial_is_left_out_and_told(run):
+    pytest.importorskip("optuna")
+    code, _ = run("-m", "hydra/sweeper=tuning", "hydra.sweeper.n_trials=2", "method=brightness", "data=mvtec/cable",
+                  "method.recipe.batch_size=choice(1,2)", *QUICK)  # fmt: skip
+    assert code == 1
+    assert {job.status for job in sweeps.outcomes} == {"failed"}
+
+
+# -- sharing a machine ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "shares"),
+    [
+        ("0123", 2, ["02", "13"]),
+        ("0123", 4, ["0", "1", "2", "3"]),
+        ("01", 4, ["0", "1", "0", "1"]),
+        ("5", 2, ["5", "5"]),
+        ("012", 2, ["02", "1"]),
+        ("", 2, ["", ""]),
+    ],
+)
+def test_gpus_are_shared_out_among_the_workers(gpus, workers, shares):
+    assert ["".join(gpus_of_worker(list(gpus), worker, workers)) for worker in range(workers)] == shares
+
+
+def test_a_worker_that_replaces_a_dead_one_gets_a_share_too():
+    assert gpus_of_worker(["0", "1"], worker=5, workers=2) == gpus_of_worker(["0", "1"], worker=1, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "threads"),
+    [
+        ({}, 1, 8),
+        ({"n_jobs": 2}, 2, 4),
+        ({"n_jobs": -1}, 8, 1),
+        ({"n_jobs": -2}, 7, 1),
+        ({"n_jobs": 16}, 16, 1),
+        ({"cpus_per_task": 4}, 2, 4),
+        ({"cpus_per_job": 0.5}, 16, 1),
+        ({"cpus_per_task": None, "_target_": "x.LocalLauncher"}, 8, 1),
+    ],
+)
+def test_eight_cores_are_shared_out_among_the_jobs(launcher, jobs, threads):
+    assert jobs_side_by_side(launcher, 8) == jobs
+    assert threads_per_job(launcher, 8) == threads
+
+
+def test_a_process_whose_parent_is_gone_gets_sigterm(tmp_path):
+    child = (
+        "import signal, sys, time\n"
+        "from adbench.placement import stop_when_orphaned\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / 'heard')!r}, 'w').close(), sys.exit()))\n"
+        "stop_when_orphaned(every=0.05)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"]
+    )
+    _wait_for(tmp_path / "ready")
+    assert not (tmp_path / "heard").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _wait_for(tmp_path / "heard")
+
+
+def _wait_for(path: Path, seconds: float = 60):
+    until = time.time() + seconds
+    while not path.exists():
+        assert time.time() < until, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+# -- the whole command is stopped: real processes, real signals -------------------------------------------------------
+
+
+def sweep_command(tmp_path, data_root, *arguments):
+    environment = os.environ | {
+        "ADBENCH_RESULTS": str(tmp_path / "results"), "ADBENCH_DATA": str(data_root),
+        "ADBENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    line = [sys.executable, "-m", "adbench.run", "-m", "method=autoencoder", "method.width=4", "data=mvtec/bottle",
+            "seed=0,1", "trainer=cpu", "budget.max_batches=60", "budget.checkpoint_every=5", *QUICK,
+            *arguments]  # fmt: skip
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_status(tmp_path, process, wanted):
+    """Until the set of `(seed, status, has a checkpoint)` fulfils `wanted`."""
+    for _ in range(2400):
+        assert process.poll() is None, process.communicate()[0]
+        seen = {}
+        for path in (tmp_path / "results").rglob("metrics.json"):
+            record = json.loads(path.read_text())
+            seen[record["seed"]] = (record["status"], (path.parent / "checkpoints/last.ckpt").exists())
+        if wanted(seen):
+            return seen
+        time.sleep(0.02)
+    return pytest.fail("the sweep did not get there")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, data_root, stop, code):
+    process = sweep_command(tmp_path, data_root)
+    wait_for_status(tmp_path, process, lambda seen: seen.get(1, ("", False)) == ("running", True))
+    process.send_signal(stop)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == code, out
+    if stop != signal.SIGKILL:
+        assert "2 jobs: 1 finished, 1 interrupted" in out
+    again = sweep_command(tmp_path, data_root)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert "#0 already finished" in out
+    assert "resuming at batch" in out
+    assert "2 jobs: 2 finished" in out
