@@ -261,6 +261,9 @@ def tex(text: Any) -> str:
     return "".join(_TEX.get(c, c if c.isascii() else "?") for c in flat)
 
 
+COLUMNS = 6  # data sets beside each other that fit a page
+
+
 def latex(contents: Contents) -> str:
     """tables.tex: a document that compiles by itself, one longtable for each published table with runs."""
     parts = [
@@ -269,9 +272,9 @@ def latex(contents: Contents) -> str:
         "\\usepackage[margin=15mm,landscape]{geometry}\n\\begin{document}\\small",
     ]
     data, rows = matrix(contents, "image_auroc")
-    for start in range(0, len(data), 8):  # columns that fit a page
-        block = data[start : start + 8]
-        body = [[name, *map(shown, values[start : start + 8])] for name, values in rows]
+    for start in range(0, len(data), COLUMNS):
+        block = data[start : start + COLUMNS]
+        body = [[name, *map(shown, values[start : start + COLUMNS])] for name, values in rows]
         parts.append(_longtable("Image AUROC, one\\_class", ["method", *block], body, []))
     for (paper, table), cells in contents.answers.items():
         if not cells:
