@@ -122,7 +122,7 @@ def _start(
     environment = os.environ | meeting | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
     line = [sys.executable, "-m", "adbench.ranks", str(folder.path.resolve()), str(threads), str(there)]
     with log.open("wb") as file:
-        options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "pass_fds": [there]}
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "pass_fds": [there]}
         process = subprocess.Popen(line, env=environment, **options)  # noqa: S603
     os.close(there)
     return process, here

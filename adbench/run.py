@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
     sweeps.outcomes.clear()
-    stopped = None
+    stopped: Any = None
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (SystemExit, KeyboardInterrupt) as stop:

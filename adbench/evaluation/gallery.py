@@ -151,6 +151,7 @@ class Gallery(Callback):
             for pixels in (rows.image, reconstruction, rows.maps, rows.mask if self.evaluator.has_masks else None)
         ]
         image, reconstructed, maps, mask = columns
+        assert image is not None
         return [
             (
                 row,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,9 +186,9 @@ def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
         if line.values["image_auroc"] is not None
     }
     ran: dict[Any, set[str]] = defaultdict(set)
-    for name, data in value:
-        ran[name].add(data)
-    methods, data = statistics.complete_block(ran)
+    for name, one in value:
+        ran[name].add(one)
+    methods, data = cast(tuple[list[str], list[str]], statistics.complete_block(ran))
     if not methods:
         return None
     table = np.array([[value[name, one] for name in methods] for one in data])

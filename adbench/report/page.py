@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adbench.report.charts import DARK, STYLE, histogram, lines
-from adbench.report.collect import TRIVIAL, Run, number, tidy
+from adbench.report.collect import TRIVIAL, Run, mapping, number, tidy
 from adbench.report.contents import MATRICES, METRICS, PRO_LIMIT, Contents, Line, pixel_series, roc_series
-from adbench.report.published import Cell, Row, columns, display, mapping, published_marks, tables
+from adbench.report.published import Cell, Row, columns, display, published_marks, tables
 from adbench.report.statistics import Estimate
 from adbench.report.text import (
     LEGEND,
@@ -396,7 +396,7 @@ def _gallery(run: Run) -> str:
     return f'<img class="panels" src="{uri}" alt="test images, maps and masks">' if uri else ""
 
 
-def _gallery_entries(run: Run) -> list[Mapping[str, Any]]:
+def _gallery_entries(run: Run) -> Sequence[Mapping[str, Any]]:
     try:
         entries = json.loads((run.path / "figures" / "gallery.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -413,8 +413,8 @@ def picture(path: Path, width: int) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        with Image.open(path) as file:
+            image = file.convert("RGB")
             image.thumbnail((width, 100 * width), Image.Resampling.LANCZOS, reducing_gap=2.0)
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=82)

@@ -74,8 +74,8 @@ class Cell:
 @cache
 def rows() -> tuple[Row, ...]:
     """Every published number, in the order of the papers' tables."""
-    with resources.files(__package__).joinpath("published.csv").open(newline="", encoding="utf-8") as file:
-        return tuple(Row(**line) for line in csv.DictReader(file))
+    text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
+    return tuple(Row(**line) for line in csv.DictReader(text.splitlines()))
 
 
 def tables() -> dict[tuple[str, str], list[Row]]:
@@ -226,7 +226,7 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
     wanted = tables()[paper, table]
     printed = list(dict.fromkeys(row.method for row in wanted))
     matches = {variant: match(variant, paper, printed) for variant in groups}
-    cells = []
+    cells: list[Any] = []
     for row in wanted:
         for variant, found in matches.items():
             if row.method in found and _protocol_fits(variant, row):

@@ -10,9 +10,9 @@ from typing import Any
 
 from adbench.files import whole, write_text
 from adbench.report.charts import critical_difference, lines, standalone
-from adbench.report.collect import TRIVIAL, tidy
+from adbench.report.collect import TRIVIAL, mapping, tidy
 from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness
-from adbench.report.published import Cell, columns, display, mapping, published_marks
+from adbench.report.published import Cell, columns, display, published_marks
 from adbench.report.statistics import Estimate
 
 
@@ -217,16 +217,16 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
         parts.append("## Robustness")
     for chart in contents.robustness:
         parts += [f"![{md(chart.title)}]({charts[f'robustness {chart.title} over {chart.key}']})"]
-        rows = [[name, f"{x:g}", shown(value), str(value.n)] for name, joined in chart.counts for x, value in joined]
-        parts.append(md_table(["method", chart.key, "image AUROC", "seeds"], rows))
+        points = [[name, f"{x:g}", shown(value), str(value.n)] for name, joined in chart.counts for x, value in joined]
+        parts.append(md_table(["method", chart.key, "image AUROC", "seeds"], points))
     alone = [line for line in contents.lines if not line.beside_a_paper and line.variant.method not in TRIVIAL]
     if alone:
         parts += ["## Beside no published row", md_table(SETTINGS_COLUMNS, settings_rows(alone))]
     parts += ["## All settings", md_table(SETTINGS_COLUMNS, settings_rows(contents.lines))]
     unfinished = [run for run in contents.runs if run.status != "finished"]
     if unfinished:
-        rows = [[run.folder, run.status, run.record.get("error") or "–"] for run in unfinished]
-        parts += ["## Runs without a result", md_table(["folder", "status", "reason"], rows)]
+        broken = [[run.folder, run.status, run.record.get("error") or "–"] for run in unfinished]
+        parts += ["## Runs without a result", md_table(["folder", "status", "reason"], broken)]
     noted = [run for run in contents.runs if run.notes]
     if noted:
         parts += [
