@@ -346,6 +346,12 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
     if cfg.logger is None:
         return []
     tags = [str(record[group]) for group in ("method", "data", "protocol", "pretraining")]
+    # The folder without its seed: what tells settings apart there (a class, a ratio, changed values) does so here.
+    place, results = folder.path.resolve(), Path(cfg.results).resolve()
+    place = place.relative_to(results) if place.is_relative_to(results) else Path(*tags, place.name)  # hydra.run.dir=...
+    setting = "/".join([*place.parent.parts, *place.name.split("-")[1:]])[-128:]  # W&B's limit
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    known = [*tags, f"budget:{cfg.budget.name}", *([f"experiment:{experiment}"] if experiment else [])]
     loggers = []
     for name, node in cfg.logger.items():
         options: dict[str, Any] = {"save_dir": str(folder.path)}
@@ -353,8 +359,8 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
             offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online")
             options |= {
                 "offline": offline and os.environ.get("WANDB_MODE") != "disabled",
-                "group": "/".join(tags), "tags": [*tags, f"budget:{cfg.budget.name}"], "job_type": "train",
-                "name": "/".join([*tags, f"seed{cfg.seed}"]),
+                "group": setting, "tags": [tag[:64] for tag in known], "job_type": "train",
+                "name": f"{setting}/seed{cfg.seed}",
                 "config": OmegaConf.to_container(cfg, resolve=True),
             }  # fmt: skip
         logger = instantiate(node, _partial_=True)(**options)  # "config" is a name that instantiate keeps for itself

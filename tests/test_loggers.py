@@ -33,7 +33,8 @@ def test_wandb_gets_group_tags_config_terms_metrics_and_pictures(run):
     (file,) = folder.rglob("*.wandb")
     records = list(wandb_records(file))
     (started,) = [r.run for r in records if r.HasField("run")][:1]
-    assert started.run_group == "cbigan/small/mvtec/bottle/one_class/none"
+    assert started.run_group.startswith("cbigan-small/mvtec/bottle/one_class/none/")  # and what was changed, as a hash
+    assert f"seed0-{started.run_group.rsplit('/', 1)[1]}" == folder.name
     assert {"cbigan/small", "mvtec/bottle", "one_class", "none", "budget:smoke"} <= set(started.tags)
     assert started.display_name.endswith("seed0")
     config = {item.key for item in started.config.update}
@@ -47,12 +48,15 @@ def test_wandb_gets_group_tags_config_terms_metrics_and_pictures(run):
     assert any(key.startswith("figures/roc") for key in keys)
 
 
-def test_two_jobs_of_a_sweep_are_two_wandb_runs(run, tmp_path):
-    code, _ = run("-m", *SMALL, "logger=wandb", "seed=0,1")
+def test_in_a_sweep_each_job_is_a_run_of_its_own_and_seeds_of_one_setting_share_a_group(run, tmp_path):
+    code, _ = run("-m", "method=pca", "data=digits", "data.normal_class=0,1", "logger=wandb", "seed=0,1")
     assert code == 0
     files = list((tmp_path / "results").rglob("*.wandb"))
-    names = {next(r.run.display_name for r in wandb_records(f) if r.HasField("run")) for f in files}
-    assert {name[-5:] for name in names} == {"seed0", "seed1"}
+    runs = [next(r.run for r in wandb_records(f) if r.HasField("run")) for f in files]
+    assert len({r.display_name for r in runs}) == 4
+    assert {r.display_name[-5:] for r in runs} == {"seed0", "seed1"}
+    groups = [r.run_group for r in runs]
+    assert sorted(groups.count(g) for g in set(groups)) == [2, 2]
 
 
 def test_tensorboard_gets_terms_and_metrics(run):
