@@ -7,9 +7,8 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -166,9 +165,7 @@ def as_bytes(image: Any) -> np.ndarray:
 class MethodEngine:
     """A method of this package, with the data layer's own decoding and resizing."""
 
-    AUTOCAST: ClassVar = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-    def __init__(self, method: Any, inputs: Mapping[str, Any], precision: str, device: str) -> None:
+    def __init__(self, method: Any, inputs: Mapping[str, Any], device: str) -> None:
         try:
             self.device = torch.device(device)
             self.method = method.to(self.device)
@@ -176,15 +173,13 @@ class MethodEngine:
             raise UserError(f"device {device} cannot be used: {error}") from error
         self.crop = inputs.get("crop")
         self.size: tuple[int, int] = tuple(inputs["size"] or (0, 0))  # (0, 0): features
-        self.dtype = self.AUTOCAST.get(precision)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return resized((center_crop(image, self.crop) if self.crop else image)[None], self.size)[0]
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
         batch = torch.from_numpy(np.stack(rows)).to(self.device)
-        mixed = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
-        with torch.no_grad(), mixed:
+        with torch.no_grad():
             scores = self.method.score(to_float(batch) if batch.dtype == torch.uint8 else batch)
         return Scores(scores.image.float().cpu(), None if scores.maps is None else scores.maps.float().cpu())
 
@@ -236,13 +231,13 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
     if path.suffix == ".safetensors":
         card, cfg, state = read_released(path)
         method = restored(cfg, state, card["batches_seen"])
-        return Detector(card, MethodEngine(method, card["input"], card["precision"], device))
+        return Detector(card, MethodEngine(method, card["input"], device))
     folder = RunFolder(path)
     method = load_method(folder)
     card = card_of(folder)
     if not bool(method.calibrated):
         raise UserError(f"{path} is not finished (status {card['status']}); the run's own command continues it")
-    return Detector(card, MethodEngine(method, card["input"], card["precision"], device))
+    return Detector(card, MethodEngine(method, card["input"], device))
 
 
 def card_of(folder: RunFolder) -> dict[str, Any]:

@@ -348,7 +348,8 @@ def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list
     tags = [str(record[group]) for group in ("method", "data", "protocol", "pretraining")]
     # The folder without its seed: what tells settings apart there (a class, a ratio, changed values) does so here.
     place, results = folder.path.resolve(), Path(cfg.results).resolve()
-    place = place.relative_to(results) if place.is_relative_to(results) else Path(*tags, place.name)  # hydra.run.dir=...
+    inside = place.is_relative_to(results)  # not where hydra.run.dir was set
+    place = place.relative_to(results) if inside else Path(*tags, place.name)
     setting = "/".join([*place.parent.parts, *place.name.split("-")[1:]])[-128:]  # W&B's limit
     experiment = HydraConfig.get().runtime.choices.get("experiment")
     known = [*tags, f"budget:{cfg.budget.name}", *([f"experiment:{experiment}"] if experiment else [])]

@@ -38,7 +38,10 @@ def predict(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("arguments", [PCA, ("method=cbigan/small", "data=mvtec/carpet", "data.image_size=64")])
+CARPET = ("method=cbigan/small", "data=mvtec/carpet", "data.image_size=64")
+
+
+@pytest.mark.parametrize("arguments", [PCA, CARPET, (*CARPET, "trainer.precision=bf16-mixed")])
 def test_predict_gives_the_test_images_the_scores_of_the_test_step(finished, arguments, data_root, tmp_path):
     folder = finished(*arguments)
     category = metrics_of(folder)["data"].split("/")[1]

@@ -18,7 +18,9 @@ TARGETS = sorted({line.split("#")[0].strip() for line in LINES if line.startswit
 
 def test_the_readme_shows_commands():
     assert len(RUNS) >= 5
-    unknown = [line for line in LINES if line and not line.startswith(("python -m ", "make ", "#", "source ", "python tests/"))]
+    unknown = [
+        line for line in LINES if line and not line.startswith(("python -m ", "make ", "#", "source ", "python tests/"))
+    ]
     assert unknown == []
 
 
@@ -37,7 +39,9 @@ def test_a_run_command_of_the_readme_runs(line, run, data_root, tmp_path):
     # Smoke size and few jobs, one after the other, wherever the command says otherwise; launchers have tests of their own.
     arguments = [a for a in arguments if not a.startswith(("budget", "trainer=", "hydra/launcher", "hydra.launcher"))]
     if "-m" in arguments:
-        short = "hydra.sweeper.n_trials=2" if any("sweeper=tuning" in a for a in arguments) else "hydra.sweeper.at_most=2"
+        short = (
+            "hydra.sweeper.n_trials=2" if any("sweeper=tuning" in a for a in arguments) else "hydra.sweeper.at_most=2"
+        )
         arguments += [short, "hydra/launcher=basic", "~hydra.launcher.n_jobs"] if "joblib" in line else [short]
     code, _ = run(*arguments)
     records = list((tmp_path / "results").rglob("metrics.json"))

@@ -152,10 +152,9 @@ class Method(LightningModule):
         self.batches_seen = int(checkpoint["batches_seen"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> Scores:
-        return self.score(batch.image)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
-        return self.score(batch.image)
+        # Mixed precision is for training: scores, thresholds and exported graphs agree in float32.
+        with torch.autocast(batch.image.device.type, enabled=False):
+            return self.score(batch.image)
 
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
