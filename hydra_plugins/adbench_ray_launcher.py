@@ -53,7 +53,7 @@ class RayLauncher(Launcher):
         try:
             # The jobs compose on their own machines, where results and data must be the ones of this command.
             ours_too = {k: v for k, v in os.environ.items() if k.startswith(("ADBENCH_", "WANDB_", "HYDRA_"))}
-            options = {"num_cpus": self.cpus_per_job, "num_gpus": self.gpus_per_job, "max_retries": 0}
+            options: dict[str, Any] = {"num_cpus": self.cpus_per_job, "num_gpus": self.gpus_per_job, "max_retries": 0}
             options["runtime_env"] = {"env_vars": ours_too}
             task = ray.remote(**options)(_run)
             shared = ray.put((self.hydra_context, self.config, self.task_function, Singleton.get_state()))

@@ -18,6 +18,8 @@ class Sweep(BasicSweeper):
         others: see Hydra's basic sweeper.
     """
 
+    launcher: Any
+
     def __init__(self, at_most: int | None, **options: Any) -> None:
         super().__init__(**options)
         self.at_most = at_most

@@ -36,13 +36,10 @@ def test_a_run_command_of_the_readme_runs(line, run, data_root, tmp_path):
     arguments = [a.replace("=DIR", f"={data_root}") for a in arguments]
     if "--help" in arguments:
         pytest.skip("tests/test_run.py does this")
-    # Smoke size and few jobs, one after the other, wherever the command says otherwise; launchers have tests of their own.
+    # Smoke size and few jobs, wherever the command says otherwise; launchers have tests of their own.
     arguments = [a for a in arguments if not a.startswith(("budget", "trainer=", "hydra/launcher", "hydra.launcher"))]
     if "-m" in arguments:
-        short = (
-            "hydra.sweeper.n_trials=2" if any("sweeper=tuning" in a for a in arguments) else "hydra.sweeper.at_most=2"
-        )
-        arguments += [short, "hydra/launcher=basic", "~hydra.launcher.n_jobs"] if "joblib" in line else [short]
+        arguments.append("hydra.sweeper.n_trials=2" if "sweeper=tuning" in line else "hydra.sweeper.at_most=2")
     code, _ = run(*arguments)
     records = list((tmp_path / "results").rglob("metrics.json"))
     assert [metrics_of(path.parent)["error"] for path in records] == [None] * len(records)
