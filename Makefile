@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-distributed reproduce lint audit format bench lock build clean
+.PHONY: help setup run test test-slow test-distributed reproduce lint audit format bench lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,11 @@ format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP) lint  ## lint and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed"
+test: $(STAMP) lint  ## lint, and all tests but those of the next two targets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not slow"
+
+test-slow: $(STAMP)  ## every method exported, runs killed over and over, every experiment matched with its table
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-distributed: $(STAMP)  ## tests of launchers, killed sweeps and several devices: minutes, real processes
 	$(BIN)/python -m pytest -m distributed

@@ -39,8 +39,11 @@ def test_a_recipe_has_a_paper_and_a_quick_budget_and_says_what_it_takes(name):
     recipe = composed(f"method={name}").method.recipe
     assert set(recipe.input) <= set(KIND_OF)
     for budget in ("paper", "quick"):
-        assert set(recipe.budget[budget]) <= {"max_batches", "max_epochs"}
-        assert len(recipe.budget[budget]) == 1
+        length = set(recipe.budget[budget]) - {"lengths"}  # per kind, for `length` to choose from
+        assert len(length) == 1
+        assert length <= {"max_batches", "max_epochs"}
+    lengths = recipe.budget.quick.get("lengths")
+    assert lengths is None or set(lengths) == set(recipe.input)
 
 
 @pytest.mark.parametrize("name", choices("data"))

@@ -126,10 +126,11 @@ class VariationalAutoencoder(Autoencoder):
         optimizer: OptimizerFactory,
         schedule: Schedule | None,
         rows_per_step: int | None,
+        norm: bool = True,
     ) -> None:
         self.divergence_weight = divergence_weight
         super().__init__(
-            kind, image_size, latent, width, mlp, scaling, error, window, optimizer, schedule, rows_per_step
+            kind, image_size, latent, width, mlp, scaling, error, window, optimizer, schedule, rows_per_step, norm
         )
 
     def _build(self, size: int, latent: int, width: int, sizes: Mapping[str, Any], codes: int) -> None:
