@@ -192,15 +192,24 @@ def sweep_command(tmp_path, data_root, *arguments):
     line = [sys.executable, "-m", "adbench.run", "-m", "method=autoencoder", "method.width=4", "data=mvtec/bottle",
             "seed=0,1", "trainer=cpu", "budget.max_batches=60", "budget.checkpoint_every=5", *QUICK,
             *arguments]  # fmt: skip
-    return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    # A file, not a pipe that progress bars fill; each command its own, for a killed one's workers write on.
+    said = tmp_path / f"said{len(list(tmp_path.glob('said*')))}"
+    with said.open("w") as file:
+        process = subprocess.Popen(line, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    process.said = said
+    return process
+
+
+def output_of(process):
+    """What a command of `sweep_command` said until its end."""
+    process.wait(timeout=900)
+    return process.said.read_text()
 
 
 def wait_for_status(tmp_path, process, wanted):
     """Until the set of `(seed, status, has a checkpoint)` fulfils `wanted`."""
     for _ in range(24_000):  # minutes: a loaded machine is no failure
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said.read_text()
         seen = {}
         for path in (tmp_path / "results").rglob("metrics.json"):
             record = json.loads(path.read_text())
@@ -217,12 +226,12 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, data_root, stop, code):
     process = sweep_command(tmp_path, data_root)
     wait_for_status(tmp_path, process, lambda seen: seen.get(1, ("", False)) == ("running", True))
     process.send_signal(stop)
-    out, _ = process.communicate(timeout=120)
+    out = output_of(process)
     assert process.returncode == code, out
     if stop != signal.SIGKILL:
         assert "2 jobs: 1 finished, 1 interrupted" in out
     again = sweep_command(tmp_path, data_root)
-    out, _ = again.communicate(timeout=120)
+    out = output_of(again)
     assert again.returncode == 0, out
     assert "#0 already finished" in out
     assert "resuming at batch" in out

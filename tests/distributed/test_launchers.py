@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import metrics_of
-from test_sweeps import QUICK, sweep_command, wait_for_status
+from test_sweeps import QUICK, output_of, sweep_command, wait_for_status
 
 from adbench import sweeps
 from adbench.placement import cores
@@ -83,7 +83,7 @@ def test_a_killed_sweep_of_parallel_jobs_goes_on_where_they_were(tmp_path, data_
     process.send_signal(signal.SIGKILL)  # the workers are not told: they notice
     process.wait()
     again = sweep_command(tmp_path, data_root, *PARALLEL)
-    out, _ = again.communicate(timeout=240)
+    out = output_of(again)
     assert again.returncode == 0, out
     assert out.count("resuming at batch") == 2
     assert "2 jobs: 2 finished" in out
@@ -97,7 +97,7 @@ def test_the_job_beside_one_that_is_killed_again_and_again_is_finished(tmp_path,
     for _ in range(2):  # beside the other job, and then alone
         victim = _holder(tmp_path, "seed0", process, other_than=victim)
         os.kill(victim, signal.SIGKILL)
-    out, _ = process.communicate(timeout=240)
+    out = output_of(process)
     assert process.returncode == 1, out
     assert "2 jobs: 1 interrupted, 1 finished" in out
     assert "seed0" in out[out.index("not finished (1 of 2)") :]
@@ -106,8 +106,8 @@ def test_the_job_beside_one_that_is_killed_again_and_again_is_finished(tmp_path,
 
 def _holder(tmp_path, seed, process, other_than):
     """The process that holds the lock of a run's folder: Linux lists the locks of all processes with their inodes."""
-    for _ in range(2400):
-        assert process.poll() is None, process.communicate()[0]
+    for _ in range(24_000):
+        assert process.poll() is None, process.said.read_text()
         for lock in (tmp_path / "results").rglob(f"{seed}*/.lock"):
             inode = f":{lock.stat().st_ino} "
             for line in Path("/proc/locks").read_text().splitlines():

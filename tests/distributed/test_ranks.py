@@ -145,7 +145,7 @@ def test_a_stopped_run_on_two_devices_resumes_and_ends_like_one_that_ran_through
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 143, out
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
