@@ -132,7 +132,11 @@ def test_the_commands_of_a_header_compose(name):
         arguments = re.split(r"\s{4,}", line)[0].split()
         overrides = [a for a in arguments if not a.startswith(("-", "experiment="))]
         _, jobs = jobs_of(name, *overrides)
-        composed(jobs[0])
+        cfg, _ = composed(jobs[0])
+        said = {key: value for key, equals, value in (a.partition("=") for a in overrides) if key in ("budget", "seed")}
+        assert jobs
+        assert str(cfg.budget.name) == said.get("budget", cfg.budget.name)
+        assert cfg.method._target_.startswith("adbench.methods.")
 
 
 def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
