@@ -16,14 +16,14 @@ Reduction = Literal["mean", "sum"]
 
 def squared_norm(x: Tensor, reduction: Reduction) -> Tensor:
     """‖x‖² of each row, (B, ...) -> (B,), as a sum or a mean over the row's elements."""
-    squares = x.square().flatten(1)
-    return squares.mean(1) if reduction == "mean" else squares.sum(1)
+    over = tuple(range(1, x.ndim))
+    return x.square().mean(over) if reduction == "mean" else x.square().sum(over)
 
 
 def group_mean(value: Tensor, member: Tensor) -> Tensor:
     """Mean of the (B,) values whose row is a (B,) bool member, 0 if there is none: ()."""
     member = member.to(value.dtype)
-    return (value * member).sum() / member.sum().clamp_min(1)
+    return value @ member / member.sum().clamp_min(1)
 
 
 def reconstruction(x_hat: Tensor, target: Tensor, semi_label: Tensor, reduction: Reduction) -> Tensor:

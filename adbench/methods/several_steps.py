@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, _apply_schedule
-from adbench.streams import torch_stream
 from adbench.types import Batch
 
 
@@ -32,11 +33,16 @@ class SeveralSteps(SingleObjective):
         super().__init__(optimizer, schedule)
         self.automatic_optimization = False
         self._rows_per_step, self._clip = rows_per_step, clip
-        self._step = 0  # within the batch
+        self._step, self._steps = 0, 1  # within the batch
+        self._drawn: dict[str, Tensor] = {}  # the batch's random numbers, (steps, rows, ...)
 
-    def stream(self, purpose: str) -> torch.Generator:
-        """The generator of step j of training batch k for one purpose, on this module's device."""
-        return torch_stream(self.seed, purpose, self.batches_seen, self._step, device=self.device)
+    def _draw(self, sampler: Callable[..., Tensor], purpose: str, rows: int, shape: tuple[int, ...]) -> Tensor:
+        if self._steps == 1:
+            return super()._draw(sampler, purpose, rows, shape)
+        if purpose not in self._drawn:  # for all steps of the batch at once: a generator costs as much as a layer
+            joined = super()._draw(sampler, purpose, rows * self._steps, shape)
+            self._drawn[purpose] = joined.view(self._steps, rows, *shape)
+        return self._drawn[purpose][self._step]
 
     def after_step(self) -> None:
         """Called after each optimizer step."""
@@ -46,19 +52,21 @@ class SeveralSteps(SingleObjective):
         _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rows = (self._rows_per_step or 0) // self.ranks or len(batch.image)  # of a step, on this device
-        steps = max(1, len(batch.image) // rows)
-        totals: dict[str, Tensor] = {}
-        for self._step in range(steps):
-            piece = batch
-            if steps > 1:
-                piece = Batch(*(part[self._step * rows : (self._step + 1) * rows] for part in batch))
-            terms = self.objective(piece)
-            optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(sum(terms.values()))
+        self._steps = max(1, len(batch.image) // rows)
+        # Lightning's wrapper is for gradients that are scaled or shared; it takes a tenth of a small step.
+        plain = self.ranks == 1 and self.trainer.precision in ("32-true", "bf16-mixed")
+        history: list[Tensor] = []
+        for self._step, piece in enumerate(zip(*(part.split(rows)[: self._steps] for part in batch), strict=True)):
+            terms = self.objective(Batch(*piece))
+            stacked = torch.stack(list(terms.values()))
+            for p in parameters:
+                p.grad = None
+            stacked.sum().backward() if plain else self.manual_backward(stacked.sum())
             if self._clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, self._clip)
+                torch.nn.utils.clip_grad_norm_(parameters, self._clip, foreach=True)
             optimizer.step()
             self.after_step()
-            for name, term in terms.items():
-                totals[name] = totals[name] + term.detach() if name in totals else term.detach()
-        self.record({name: total / steps for name, total in totals.items()})
+            history.append(stacked.detach())
+        self._drawn.clear()
+        self._step, self._steps = 0, 1
+        self.record(dict(zip(terms, torch.stack(history).mean(0), strict=True)))
