@@ -135,10 +135,14 @@ class ESAD(SeveralSteps):
         if self.tabular:
             self.scaling.fit(batch.image for batch in batches)
 
-    def objective(self, batch: Batch) -> Terms:
+    def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(x, Φ(x)): what the networks see, and what they are to reconstruct."""
         x = self._input(batch.image)
         anomalous = (batch.semi_label < 0).view(-1, *[1] * (x.ndim - 1))
-        target = torch.where(anomalous, self.displaced(x), x)
+        return x, torch.where(anomalous, self.displaced(x), x)
+
+    def objective(self, batch: Batch, *both: Tensor) -> Terms:
+        x, target = both or self.at_once(batch)
         z, x_hat, z_hat = self._codes(x)
         terms = {
             "reconstruction": losses.reconstruction(x_hat, target, batch.semi_label, self.reduction),

@@ -44,6 +44,11 @@ class SeveralSteps(SingleObjective):
             self._drawn[purpose] = joined.view(self._steps, rows, *shape)
         return self._drawn[purpose][self._step]
 
+    def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What can be computed for all steps of a loaded batch together: tensors (rows, ...), cut like the batch and
+        handed to `objective` behind it."""
+        return ()
+
     def after_step(self) -> None:
         """Called after each optimizer step."""
 
@@ -52,12 +57,15 @@ class SeveralSteps(SingleObjective):
         _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rows = (self._rows_per_step or 0) // self.ranks or len(batch.image)  # of a step, on this device
-        self._steps = max(1, len(batch.image) // rows)
+        steps = max(1, len(batch.image) // rows)
+        batch = Batch(*(part[: steps * rows] for part in batch))
+        pieces = zip(*(part.split(rows) for part in (*batch, *self.at_once(batch))), strict=True)
         # Lightning's wrapper is for gradients that are scaled or shared; it takes a tenth of a small step.
         plain = self.ranks == 1 and self.trainer.precision in ("32-true", "bf16-mixed")
         history: list[Tensor] = []
-        for self._step, piece in enumerate(zip(*(part.split(rows)[: self._steps] for part in batch), strict=True)):
-            terms = self.objective(Batch(*piece))
+        self._steps = steps
+        for self._step, piece in enumerate(pieces):
+            terms = self.objective(Batch(*piece[: len(batch)]), *piece[len(batch) :])
             stacked = torch.stack(list(terms.values()))
             for p in parameters:
                 p.grad = None
