@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -53,13 +54,38 @@ def write_mnist(root: Path) -> None:
                 file.write(header + values.tobytes())
 
 
+# Of the ODDS collection's sets: features, rows, anomalous rows.
+ODDS = {
+    "arrhythmia": (274, 452, 66),
+    "cardio": (21, 1831, 176),
+    "satellite": (36, 6435, 2036),
+    "satimage-2": (36, 5803, 71),
+    "shuttle": (9, 49097, 3511),
+    "thyroid": (6, 3772, 93),
+}
+
+
+def write_odds(root: Path, name: str) -> None:
+    """A table of a published set's size, in its published format; anomalous rows have larger values."""
+    features, rows, anomalous = ODDS[name]
+    y = (np.arange(rows) < anomalous).astype(float)
+    x = (np.arange(rows) % 7 + y)[:, None] + np.arange(features)
+    root.mkdir(parents=True, exist_ok=True)
+    if name == "thyroid":
+        np.savez_compressed(root / "38_thyroid.npz", X=x, y=y)
+    else:
+        savemat(root / f"{name}.mat", {"X": x, "y": y[:, None]}, do_compression=True)
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the MVTec categories and the MNIST that the README's commands name."""
+    """A data root with the MVTec categories, the MNIST and the tables that the README's commands name."""
     root = tmp_path_factory.mktemp("data")
     for category in ("bottle", "screw", "carpet"):
         write_mvtec(root / "mvtec", category)
     write_mnist(root / "MNIST" / "raw")
+    for name in ODDS:
+        write_odds(root / "odds", name)
     return root
 
 

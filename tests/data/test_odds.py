@@ -3,45 +3,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import savemat
+from conftest import ODDS, write_odds
 
 from adbench.data.odds import Odds
 from adbench.data.protocols import semi_supervised
 from adbench.types import UserError
 
-PUBLISHED = {  # features, rows, anomalous, then at 1 % labels: training normals, test normals, test anomalous, labelled
-    "arrhythmia": (274, 452, 66, 231, 155, 27, 2),
-    "cardio": (21, 1831, 176, 993, 662, 71, 10),
-    "satellite": (36, 6435, 2036, 2639, 1760, 815, 26),
-    "satimage-2": (36, 5803, 71, 3439, 2293, 29, 34),
-    "shuttle": (9, 49097, 3511, 27351, 18235, 1405, 276),
-    "thyroid": (6, 3772, 93, 2207, 1472, 38, 22),
+COUNTS = {  # at 1 % labels: training normals, test normals, test anomalous, labelled
+    "arrhythmia": (231, 155, 27, 2),
+    "cardio": (993, 662, 71, 10),
+    "satellite": (2639, 1760, 815, 26),
+    "satimage-2": (3439, 2293, 29, 34),
+    "shuttle": (27351, 18235, 1405, 276),
+    "thyroid": (2207, 1472, 38, 22),
 }
 
 
-@pytest.fixture(params=PUBLISHED)
+@pytest.fixture(params=COUNTS)
 def table(request, tmp_path):
-    """A file of a published set's size, in its published format."""
-    features, rows, anomalous = PUBLISHED[request.param][:3]
-    y = np.zeros(rows)
-    y[:anomalous] = 1
-    x = np.arange(rows, dtype=float)[:, None] + np.zeros(features)
-    if request.param == "thyroid":
-        np.savez(tmp_path / "38_thyroid.npz", X=x, y=y)
-    else:
-        savemat(tmp_path / f"{request.param}.mat", {"X": x, "y": y[:, None]})
+    write_odds(tmp_path, request.param)
     return request.param, tmp_path
 
 
 def test_a_published_set_divides_into_the_papers_counts(table):
     name, root = table
-    features, rows, anomalous, *counts = PUBLISHED[name]
+    features, rows, anomalous = ODDS[name]
     source = Odds(name, root, 3, features, {"rows": rows, "anomalous": anomalous})
     split = semi_supervised(source.records, np.random.default_rng(0), "semi", labelled_ratio=0.01, holdout=0)
     label = source.records.label
     train, test = label[split.train], label[split.test]
-    assert [(train == 0).sum(), (test == 0).sum(), (test == 1).sum(), (split.semi_label == -1).sum()] == counts
-    assert (train == 1).sum() == counts[-1]
+    assert [(train == 0).sum(), (test == 0).sum(), (test == 1).sum(), (split.semi_label == -1).sum()] == list(
+        COUNTS[name]
+    )
+    assert (train == 1).sum() == COUNTS[name][-1]
     assert source.features.shape == (rows, features)
     assert source.features.dtype == np.float32
 
@@ -79,12 +73,12 @@ def test_a_missing_file_and_a_file_without_x_are_named(tmp_path):
         Odds("cardio", tmp_path, 0, 21)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ODDS)
 def test_the_real_files_are_the_published_sets(name):
     root = Path(os.environ.get("ADBENCH_DATA", "data")) / "odds"
     if not root.is_dir():
         pytest.skip("no ODDS files below ADBENCH_DATA")
-    features, rows, anomalous = PUBLISHED[name][:3]
+    features, rows, anomalous = ODDS[name]
     source = Odds(name, root, 0, features, {"rows": rows, "anomalous": anomalous})
     assert len(source.records) == rows
     assert int(source.records.label.sum()) == anomalous
