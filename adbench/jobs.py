@@ -147,6 +147,7 @@ def train_and_test(
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.callbacks import LambdaCallback, TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.utilities.model_helpers import is_overridden
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
     from adbench.evaluation.codes import CodePanels
@@ -168,7 +169,8 @@ def train_and_test(
     _check_same_data(record, datamodule.source.fingerprint())
     folder.write_split(datamodule.split_table())
 
-    total = _total_batches(cfg, datamodule)
+    # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.
+    total = _total_batches(cfg, datamodule) if is_overridden("training_step", method) else 0
     method.total_batches = total
     found = newest_readable(folder.checkpoint)
     start = int(found[1]["batches_seen"]) if found else 0

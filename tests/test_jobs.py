@@ -117,6 +117,13 @@ def test_what_a_user_gets_wrong_ends_in_one_clear_message_before_training(run, a
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("method", ["pca", "ocsvm"])
+def test_a_method_without_training_leaves_the_budget_of_a_sweep_to_the_others(run, method):
+    code, folder = run(f"method={method}", "data=digits", "budget.max_batches=3", smoke=False)
+    assert code == 0
+    assert metrics_of(folder)["budget"]["batches"] == 0
+
+
 def test_a_failing_job_does_not_take_the_others_of_a_sweep_down(run, tmp_path):
     code, _ = run("-m", "method=brightness", "data=mvtec/cable,mvtec/bottle")
     assert code == 1
