@@ -15,6 +15,7 @@ guesses how far a decoded embedding was interpolated between two samples (M-step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -72,6 +73,7 @@ class IGD(Adversarial):
         bn_frozen: the decoder's batch normalisation keeps its initial statistics, as released.
         freeze: hold a pretrained trunk fixed; one without pretraining always trains.
         e_step_every: epochs between two E-steps.
+        e_steps: so many over the whole training instead, the one before it included; None goes by epochs.
         e_step_order: "center_first", or "variance_first" (with the old center, and floored per batch) as released.
         center_floor, variance_floor: see losses.igd.
         patches_per_image: patches drawn per image and batch for the local descriptor; None takes all.
@@ -109,6 +111,7 @@ class IGD(Adversarial):
         bn_frozen: bool,
         freeze: bool,
         e_step_every: float,
+        e_steps: int | None,
         e_step_order: Literal["center_first", "variance_first"],
         center_floor: float,
         variance_floor: float,
@@ -147,7 +150,7 @@ class IGD(Adversarial):
         self.residual, self.gaussian, self.interpolation, self.zeta = residual, gaussian, interpolation, zeta
         self.critic_first, self.critic_broadcast, self.pairing = critic_first, critic_broadcast, pairing
         self.bn_frozen, self.freeze = bn_frozen, freeze
-        self.e_step_every, self.e_step_order = e_step_every, e_step_order
+        self.e_step_every, self.e_steps, self.e_step_order = e_step_every, e_steps, e_step_order
         self.center_floor, self.variance_floor = center_floor, variance_floor
         self.patches_per_image, self.e_step_patches = patches_per_image, e_step_patches
         self.flip = flip[kind] if isinstance(flip, Mapping) else flip
@@ -224,7 +227,10 @@ class IGD(Adversarial):
         self.e_step(batches, first=True)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        every = max(1, round(self.e_step_every * self.trainer.datamodule.batches_per_epoch))
+        if self.e_steps is None:
+            every = max(1, round(self.e_step_every * self.trainer.datamodule.batches_per_epoch))
+        else:
+            every = max(1, math.ceil(self.total_batches / self.e_steps))
         if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
             self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
 

@@ -286,6 +286,11 @@ def test_the_e_step_comes_before_training_and_every_ten_epochs():
     assert data.passes == 3
 
 
+def test_a_number_of_e_steps_is_spread_over_the_training_whatever_its_epochs():
+    assert fit(build("igd/gac", e_steps=3), images(4), batch_size=2, total=9).passes == 3  # before batches 0, 3 and 6
+    assert fit(build("igd/gac", e_steps=2), images(4), batch_size=2, total=9).passes == 2
+
+
 def test_the_local_e_step_sees_every_patch():
     method = build(kind="object", side=64, center_floor=0.0)
     method.on_pretrained()
