@@ -46,7 +46,7 @@ def write_mnist(root: Path) -> None:
     """The four files of MNIST, gzipped as published, with a few rows of noise of each class."""
     rng = np.random.default_rng(3)
     root.mkdir(parents=True)
-    for part, count in (("train", 120), ("t10k", 40)):
+    for part, count in (("train", 1200), ("t10k", 40)):
         images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
         for name, magic, values in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
             header = np.array([magic, *values.shape], dtype=">i4").tobytes()
