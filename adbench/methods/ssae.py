@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from adbench.losses import ssae as equations
-from adbench.methods.base import OptimizerFactory, SingleObjective, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
 from adbench.networks.dilated import STRIDE, DilatedAutoencoder
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import (
@@ -78,6 +78,7 @@ class SSAE(SingleObjective):
         lambda_1, lambda_4: λ of either objective, in [0, 1].
         squared_norm: squared norms, or norms as printed.
         kernel, width: of the network, see `DilatedAutoencoder`.
+        initialization: its first weights, "kaiming" or "mirrored" (`DilatedAutoencoder.start_linear`).
         corruption: what training does to clean images: elastic, occlusion, cutout or none.
         elastic, occlusion, cutout: these corruptions with their numbers.
         occlusion_probability: by data set, how often it takes the place of `corruption`.
@@ -94,9 +95,11 @@ class SSAE(SingleObjective):
         validate_every: training batches between two validations on corrupted held-out images.
         patience: batches without a better validation error after which the learning rate is halved.
         smallest_rate: below which it is not halved.
-        tolerance: by objective; the weights kept are the latest whose validation error is at most this multiple of the
-            best. With more than 1, training of that network ends when the error stays above it for `patience` batches.
+        tolerance_1, tolerance_4: by objective; the weights kept are the latest whose validation error is at most this
+            multiple of the best. With more than 1, training of that network ends when the error stays above it for
+            `patience` batches. None keeps the last weights.
         optimizer: factory from parameters to an optimizer.
+        schedule: learning-rate multiplier as a function of the budget spent, in the place of the halving by patience.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class SSAE(SingleObjective):
         squared_norm: bool,
         kernel: int,
         width: float,
+        initialization: str,
         corruption: str,
         elastic: Elastic,
         occlusion: Occlusion,
@@ -129,13 +133,16 @@ class SSAE(SingleObjective):
         validate_every: int,
         patience: int,
         smallest_rate: float,
-        tolerance_1: float,
-        tolerance_4: float,
+        tolerance_1: float | None,
+        tolerance_4: float | None,
         optimizer: OptimizerFactory,
+        schedule: Schedule | None,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(optimizer, schedule)
         self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self._check(objectives, lambda_1, lambda_4, extent_shares, extent_milestones, tolerance_1, tolerance_4)
+        self.weights = {1: lambda_1, 4: lambda_4}
+        self.tolerance = {n: math.inf if t is None else t for n, t in ((1, tolerance_1), (4, tolerance_4))}
+        self._check(objectives, extent_shares, extent_milestones)
 
         def chosen(by: Mapping[str, Value], name: str) -> Value:
             for key in (data_id, kind):
@@ -144,10 +151,13 @@ class SSAE(SingleObjective):
             raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
 
         self.objectives = tuple(objectives)
-        self.weights = {1: lambda_1, 4: lambda_4}
-        self.tolerance = {1: tolerance_1, 4: tolerance_4}
         self.squared_norm = squared_norm
+        if initialization not in ("kaiming", "mirrored"):
+            raise UserError(f"method.initialization must be kaiming or mirrored, got {initialization!r}")
         self.networks = nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives)
+        if initialization == "mirrored":
+            for network in self.networks:
+                network.start_linear()
         self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
 
         kinds: dict[str, Any] = {"elastic": elastic, "occlusion": occlusion, "cutout": cutout, "none": Untouched()}
@@ -181,19 +191,12 @@ class SSAE(SingleObjective):
         self.register_buffer("best_at", torch.zeros(count, dtype=torch.int64))  # of the best error, or the last halving
         self.register_buffer("kept_at", torch.full((count,), -1, dtype=torch.int64))
 
-    def _check(
-        self,
-        objectives: Sequence[int],
-        lambda_1: float,
-        lambda_4: float,
-        shares: Sequence[float],
-        milestones: Sequence[float],
-        *tolerances: float,
-    ) -> None:
+    def _check(self, objectives: Sequence[int], shares: Sequence[float], milestones: Sequence[float]) -> None:
         if list(objectives) not in ([1], [4], [1, 4]):
             raise UserError(f"method.objectives must be [1], [4] or [1,4] (the ensemble), got {list(objectives)}")
-        if not (0 <= lambda_1 <= 1 and 0 <= lambda_4 <= 1):
-            raise UserError(f"method.lambda_1 and lambda_4 must lie in [0, 1], got {lambda_1} and {lambda_4}")
+        if not all(0 <= weight <= 1 for weight in self.weights.values()):
+            given = " and ".join(map(str, self.weights.values()))
+            raise UserError(f"method.lambda_1 and lambda_4 must lie in [0, 1], got {given}")
         if any(side % STRIDE for side in self.size):
             raise UserError(
                 f"image sides must be divisible by {STRIDE}, got {self.size[0]} x {self.size[1]}; "
@@ -203,8 +206,9 @@ class SSAE(SingleObjective):
             raise UserError("method.extent_milestones must rise from 0, one for each of method.extent_shares")
         if not all(0 < share <= 1 for share in shares):
             raise UserError(f"method.extent_shares must lie in (0, 1], got {list(shares)}")
-        if min(tolerances) < 1:
-            raise UserError(f"method.tolerance_1 and tolerance_4 must be at least 1, got {tolerances}")
+        if min(self.tolerance.values()) < 1:
+            given = tuple(self.tolerance.values())
+            raise UserError(f"method.tolerance_1 and tolerance_4 must be at least 1, or null; got {given}")
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -308,8 +312,8 @@ class SSAE(SingleObjective):
                 self.kept[i].take(self.networks[i])
                 self.kept_at[i] = k
             elif tolerance > 1 and k - int(self.kept_at[i]) >= self.patience:
-                group["lr"] = 0.0  # early stopping
-            if k - int(self.best_at[i]) >= self.patience and group["lr"] > 0:
+                group["lr"] = group["initial_lr"] = 0.0  # early stopping, whatever the schedule says
+            if self._schedule is None and k - int(self.best_at[i]) >= self.patience and group["lr"] > 0:
                 group["lr"] = max(group["lr"] / 2, self.smallest_rate)
                 self.best_at[i] = k
 

@@ -6,6 +6,8 @@ the text after it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from adbench.types import UserError
 
 DILATIONS = (1, 2, 4, 8, 16, 32)
 STRIDE = 8  # three poolings
+SPREAD = 0.3  # size of the random taps around a dilated stack's rotation, see `DilatedAutoencoder.start_linear`
 
 
 def _normalised(conv: nn.Module, channels: int) -> nn.Sequential:
@@ -107,6 +110,18 @@ class DilatedAutoencoder(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
 
+    def start_linear(self) -> None:
+        """Draw weights anew so that the network starts as a nearly linear map, which finds the identity sooner.
+
+        Every filter w stands beside -w, and the next layer weighs the two oppositely: relu(a) - relu(-a) = a, so that
+        convolution, batch norm and ReLU begin as one linear layer (Balduzzi et al. 2017, "The Shattered Gradients
+        Problem", looks-linear initialization). The dilated stacks begin near a rotation of the channels at each
+        position (Xiao et al. 2018, delta-orthogonal initialization). Ours: the paper says nothing of initialization.
+        """
+        self.apply(_start_linear)
+        pairs = torch.randn(3, math.ceil(self.head.in_features / 2)) * (0.5 / self.head.in_features) ** 0.5
+        self.head.weight.data.copy_(_opposed(pairs, dim=1)[:, : self.head.in_features])
+
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         if height % STRIDE or width % STRIDE:
@@ -118,3 +133,44 @@ class DilatedAutoencoder(nn.Module):
         # The last layer stays in float32: an anomaly map is a small difference of numbers near each other.
         with torch.autocast(hidden.device.type, enabled=False):
             return torch.sigmoid(self.head(hidden.float().permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def _opposed(half: Tensor, dim: int) -> Tensor:
+    """Every slice along `dim` followed by its negative."""
+    return torch.stack([half, -half], dim + 1).flatten(dim, dim + 1)
+
+
+def _pairs(channels: int) -> int:
+    return math.ceil(channels / 2)  # an odd last channel stays without its partner
+
+
+@torch.no_grad()
+def _start_linear(module: nn.Module) -> None:
+    """The weights of one layer for `DilatedAutoencoder.start_linear`; a parent comes after its children."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        colours = module.in_channels == 3
+        outputs, inputs = _pairs(module.out_channels), 3 if colours else _pairs(module.in_channels)
+        half = torch.randn(outputs, inputs, *module.kernel_size) / (inputs * math.prod(module.kernel_size)) ** 0.5
+        _set_mirrored(module, half, colours)
+    elif isinstance(module, StackedDilatedConv):
+        convs = [*module.branches, module.mix[0]]
+        outputs, inputs = [_pairs(conv.out_channels) for conv in convs], _pairs(module.branches[0].in_channels)
+        stacked = sum(outputs[:-1])
+        turns = [*_orthogonal(stacked, inputs).split(outputs[:-1]), _orthogonal(outputs[-1], stacked)]
+        for conv, turn in zip(convs, turns, strict=True):
+            taps = math.prod(conv.kernel_size)
+            half = SPREAD * torch.randn(*turn.shape, *conv.kernel_size) / (turn.shape[1] * taps) ** 0.5
+            half[:, :, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] += turn
+            _set_mirrored(conv, half, colours=False)
+
+
+def _orthogonal(rows: int, columns: int) -> Tensor:
+    """(rows, columns) with orthonormal rows or columns, whichever are fewer."""
+    return nn.init.orthogonal_(torch.empty(rows, columns))
+
+
+def _set_mirrored(conv: nn.Conv2d | nn.ConvTranspose2d, half: Tensor, colours: bool) -> None:
+    full = _opposed(half, dim=0)
+    full = full if colours else _opposed(full, dim=1)
+    full = full[: conv.out_channels, : conv.in_channels]
+    conv.weight.copy_(full.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else full)

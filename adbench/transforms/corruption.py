@@ -387,12 +387,18 @@ class Occlusion:
         shapes: fewest and most shapes; each is an ellipse, a rectangle or a polygon.
         side: range of a shape's sides, as shares of the image's.
         vertices: fewest and most vertices of a polygon.
+        opacity: range of the share of the image that the content replaces, one draw per image.
+        matched: how often the content is as bright on average as the image, so that its structure alone is foreign.
         bank: (N, 3, h, w) uint8 images to show; None shows procedural noise.
+
+    On images without colour the content has none either: it would be found by its colour alone.
     """
 
     shapes: tuple[int, int] = (1, 5)
     side: tuple[float, float] = (0.05, 0.30)
     vertices: tuple[int, int] = (3, 8)
+    opacity: tuple[float, float] = (1.0, 1.0)
+    matched: float = 0.0
     bank: Tensor | None = None
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -409,7 +415,16 @@ class Occlusion:
         index = window.index.unflatten(0, (len(image), most)).flatten(1)
         mask = empty.scatter_reduce(1, index, soft.flatten(1), "amax").view(len(image), 1, *size)
         content = fractal_content(draws, size) if self.bank is None else bank_content(self.bank, draws, size)
-        return torch.lerp(image, content.to(image.dtype), mask), mask
+        content = self._fitted(content.to(image.dtype), image, draws)
+        opacity = draws.uniform(1, 1, 1, low=self.opacity[0], high=self.opacity[1])
+        return torch.lerp(image, content, mask * opacity), mask
+
+    def _fitted(self, content: Tensor, image: Tensor, draws: Draws) -> Tensor:
+        """Content without colour on images without, and on some as bright as the image."""
+        colourless = (image.amax(1, keepdim=True) - image.amin(1, keepdim=True)).amax((2, 3), keepdim=True) < 1e-6
+        content = torch.where(colourless, content.mean(1, keepdim=True), content)
+        shift = image.mean((2, 3), keepdim=True) - content.mean((2, 3), keepdim=True)
+        return torch.where(draws.uniform(1, 1, 1) < self.matched, (content + shift).clamp(0, 1), content)
 
     def _lattice(self, draws: Draws) -> Tensor:
         """(B, shapes, L, L) soft shapes in [0, 1], 0 on the border."""

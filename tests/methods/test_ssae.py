@@ -22,7 +22,7 @@ def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSA
         "symmetries": {"texture": "all", "mvtec/screw": "rotations"}, "extent_shares": [0.25, 0.5, 0.75, 1.0],
         "extent_milestones": [0.0, 0.15, 0.35, 0.6], "extent_floor": 16, "difference": {"texture": "squared"},
         "smoothing_k": 3, "smoothing_n": 2, "average_exponent": {"texture": 0}, "validate_every": 10, "patience": 20,
-        "smallest_rate": 1e-6, "tolerance_1": 1.0, "tolerance_4": 1.1,
+        "smallest_rate": 1e-6, "tolerance_1": 1.0, "tolerance_4": 1.1, "schedule": None, "initialization": "kaiming",
         "optimizer": functools.partial(torch.optim.Adam, lr=1e-3),
     } | changes  # fmt: skip
     torch.manual_seed(0)
@@ -155,9 +155,11 @@ def test_foreign_images_fill_the_occluding_shapes(tmp_path):
 
     Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "red.png")
     method = make(corruption="occlusion", foreign=str(tmp_path))
-    corrupted, mask = method.corrupt(torch.zeros(4, 3, SIDE, SIDE), Draws(torch_stream(0, "x"), 4))
+    blue = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(4, 3, SIDE, SIDE)
+    corrupted, mask = method.corrupt(blue, Draws(torch_stream(0, "x"), 4))
     torch.testing.assert_close(corrupted[:, :1], mask)
-    assert corrupted[:, 1:].abs().max() == 0
+    torch.testing.assert_close(corrupted[:, 2:], 1 - mask)
+    assert corrupted[:, 1].abs().max() == 0
     assert "bank" not in method.state_dict()
 
 
@@ -228,6 +230,16 @@ def test_objective_4_keeps_the_latest_weights_within_tolerance_and_stops_when_it
     method.batches_seen = 80
     method.select([1.3], group)
     assert group[0]["lr"] == 0
+
+
+def test_without_a_tolerance_the_last_weights_are_kept_and_a_schedule_replaces_the_halving():
+    method = make(objectives=[4], tolerance_4=None, patience=20, schedule=lambda progress: 1 - progress)
+    group = groups(method)
+    for k, error in ((10, 0.1), (20, 0.5), (60, 0.9)):
+        method.batches_seen = k
+        method.select([error], group)
+        assert int(method.kept_at[0]) == k
+    assert group[0]["lr"] == 1e-4
 
 
 def test_the_state_of_the_selection_is_in_the_checkpoint():

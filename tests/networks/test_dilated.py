@@ -99,3 +99,32 @@ def test_bfloat16_autocast_changes_a_reconstruction_by_less_than_half_a_percent_
     assert half.dtype == torch.float32
     assert (half - full).abs().mean() < 0.005
     assert full.std() > 0.02  # not constant: the comparison says something
+
+
+def test_a_mirrored_stack_of_layers_starts_as_a_linear_map():
+    torch.manual_seed(0)
+    network = DilatedAutoencoder(3, width=1 / 16).double()
+    network.start_linear()
+    network.double().eval()
+    stacks = network.encoder[-4:]
+    a, b = (torch.randn(1, network.encoder[-4].branches[0].in_channels // 2, 8, 8).double() for _ in range(2))
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        # What reaches the stacks: the positive and the negative part of every channel, one beside the other.
+        code = stacks(torch.stack([x, -x], dim=2).flatten(1, 2).relu())
+        return code[:, ::2] - code[:, 1::2]
+
+    torch.testing.assert_close(through(2 * a - 3 * b), 2 * through(a) - 3 * through(b))
+    assert through(a).abs().max() > 0.1
+
+
+def test_a_mirrored_filter_stands_beside_its_negative_at_every_width():
+    network = DilatedAutoencoder(3, width=3 / 64)  # 3 filters: the last one has no partner
+    network.start_linear()
+    weight = network.encoder[0][0].weight
+    assert torch.equal(weight[0], -weight[1])
+    even = DilatedAutoencoder(5, width=1 / 16)
+    even.start_linear()
+    for branch in even.encoder[-1].branches:
+        assert torch.equal(branch.weight[::2], -branch.weight[1::2])
+        assert torch.equal(branch.weight[:, ::2], -branch.weight[:, 1::2])

@@ -163,6 +163,31 @@ def test_occluding_shapes_show_the_foreign_content():
     assert (mask.amax(dim=(1, 2, 3)) > 0.5).all()
 
 
+def test_an_image_without_colour_is_occluded_by_content_without_colour():
+    grey, coloured = torch.full((4, 3, 64, 64), 0.5), torch.full((4, 3, 64, 64), 0.5)
+    coloured[:, 0] = 0.6
+    corrupted, _ = Occlusion()(torch.cat([grey, coloured]), draws(rows=8))
+    spread = corrupted.amax(dim=1) - corrupted.amin(dim=1)
+    assert spread[:4].max() < 1e-6
+    assert (spread[4:].amax(dim=(1, 2)) > 0.15).any()
+
+
+def test_half_opaque_content_replaces_half_of_the_image():
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    corrupted, mask = Occlusion(opacity=(0.5, 0.5), bank=white)(torch.zeros(8, 3, 64, 64), draws(rows=8))
+    torch.testing.assert_close(corrupted, 0.5 * mask.expand(-1, 3, -1, -1), rtol=0, atol=1e-5)
+    assert mask.max() > 0.9
+
+
+def test_matched_content_is_as_bright_as_the_image():
+    image = torch.full((16, 3, 64, 64), 0.3)
+    faint = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)  # without structure, nothing is left of it
+    corrupted, _ = Occlusion(matched=1.0, bank=faint)(image, draws(rows=16))
+    torch.testing.assert_close(corrupted, image, rtol=0, atol=1e-5)
+    seen = Occlusion(matched=0.5, bank=faint)(image, draws(rows=16))[0].sub(image).abs().amax(dim=(1, 2, 3)) > 0.1
+    assert 0 < seen.sum() < 16
+
+
 def test_as_many_shapes_appear_as_were_drawn():
     from scipy.ndimage import label
 
