@@ -44,7 +44,7 @@ RUNS = {
     "esad/table1_cifar10": 10 + 90 * 4,
     "esad/table1_mnist_small": 3 * 3,
     "esad/table2": 4 * 3,
-    "esad/table3": 8 * 6 * 10,
+    "esad/table3": 7 * 6 * 10,
     "esad/table3_pretrained": 2 * 6 * 10,
     "esad/table4": 3 * 2 * 10,
     "esad/table5": 2 * (10 + 90 * 4),
