@@ -154,9 +154,9 @@ def _start_linear(module: nn.Module) -> None:
         _set_mirrored(module, half, colours)
     elif isinstance(module, StackedDilatedConv):
         convs = [*module.branches, module.mix[0]]
-        outputs, inputs = [_pairs(conv.out_channels) for conv in convs], _pairs(module.branches[0].in_channels)
-        stacked = sum(outputs[:-1])
-        turns = [*_orthogonal(stacked, inputs).split(outputs[:-1]), _orthogonal(outputs[-1], stacked)]
+        sizes, entering = [_pairs(conv.out_channels) for conv in convs], _pairs(module.branches[0].in_channels)
+        stacked = sum(sizes[:-1])
+        turns = [*_orthogonal(stacked, entering).split(sizes[:-1]), _orthogonal(sizes[-1], stacked)]
         for conv, turn in zip(convs, turns, strict=True):
             taps = math.prod(conv.kernel_size)
             half = SPREAD * torch.randn(*turn.shape, *conv.kernel_size) / (turn.shape[1] * taps) ** 0.5
