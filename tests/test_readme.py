@@ -39,7 +39,7 @@ def test_a_run_command_of_the_readme_runs(line, run, data_root, tmp_path):
     # Smoke size and few jobs, wherever the command says otherwise; launchers have tests of their own.
     arguments = [a for a in arguments if not a.startswith(("budget", "trainer=", "hydra/launcher", "hydra.launcher"))]
     if "-m" in arguments:
-        arguments.append("hydra.sweeper.n_trials=2" if "sweeper=tuning" in line else "hydra.sweeper.at_most=2")
+        arguments.append("hydra.sweeper.n_trials=2" if "sweeper=tuning" in line else "hydra.sweeper.at_most=1")
     code, _ = run(*arguments)
     records = list((tmp_path / "results").rglob("metrics.json"))
     assert [metrics_of(path.parent)["error"] for path in records] == [None] * len(records)
