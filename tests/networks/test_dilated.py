@@ -105,7 +105,7 @@ def test_a_mirrored_stack_of_layers_starts_as_a_linear_map():
     torch.manual_seed(0)
     network = DilatedAutoencoder(3, width=1 / 16).double()
     network.start_linear()
-    network.double().eval()
+    network.eval()
     stacks = network.encoder[-4:]
     a, b = (torch.randn(1, network.encoder[-4].branches[0].in_channels // 2, 8, 8).double() for _ in range(2))
 
