@@ -40,7 +40,7 @@ from adbench.transforms.corruption import (
     Untouched,
     read_bank,
 )
-from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes
+from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes, undo_symmetry
 from adbench.types import Batch, Scores, UserError
 
 Value = TypeVar("Value")
@@ -85,6 +85,7 @@ class SSAE(SingleObjective):
         rotation_probability: by data set, how often the corrupted image is turned.
         foreign: folder of images that occluding shapes show; None shows procedural noise.
         symmetries: by data set, a group of `transforms.symmetry.SYMMETRIES` for augmentation.
+        symmetric_maps: an anomaly map is the mean over these symmetries of the image, each turned back.
         extent_shares, extent_milestones: training crops have a side of `extent_shares[i]` of the image's once
             `extent_milestones[i]` of the budget is spent...
         extent_floor: ...and never one below this many pixels.
@@ -123,6 +124,7 @@ class SSAE(SingleObjective):
         rotation_probability: Mapping[str, float],
         foreign: str | None,
         symmetries: Mapping[str, str],
+        symmetric_maps: bool,
         extent_shares: Sequence[float],
         extent_milestones: Sequence[float],
         extent_floor: int,
@@ -171,6 +173,7 @@ class SSAE(SingleObjective):
         self.register_buffer("bank", bank, persistent=False)
         codes = symmetry_codes(chosen(symmetries, "symmetries"), square=self.size[0] == self.size[1])
         self.register_buffer("codes", torch.tensor(codes), persistent=False)
+        self._views = codes if symmetric_maps else (0,)
         self.extents = tuple(zip(extent_milestones, extent_shares, strict=True))
         self.extent_floor = extent_floor
 
@@ -338,9 +341,14 @@ class SSAE(SingleObjective):
         """Eq. 3 for every network: (networks, B, 1, H, W)."""
         # In float32 whatever training used: scores must not depend on the number of images beside them.
         with torch.autocast(image.device.type, enabled=False):
-            differences = [self._difference(image, network(image)) for network in self.networks]
+            total = torch.zeros_like(image[:, :1]).expand(len(self.networks), -1, -1, -1, -1)
+            for view in self._views:
+                code = torch.full((len(image),), view, device=image.device)
+                turned = apply_symmetry(image, code)
+                differences = [self._difference(turned, network(turned)) for network in self.networks]
+                total = total + torch.stack([undo_symmetry(one, code) for one in differences])
             return torch.stack(
-                [equations.mean_filter(maps, self.smoothing_k, self.smoothing_n) for maps in differences]
+                [equations.mean_filter(one / len(self._views), self.smoothing_k, self.smoothing_n) for one in total]
             )
 
     def score(self, image: Tensor) -> Scores:

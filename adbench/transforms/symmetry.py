@@ -41,6 +41,13 @@ def apply_symmetry(image: Tensor, code: Tensor) -> Tensor:
     return torch.where(bit[2], image.transpose(-1, -2), image) if image.shape[-1] == image.shape[-2] else image
 
 
+def undo_symmetry(image: Tensor, code: Tensor) -> Tensor:
+    """The inverse of `apply_symmetry` with the same codes, which only differs where a code swaps the axes."""
+    left, top = code & 1, code >> 1 & 1
+    swaps = code >= 4
+    return apply_symmetry(image, torch.where(swaps, top + 2 * left + 4, code))
+
+
 def crop(image: Tensor, height: int, width: int, position: Tensor) -> Tensor:
     """Cut a window from each image at its own place.
 

@@ -8,6 +8,7 @@ from adbench.losses.ssae import squared_difference
 from adbench.methods.ssae import SSAE
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import Alternately, Cutout, Draws, Elastic, Occlusion, Rotated, Untouched
+from adbench.transforms.symmetry import apply_symmetry, undo_symmetry
 from adbench.types import Batch, UserError
 
 SIDE = 32
@@ -23,6 +24,7 @@ def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSA
         "extent_milestones": [0.0, 0.15, 0.35, 0.6], "extent_floor": 16, "difference": {"texture": "squared"},
         "smoothing_k": 3, "smoothing_n": 2, "average_exponent": {"texture": 0}, "validate_every": 10, "patience": 20,
         "smallest_rate": 1e-6, "tolerance_1": 1.0, "tolerance_4": 1.1, "schedule": None, "initialization": "kaiming",
+        "symmetric_maps": False,
         "optimizer": functools.partial(torch.optim.Adam, lr=1e-3),
     } | changes  # fmt: skip
     torch.manual_seed(0)
@@ -138,6 +140,24 @@ def test_images_that_are_not_square_are_cropped_and_scored_in_their_own_shape():
     given = batch()._replace(image=torch.rand(2, 3, 32, 48))
     assert all(torch.isfinite(t) for t in method.objective(given).values())
     assert method.eval().score(given.image).maps.shape == (2, 1, 32, 48)
+
+
+def test_symmetric_maps_turn_with_the_image_and_are_the_mean_over_its_views():
+    method = make(symmetric_maps=True, smoothing_k=1).eval()
+    image, turn = torch.rand(2, 3, SIDE, SIDE), torch.tensor([5, 2])
+    maps = method.score(image).maps
+    torch.testing.assert_close(method.score(apply_symmetry(image, turn)).maps, apply_symmetry(maps, turn))
+    one_view = make(smoothing_k=1).eval()
+    assert not torch.allclose(one_view.score(apply_symmetry(image, turn)).maps,
+                              apply_symmetry(one_view.score(image).maps, turn), rtol=0.01)  # fmt: skip
+    with torch.no_grad():
+        codes = [torch.full((2,), code) for code in range(8)]
+        turned = [apply_symmetry(image, code) for code in codes]
+        views = [
+            undo_symmetry((x - method.networks[0](x)).square().mean(1, True), code)
+            for x, code in zip(turned, codes, strict=True)
+        ]
+    torch.testing.assert_close(maps, torch.stack(views).mean(0))
 
 
 def test_categories_get_the_corruptions_and_symmetries_of_the_paper():

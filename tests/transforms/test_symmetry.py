@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes
+from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes, undo_symmetry
 from adbench.types import UserError
 
 L_SHAPE = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
@@ -53,3 +53,12 @@ def test_each_row_is_cropped_at_its_own_place_and_no_place_is_outside():
 def test_a_crop_of_the_full_size_is_the_image():
     image = torch.rand(2, 3, 8, 8)
     assert crop(image, 8, 8, torch.rand(2, 2)) is image
+
+
+def test_a_symmetry_is_undone_by_its_inverse():
+    image, codes = torch.rand(8, 2, 5, 5), torch.arange(8)
+    turned = apply_symmetry(image, codes)
+    assert not torch.equal(turned[1:], image[1:])
+    assert torch.equal(undo_symmetry(turned, codes), image)
+    wide, codes = torch.rand(4, 1, 3, 7), torch.arange(4)
+    assert torch.equal(undo_symmetry(apply_symmetry(wide, codes), codes), wide)
