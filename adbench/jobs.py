@@ -27,7 +27,15 @@ from adbench import __version__
 from adbench.files import write_text
 from adbench.placement import cores, take_place, threads_per_job
 from adbench.ranks import STRATEGY, Ranks, all_ranks, number_of_ranks
-from adbench.runs import RunFolder, build_datamodule, build_method, changed_values, config_hash, flat
+from adbench.runs import (
+    RunFolder,
+    build_datamodule,
+    build_method,
+    changed_values,
+    config_hash,
+    flat,
+    note_other_settings,
+)
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -61,6 +69,8 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
     write_text(Path(cfg.results) / "latest", f"{folder.path.resolve()}\n")
     if before.get("status") == "finished" and not cfg.overwrite:
         log.info("Already finished; overwrite=true trains it again.")
+        if note := note_other_settings(before, cfg):
+            log.warning(note)
         log.info(summary(before, folder.path))
         return 0
     resumable = before.get("status") in ("running", "interrupted") and cfg.resume and not cfg.overwrite

@@ -106,6 +106,17 @@ def config_hash(cfg: DictConfig) -> str:
     return digest({"seed": cfg.seed, **_hashed_values(cfg)}, 12)
 
 
+def note_other_settings(record: Mapping[str, Any], cfg: DictConfig) -> str:
+    """What to tell of a finished run that this command takes over; empty if it was made with the command's settings.
+
+    A folder's name tells what a command changes about its presets; a preset that has changed since is not seen there.
+    """
+    then = record.get("config_hash")
+    if then in (None, config_hash(cfg)):
+        return ""
+    return "it was made with other settings than this command's now, which a preset or a default has changed since"
+
+
 def safe_id(text: Any) -> str:
     """A folder name that every file system takes; slashes stay, because ids such as mvtec/bottle nest."""
     parts = [re.sub(r"[^\w.+-]+", "_", part).strip("._") for part in str(text).split("/")]

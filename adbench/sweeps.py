@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
 from adbench.placement import cores, jobs_side_by_side
-from adbench.runs import RunFolder
+from adbench.runs import RunFolder, note_other_settings
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -101,6 +101,8 @@ class Recorder:
             if record.get("status") == "finished":
                 job.status, job.metrics = "finished", record
                 log.info(f"#{job.number} already finished -> {job.name}")
+                if note := note_other_settings(record, cfg):
+                    log.warning(f"#{job.number} {note}; overwrite=true trains it again")
 
     def _run(self, jobs: list[Job]) -> None:
         """Run jobs until each has an outcome. A worker of joblib that is killed takes those beside it down, and nothing

@@ -79,6 +79,19 @@ def test_a_finished_run_is_recognised_and_not_repeated(run):
     assert (folder / "checkpoints/last.ckpt").stat().st_mtime_ns != stamp
 
 
+def test_a_finished_run_of_a_preset_that_has_changed_since_is_said_to_be_one(run, capfd):
+    _, folder = run(*SMALL)
+    capfd.readouterr()
+    run(*SMALL)
+    assert "other settings" not in "".join(capfd.readouterr())
+    record = metrics_of(folder)
+    (folder / "metrics.json").write_text(json.dumps(record | {"config_hash": "0123456789ab"}))
+    for sweep in ((), ("-m",)):
+        code, _ = run(*sweep, *SMALL)
+        assert code == 0
+        assert "made with other settings" in "".join(capfd.readouterr())
+
+
 def test_a_loss_that_becomes_nan_fails_the_run_with_its_name_and_step(run, monkeypatch):
     from adbench.methods import cbigan
 
