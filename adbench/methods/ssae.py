@@ -65,7 +65,7 @@ class Snapshot(nn.Module):
 
 
 class SSAE(SingleObjective):
-    """One network, or several, for each objective; both objectives' maps are joined by the pixelwise maximum (Table 4).
+    """One network per objective; with both objectives their maps are joined by the pixelwise maximum (Table 4).
 
     Arguments called `by` something are mappings whose keys are a data set's id (such as "mvtec/cable") or its kind; the
     id wins.
@@ -75,7 +75,6 @@ class SSAE(SingleObjective):
         image_size: side, or [height, width], of the images; divisible by 8.
         data_id: the data set, for the choices made per category.
         objectives: [1], [4] or [1, 4], numbers of the paper's equations.
-        members: networks for each objective, which differ in their first weights; their maps are averaged.
         lambda_1, lambda_4: λ of either objective, in [0, 1].
         squared_norm: squared norms, or norms as printed.
         kernel, width: of the network, see `DilatedAutoencoder`.
@@ -111,7 +110,6 @@ class SSAE(SingleObjective):
         image_size: int | Sequence[int],
         data_id: str,
         objectives: Sequence[int],
-        members: int,
         lambda_1: float,
         lambda_4: float,
         squared_norm: bool,
@@ -147,8 +145,6 @@ class SSAE(SingleObjective):
         self.weights = {1: lambda_1, 4: lambda_4}
         self.tolerance = {n: math.inf if t is None else t for n, t in ((1, tolerance_1), (4, tolerance_4))}
         self._check(objectives, extent_shares, extent_milestones)
-        if members < 1:
-            raise UserError(f"method.members counts the networks of an objective and must be 1 or more, got {members}")
 
         def chosen(by: Mapping[str, Value], name: str) -> Value:
             for key in (data_id, kind):
@@ -156,8 +152,7 @@ class SSAE(SingleObjective):
                     return by[key]
             raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
 
-        self.members = members
-        self.objectives = tuple(number for number in objectives for _ in range(members))  # of each network
+        self.objectives = tuple(objectives)
         self.squared_norm = squared_norm
         if initialization not in ("kaiming", "mirrored"):
             raise UserError(f"method.initialization must be kaiming or mirrored, got {initialization!r}")
@@ -249,9 +244,8 @@ class SSAE(SingleObjective):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
         corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, rank, world))
         terms: Terms = {}
-        for i, (number, network) in enumerate(zip(self.objectives, self.networks, strict=True)):
-            prefix = f"objective_{number}/" if len(self.objectives) > self.members else ""
-            prefix += f"member_{i % self.members}/" if self.members > 1 else ""
+        for number, network in zip(self.objectives, self.networks, strict=True):
+            prefix = f"objective_{number}/" if len(self.objectives) > 1 else ""
             reconstruction = network(corrupted)
             for name, term in self._terms(number, reconstruction, clean, corrupted, mask).items():
                 terms[prefix + name] = term
@@ -365,8 +359,7 @@ class SSAE(SingleObjective):
                 equations.discount_habitual_error(one, average, self.average_exponent)
                 for one, average in zip(self._maps(image), self.average_maps, strict=True)
             ]
-        )
-        maps = maps.unflatten(0, (-1, self.members)).mean(dim=1).amax(dim=0)
+        ).amax(dim=0)
         return Scores(equations.total(maps), maps)
 
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ SIDE = 32
 
 def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSAE:
     options = {
-        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1,
-        "lambda_1": 0.5, "lambda_4": 0.1,
+        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "lambda_1": 0.5, "lambda_4": 0.1,
         "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
         "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
@@ -141,27 +140,6 @@ def test_images_that_are_not_square_are_cropped_and_scored_in_their_own_shape():
     given = batch()._replace(image=torch.rand(2, 3, 32, 48))
     assert all(torch.isfinite(t) for t in method.objective(given).values())
     assert method.eval().score(given.image).maps.shape == (2, 1, 32, 48)
-
-
-def test_members_start_apart_train_apart_and_their_maps_are_averaged_before_objectives_are_joined():
-    method = make(objectives=[1, 4], members=2, corruption="cutout")
-    weights = [network.encoder[0][0].weight for network in method.networks]
-    assert len(weights) == 4
-    assert not torch.equal(weights[0], weights[1])
-    terms = method.objective(batch())
-    assert {name.rsplit("/", 1)[0] for name in terms} == {
-        f"objective_{number}/member_{i}" for number in (1, 4) for i in (0, 1)
-    }
-    only = next(terms[name] for name in terms if name.startswith("objective_4/member_1"))
-    gradients = torch.autograd.grad(only, weights, allow_unused=True)
-    assert [g is not None for g in gradients] == [False, False, False, True]
-    method.eval()
-    image = batch().image
-    with torch.no_grad():
-        one, two, three, four = method._maps(image)
-    torch.testing.assert_close(method.score(image).maps, torch.maximum((one + two) / 2, (three + four) / 2))
-    with pytest.raises(UserError, match="members"):
-        make(members=0)
 
 
 def test_symmetric_maps_turn_with_the_image_and_are_the_mean_over_its_views():
