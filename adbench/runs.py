@@ -114,7 +114,7 @@ def note_other_settings(record: Mapping[str, Any], cfg: DictConfig) -> str:
     then = record.get("config_hash")
     if then in (None, config_hash(cfg)):
         return ""
-    return "it was made with other settings than this command's now, which a preset or a default has changed since"
+    return "it was made with other settings than this command has now: a preset or a default has changed since"
 
 
 def safe_id(text: Any) -> str:

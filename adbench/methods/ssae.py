@@ -341,15 +341,18 @@ class SSAE(SingleObjective):
         """Eq. 3 for every network: (networks, B, 1, H, W)."""
         # In float32 whatever training used: scores must not depend on the number of images beside them.
         with torch.autocast(image.device.type, enabled=False):
-            total = torch.zeros_like(image[:, :1]).expand(len(self.networks), -1, -1, -1, -1)
-            for view in self._views:
-                code = torch.full((len(image),), view, device=image.device)
-                turned = apply_symmetry(image, code)
-                differences = [self._difference(turned, network(turned)) for network in self.networks]
-                total = total + torch.stack([undo_symmetry(one, code) for one in differences])
-            return torch.stack(
-                [equations.mean_filter(one / len(self._views), self.smoothing_k, self.smoothing_n) for one in total]
-            )
+            maps = torch.stack([self._differences(image, view) for view in self._views]).mean(dim=0)
+            return torch.stack([equations.mean_filter(one, self.smoothing_k, self.smoothing_n) for one in maps])
+
+    def _differences(self, image: Tensor, view: int) -> Tensor:
+        """Diff of Eq. 2 for every network, of the images as one symmetry shows them, turned back."""
+        if view == 0:
+            return torch.stack([self._difference(image, network(image)) for network in self.networks])
+        code = torch.full((len(image),), view, device=image.device)
+        turned = apply_symmetry(image, code)
+        return torch.stack(
+            [undo_symmetry(self._difference(turned, network(turned)), code) for network in self.networks]
+        )
 
     def score(self, image: Tensor) -> Scores:
         if self.average_exponent and tuple(image.shape[-2:]) != self.size:
