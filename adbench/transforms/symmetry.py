@@ -33,7 +33,7 @@ def apply_symmetry(image: Tensor, code: Tensor) -> Tensor:
 
     Args:
         image: (B, C, H, W).
-        code: (B,) int64 in 0..7; in 0..3 if H and W differ.
+        code: (B,) int64 in 0..7, or (1,) for all; in 0..3 if H and W differ.
     """
     bit = [(code & value).bool()[:, None, None, None] for value in (1, 2, 4)]
     image = torch.where(bit[0], image.flip(-1), image)
