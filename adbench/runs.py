@@ -96,6 +96,27 @@ def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[s
     return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
 
 
+def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """A word in the place of a number or a switch is an error now, not deep inside or, because words are true, never.
+
+    Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own.
+
+    Raises:
+        UserError: naming the value.
+    """
+    try:
+        defaults = OmegaConf.to_container(_reference(cfg, choices), resolve=False)
+    except OmegaConfBaseException:
+        return  # a value is missing altogether: resolving the configuration says which
+    for key, default in {**flat(defaults), "seed": 0}.items():
+        if key.startswith(("data.", "trainer.", "logger.", "hydra.")):
+            continue
+        value = OmegaConf.select(cfg, key, default=None) if isinstance(default, bool | int | float) else None
+        if isinstance(value, str):
+            wanted = "true or false" if isinstance(default, bool) else "a number"
+            raise UserError(f"{key} must be {wanted}, as in {key}={json.dumps(default)}; got {value!r}")
+
+
 def digest(value: Any, length: int = 8) -> str:
     """A short hexadecimal name of any JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]

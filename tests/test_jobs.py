@@ -130,6 +130,26 @@ def test_what_a_user_gets_wrong_ends_in_one_clear_message_before_training(run, a
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("overwrite=maybe", "overwrite must be true or false, as in overwrite=false; got 'maybe'"),
+        ("method.average_corrected=maybe", "method.average_corrected must be true or false"),
+        ("method.lambda_=strong", "method.lambda_ must be a number, as in method.lambda_=0.1; got 'strong'"),
+        ("seed=one", "seed must be a number"),
+    ],
+)
+def test_a_word_for_a_switch_or_a_number_is_refused_and_touches_nothing(run, argument, message, capfd):
+    _, folder = run(*SMALL)
+    before = (folder / "metrics.json").read_bytes()
+    capfd.readouterr()
+    code, _ = run(*SMALL, argument)
+    assert code == 1
+    assert message in capfd.readouterr().out
+    assert (folder / "metrics.json").read_bytes() == before
+    assert len(list(folder.parent.glob("*/metrics.json"))) == 1
+
+
 @pytest.mark.parametrize("method", ["pca", "ocsvm"])
 def test_a_method_without_training_leaves_the_budget_of_a_sweep_to_the_others(run, method):
     code, folder = run(f"method={method}", "data=digits", "budget.max_batches=3", smoke=False)
