@@ -80,6 +80,37 @@ def unknown_choice(arguments: list[str]) -> str | None:
     return None
 
 
+def values_for_the_jobs(arguments: list[str]) -> list[str]:
+    """The same sweep, with a value for swept choices of a group left to the jobs.
+
+    Before it starts a sweep, Hydra composes a configuration without what is swept. In `-m method=cbigan,egbad
+    method.latent=16` that has the default method, which need not know the value, and the sweep would not start. As a
+    choice among one, the value is part of the sweep.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    swept, parsed = set(), {}
+    for argument in arguments:
+        try:
+            parsed[argument] = parser.parse_override(argument)
+        except HydraException:
+            continue  # an option such as -m, or a mistake that Hydra explains itself
+        if parsed[argument].is_sweep_override():
+            swept.add(parsed[argument].key_or_group)
+
+    def left_to_jobs(argument: str) -> str:
+        override = parsed.get(argument)
+        if override is None or override.is_sweep_override() or override.is_delete():
+            return argument
+        group, dot, _ = override.key_or_group.partition(".")
+        name, _, value = argument.partition("=")
+        return f"{name}=choice({value})" if dot and group in swept else argument
+
+    return [left_to_jobs(argument) for argument in arguments]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -95,6 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     import hydra
 
     from adbench import jobs, sweeps
+
+    if {"-m", "--multirun"} & set(arguments) and not any(a.startswith("hydra/sweeper=") for a in arguments):
+        arguments = values_for_the_jobs(arguments)
     from adbench.runs import conf_dir
 
     codes: list[int] = []

@@ -1,10 +1,11 @@
+import json
 import subprocess
 import sys
 import time
 
 import pytest
 
-from adbench.run import GROUPS, choices, help_text, main, unknown_choice
+from adbench.run import GROUPS, choices, help_text, main, unknown_choice, values_for_the_jobs
 
 
 def test_help_lists_every_choice_of_every_group():
@@ -43,3 +44,20 @@ def test_a_mistyped_choice_is_told_before_anything_is_imported(argument, message
 @pytest.mark.parametrize("argument", ["method=choice(cbigan,egbad)", "seed=range(3)", "method.alpha=0.1", "+extra=1"])
 def test_what_is_not_a_plain_choice_is_left_to_hydra(argument):
     assert unknown_choice([argument]) is None
+
+
+def test_a_value_for_swept_methods_is_left_to_the_jobs_and_other_arguments_are_as_they_were():
+    arguments = ["-m", "method=cbigan,egbad", "data=digits", "method.latent=16", "method.alpha=0,1", "+method.a=[1,4]",
+                 "data.normal_class=3", "seed=1", "~method.b", "data.root=/a b/c"]  # fmt: skip
+    expected = list(arguments)
+    expected[3], expected[5] = "method.latent=choice(16)", "+method.a=choice([1,4])"
+    assert values_for_the_jobs(arguments) == expected
+
+
+def test_a_sweep_over_methods_takes_a_value_that_the_default_method_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path))
+    monkeypatch.setenv("ADBENCH_CACHE", str(tmp_path / "cache"))
+    assert main(["-m", "method=cbigan/small,egbad/small", "data=digits", "method.latent=8", "trainer=smoke"]) == 0
+    found = [json.loads(p.read_text()) for p in tmp_path.rglob("metrics.json")]
+    assert sorted(record["method"] for record in found) == ["cbigan/small", "egbad/small"]
+    assert all(record["changed"]["method.latent"] == 8 for record in found)
