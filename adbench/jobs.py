@@ -58,7 +58,7 @@ def execute(cfg: DictConfig) -> int:
         # The workers of a sweep that was killed and is repeated at once are still saving their state.
         with RunFolder(path, patience=60 if sweep else 0) as folder, _signals_as_request() as request:
             code = _execute(cfg, folder, choices, request)
-    except UserError as error:  # or someone else owns the folder: its metrics.json is not ours to write
+    except UserError as error:  # the folder may be another's: its metrics.json is not ours to write
         _say_error(error)
         return 1
     if sweep and code > 128:

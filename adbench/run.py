@@ -126,11 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
     import hydra
 
     from adbench import jobs, sweeps
+    from adbench.runs import conf_dir
 
     if {"-m", "--multirun"} & set(arguments) and not any(a.startswith("hydra/sweeper=") for a in arguments):
         arguments = values_for_the_jobs(arguments)
-    from adbench.runs import conf_dir
-
     codes: list[int] = []
 
     def task(cfg: Any) -> int:

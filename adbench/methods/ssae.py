@@ -348,9 +348,8 @@ class SSAE(SingleObjective):
         """Diff of Eq. 2 for every network, of the images as one symmetry shows them, turned back."""
         if view == 0:
             return torch.stack([self._difference(image, network(image)) for network in self.networks])
-        code = torch.tensor(
-            [view], device=image.device
-        )  # one for all rows: their number stays open in an exported graph
+        # One code for all rows, so that their number stays open in an exported graph.
+        code = torch.tensor([view], device=image.device)
         turned = apply_symmetry(image, code)
         return torch.stack(
             [undo_symmetry(self._difference(turned, network(turned)), code) for network in self.networks]
