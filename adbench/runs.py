@@ -27,6 +27,7 @@ GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
 UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
             "data.source.file", "data.source.download")  # fmt: skip
+SWITCH_WORDS = {"trainer.deterministic": ("warn",)}  # what else than true and false a switch may be
 
 
 def conf_dir() -> Path:
@@ -109,11 +110,11 @@ def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     except OmegaConfBaseException:
         return  # a value is missing altogether: resolving the configuration says which
     for key, default in {**flat(defaults), "seed": 0}.items():
-        if key.startswith(("data.", "trainer.", "logger.", "hydra.")):
-            continue
+        is_switch = isinstance(default, bool)
+        has_words = key.startswith(("hydra.", *(() if is_switch else ("data.", "trainer.", "logger."))))
         value = OmegaConf.select(cfg, key, default=None) if isinstance(default, bool | int | float) else None
-        if isinstance(value, str):
-            wanted = "true or false" if isinstance(default, bool) else "a number"
+        if isinstance(value, str) and not has_words and value not in SWITCH_WORDS.get(key, ()):
+            wanted = "true or false" if is_switch else "a number"
             raise UserError(f"{key} must be {wanted}, as in {key}={json.dumps(default)}; got {value!r}")
 
 
