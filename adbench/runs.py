@@ -109,7 +109,9 @@ def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         defaults = OmegaConf.to_container(_reference(cfg, choices), resolve=False)
     except OmegaConfBaseException:
         return  # a value is missing altogether: resolving the configuration says which
-    for key, default in {**flat(defaults), "seed": 0}.items():
+    # The reference takes these from the configuration itself, with the word.
+    own = {"seed": 0, "data.download": False, "data.source.download": False}
+    for key, default in {**flat(defaults), **own}.items():
         is_switch = isinstance(default, bool)
         has_words = key.startswith(("hydra.", *(() if is_switch else ("data.", "trainer.", "logger."))))
         value = OmegaConf.select(cfg, key, default=None) if isinstance(default, bool | int | float) else None

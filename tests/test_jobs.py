@@ -138,6 +138,7 @@ def test_what_a_user_gets_wrong_ends_in_one_clear_message_before_training(run, a
         ("method.lambda_=strong", "method.lambda_ must be a number, as in method.lambda_=0.1; got 'strong'"),
         ("seed=one", "seed must be a number"),
         ("trainer.deterministic=maybe", "trainer.deterministic must be true or false"),
+        ("+data.download=maybe", "data.download must be true or false"),
     ],
 )
 def test_a_word_for_a_switch_or_a_number_is_refused_and_touches_nothing(run, argument, message, capfd):
