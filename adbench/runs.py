@@ -100,7 +100,7 @@ def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[s
 def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """A word in the place of a number or a switch is an error now, not deep inside or, because words are true, never.
 
-    Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own.
+    Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own numbers.
 
     Raises:
         UserError: naming the value.
@@ -113,9 +113,9 @@ def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     own = {"seed": 0, "data.download": False, "data.source.download": False}
     for key, default in {**flat(defaults), **own}.items():
         is_switch = isinstance(default, bool)
-        has_words = key.startswith(("hydra.", *(() if is_switch else ("data.", "trainer.", "logger."))))
+        left_alone = ("hydra.",) if is_switch else ("hydra.", "data.", "trainer.", "logger.")
         value = OmegaConf.select(cfg, key, default=None) if isinstance(default, bool | int | float) else None
-        if isinstance(value, str) and not has_words and value not in SWITCH_WORDS.get(key, ()):
+        if isinstance(value, str) and not key.startswith(left_alone) and value not in SWITCH_WORDS.get(key, ()):
             wanted = "true or false" if is_switch else "a number"
             raise UserError(f"{key} must be {wanted}, as in {key}={json.dumps(default)}; got {value!r}")
 

@@ -349,7 +349,7 @@ class SSAE(SingleObjective):
         if view == 0:
             return torch.stack([self._difference(image, network(image)) for network in self.networks])
         # One code for all rows, so that their number stays open in an exported graph.
-        code = torch.tensor([view], device=image.device)
+        code = torch.full((1,), view, device=image.device)
         turned = apply_symmetry(image, code)
         return torch.stack(
             [undo_symmetry(self._difference(turned, network(turned)), code) for network in self.networks]
