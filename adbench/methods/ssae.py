@@ -94,7 +94,7 @@ class SSAE(SingleObjective):
         smoothing_n: times that it is applied.
         average_exponent: by data set, t of Eq. 14; 0 switches the correction off.
         validate_every: training batches between two validations on corrupted held-out images.
-        patience: batches without a better validation error after which the learning rate is halved.
+        patience: batches without a better validation error after which the learning rate is halved; None: never.
         smallest_rate: below which it is not halved.
         tolerance_1, tolerance_4: by objective; the weights kept are the latest whose validation error is at most this
             multiple of the best. With more than 1, training of that network ends when the error stays above it for
@@ -133,7 +133,7 @@ class SSAE(SingleObjective):
         smoothing_n: int,
         average_exponent: Mapping[str, float],
         validate_every: int,
-        patience: int,
+        patience: int | None,
         smallest_rate: float,
         tolerance_1: float | None,
         tolerance_4: float | None,
@@ -187,7 +187,8 @@ class SSAE(SingleObjective):
         self.average_exponent = chosen(average_exponent, "average_exponent")
         equations.mean_filter(torch.zeros(1, 1, *self.size), self.smoothing_k, self.smoothing_n)  # refuses misfits now
 
-        self.validate_every, self.patience, self.smallest_rate = validate_every, patience, smallest_rate
+        self.validate_every, self.smallest_rate = validate_every, smallest_rate
+        self.patience = math.inf if patience is None else patience
         count = len(self.objectives)
         self.register_buffer("average_maps", torch.zeros(count, 1, *self.size))
         self.register_buffer("best_error", torch.full((count,), math.inf))

@@ -239,6 +239,14 @@ def test_the_learning_rate_is_halved_once_for_each_patience_without_improvement_
     assert rates == [1e-4, 1e-4, 5e-5, 5e-5, 3e-5, 3e-5, 3e-5, 3e-5, 3e-5]
 
 
+def test_without_patience_the_learning_rate_stays():
+    method, group = make(patience=None), groups(make())
+    for k in (0, 100, 10_000):
+        method.batches_seen = k
+        method.select([1.0 + k], group)
+    assert group[0]["lr"] == 1e-4
+
+
 def test_objective_4_keeps_the_latest_weights_within_tolerance_and_stops_when_its_error_stays_above():
     method = make(objectives=[4], tolerance_4=1.1, patience=20)
     group = groups(method)
