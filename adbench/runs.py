@@ -100,6 +100,8 @@ def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[s
 def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """A word in the place of a number or a switch is an error now, not deep inside or, because words are true, never.
 
+    So is a single value in the place of a method's list.
+
     Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own numbers.
 
     Raises:
@@ -118,6 +120,10 @@ def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         if isinstance(value, str) and not key.startswith(left_alone) and value not in SWITCH_WORDS.get(key, ()):
             wanted = "true or false" if is_switch else "a number"
             raise UserError(f"{key} must be {wanted}, as in {key}={json.dumps(default)}; got {value!r}")
+        if key.startswith("method.") and isinstance(default, list):
+            value = OmegaConf.select(cfg, key, default=None)
+            if isinstance(value, str | bool | int | float):
+                raise UserError(f"{key} must be a list, as in {key}={json.dumps(default)}; got {value!r}")
 
 
 def digest(value: Any, length: int = 8) -> str:
