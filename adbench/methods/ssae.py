@@ -211,7 +211,7 @@ class SSAE(SingleObjective):
             raise UserError(f"method.objectives must be [1], [4] or [1,4] (the ensemble), got {list(objectives)}")
         if not members or min(members) <= 0 or not math.isclose(sum(members), 1):
             raise UserError(
-                "method.members are positive shares of the training batches that add up to 1, such as [0.3,0.7]; "
+                "method.members are positive shares of the training batches that add up to 1, such as [1.0] or [0.3,0.7]; "
                 f"got {list(members)}"
             )
         if not all(0 <= weight <= 1 for weight in self.weights.values()):
