@@ -171,7 +171,7 @@ def step_decay(milestones: Sequence[float], gamma: float) -> Schedule:
     return lambda progress: gamma ** sum(progress >= m for m in milestones)
 
 
-def apply_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule | None, progress: float) -> None:
+def _apply_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule | None, progress: float) -> None:
     if schedule is None:
         return
     factor = schedule(progress)
@@ -204,7 +204,7 @@ class SingleObjective(Method):
         return self._optimizer_factory(self.trained_parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        apply_schedule(self.optimizers(use_pl_optimizer=False), self._schedule, self.progress)
+        _apply_schedule(self.optimizers(use_pl_optimizer=False), self._schedule, self.progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.objective(batch)
@@ -282,7 +282,7 @@ class Adversarial(Method):
         for phase, optimizer, parameters in zip(self._phases, optimizers, self._phase_parameters, strict=True):
             if not phase.acts(self.batches_seen):
                 continue
-            apply_schedule(optimizer.optimizer, self._schedule, self.progress)
+            _apply_schedule(optimizer.optimizer, self._schedule, self.progress)
             with self._only_training(parameters):
                 phase_terms = phase.objective(batch)
                 optimizer.zero_grad(set_to_none=True)

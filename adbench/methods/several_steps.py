@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, apply_schedule
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, _apply_schedule
 from adbench.types import Batch
 
 
@@ -54,7 +54,7 @@ class SeveralSteps(SingleObjective):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
-        apply_schedule(optimizer, self._schedule, self.progress)
+        _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rows = (self._rows_per_step or 0) // self.ranks or len(batch.image)  # of a step, on this device
         steps = max(1, len(batch.image) // rows)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from adbench.losses import ssae as equations
-from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms, apply_schedule
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
 from adbench.networks.dilated import STRIDE, DilatedAutoencoder
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import (
@@ -65,7 +65,7 @@ class Snapshot(nn.Module):
 
 
 class SSAE(SingleObjective):
-    """One network, or several, for each objective; both objectives' maps are joined by the pixelwise maximum (Table 4).
+    """One network per objective; with both objectives their maps are joined by the pixelwise maximum (Table 4).
 
     Arguments called `by` something are mappings whose keys are a data set's id (such as "mvtec/cable") or its kind; the
     id wins.
@@ -75,8 +75,6 @@ class SSAE(SingleObjective):
         image_size: side, or [height, width], of the images; divisible by 8.
         data_id: the data set, for the choices made per category.
         objectives: [1], [4] or [1, 4], numbers of the paper's equations.
-        members: shares of the training batches, one for each network of an objective. They are trained one after the
-            other, from first weights and on batches of their own, and their maps are averaged.
         lambda_1, lambda_4: λ of either objective, in [0, 1].
         squared_norm: squared norms, or norms as printed.
         kernel, width: of the network, see `DilatedAutoencoder`.
@@ -89,7 +87,7 @@ class SSAE(SingleObjective):
         symmetries: by data set, a group of `transforms.symmetry.SYMMETRIES` for augmentation.
         symmetric_maps: an anomaly map is the mean over these symmetries of the image, each turned back.
         extent_shares, extent_milestones: training crops have a side of `extent_shares[i]` of the image's once
-            `extent_milestones[i]` of a network's budget is spent...
+            `extent_milestones[i]` of the budget is spent...
         extent_floor: ...and never one below this many pixels.
         difference: by data set, "squared" or "ssim".
         smoothing_k: side of the mean filter; None takes the odd number nearest to a 32nd of the image's side.
@@ -102,8 +100,7 @@ class SSAE(SingleObjective):
             multiple of the best. With more than 1, training of that network ends when the error stays above it for
             `patience` batches. None keeps the last weights.
         optimizer: factory from parameters to an optimizer.
-        schedule: learning-rate multiplier as a function of a network's budget spent, in the place of the halving by
-            patience.
+        schedule: learning-rate multiplier as a function of the budget spent, in the place of the halving by patience.
     """
 
     def __init__(
@@ -113,7 +110,6 @@ class SSAE(SingleObjective):
         image_size: int | Sequence[int],
         data_id: str,
         objectives: Sequence[int],
-        members: Sequence[float],
         lambda_1: float,
         lambda_4: float,
         squared_norm: bool,
@@ -148,7 +144,7 @@ class SSAE(SingleObjective):
         self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.weights = {1: lambda_1, 4: lambda_4}
         self.tolerance = {n: math.inf if t is None else t for n, t in ((1, tolerance_1), (4, tolerance_4))}
-        self._check(objectives, members, extent_shares, extent_milestones)
+        self._check(objectives, extent_shares, extent_milestones)
 
         def chosen(by: Mapping[str, Value], name: str) -> Value:
             for key in (data_id, kind):
@@ -156,8 +152,7 @@ class SSAE(SingleObjective):
                     return by[key]
             raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
 
-        self.members = tuple(members)
-        self.objectives = tuple(number for number in objectives for _ in members)  # of each network
+        self.objectives = tuple(objectives)
         self.squared_norm = squared_norm
         if initialization not in ("kaiming", "mirrored"):
             raise UserError(f"method.initialization must be kaiming or mirrored, got {initialization!r}")
@@ -200,20 +195,9 @@ class SSAE(SingleObjective):
         self.register_buffer("best_at", torch.zeros(count, dtype=torch.int64))  # of the best error, or the last halving
         self.register_buffer("kept_at", torch.full((count,), -1, dtype=torch.int64))
 
-    def _check(
-        self,
-        objectives: Sequence[int],
-        members: Sequence[float],
-        shares: Sequence[float],
-        milestones: Sequence[float],
-    ) -> None:
+    def _check(self, objectives: Sequence[int], shares: Sequence[float], milestones: Sequence[float]) -> None:
         if list(objectives) not in ([1], [4], [1, 4]):
             raise UserError(f"method.objectives must be [1], [4] or [1,4] (the ensemble), got {list(objectives)}")
-        if not members or min(members) <= 0 or not math.isclose(sum(members), 1):
-            raise UserError(
-                "method.members are positive shares of the training batches that add up to 1, such as [1.0] or [0.3,0.7]; "
-                f"got {list(members)}"
-            )
         if not all(0 <= weight <= 1 for weight in self.weights.values()):
             given = " and ".join(map(str, self.weights.values()))
             raise UserError(f"method.lambda_1 and lambda_4 must lie in [0, 1], got {given}")
@@ -245,21 +229,9 @@ class SSAE(SingleObjective):
         with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
             return self.corruption()(clean, draws)
 
-    def turn(self, k: int) -> tuple[int, float]:
-        """Which member training batch k is for, and the share of this member's batches that came before it.
-
-        A pure function of k, so that an interrupted training resumes exactly.
-        """
-        total = max(1, self.total_batches)
-        ends = [round(total * sum(self.members[: i + 1])) for i in range(len(self.members))]
-        member = next((i for i, end in enumerate(ends) if k < end), len(ends) - 1)
-        start = ends[member - 1] if member else 0
-        return member, min(1.0, (k - start) / max(1, ends[member] - start))
-
     def extent(self) -> tuple[int, int]:
-        """Height and width of the training crops at this point of the network's budget."""
-        _, spent = self.turn(self.batches_seen)
-        share = next(s for milestone, s in reversed(self.extents) if spent >= milestone)
+        """Height and width of the training crops at this point of the budget."""
+        share = next(s for milestone, s in reversed(self.extents) if self.progress >= milestone)
         sides = (max(share * side, self.extent_floor) for side in self.size)
         height, width = (
             min(side, math.ceil(wanted / STRIDE) * STRIDE) for side, wanted in zip(self.size, sides, strict=True)
@@ -272,11 +244,9 @@ class SSAE(SingleObjective):
         clean = crop(apply_symmetry(batch.image, code), *self.extent(), self.rand("crop", rows, 2))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
         corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, rank, world))
-        member, _ = self.turn(self.batches_seen)
-        learning = list(zip(self.objectives, self.networks, strict=True))[member :: len(self.members)]
         terms: Terms = {}
-        for number, network in learning:
-            prefix = f"objective_{number}/" if len(learning) > 1 else ""
+        for number, network in zip(self.objectives, self.networks, strict=True):
+            prefix = f"objective_{number}/" if len(self.objectives) > 1 else ""
             reconstruction = network(corrupted)
             for name, term in self._terms(number, reconstruction, clean, corrupted, mask).items():
                 terms[prefix + name] = term
@@ -294,10 +264,6 @@ class SSAE(SingleObjective):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # A group for each network: their learning rates fall at their own times.
         return self._optimizer_factory([{"params": list(network.parameters())} for network in self.networks])
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        _, spent = self.turn(self.batches_seen)
-        apply_schedule(self.optimizers(use_pl_optimizer=False), self._schedule, spent)
 
     # -- validation: which weights are kept, and when the learning rate falls -------------------------------------
 
@@ -341,10 +307,7 @@ class SSAE(SingleObjective):
             groups: the optimizer's parameter group of each network.
         """
         k = self.batches_seen
-        member, _ = self.turn(k - 1)  # that of the batch just seen: the others do not change
         for i, (number, error, group) in enumerate(zip(self.objectives, errors, groups, strict=True)):
-            if i % len(self.members) != member:
-                continue
             best, tolerance = float(self.best_error[i]), self.tolerance[number]
             if error < best:
                 best = error
@@ -401,10 +364,9 @@ class SSAE(SingleObjective):
                 equations.discount_habitual_error(one, average, self.average_exponent)
                 for one, average in zip(self._maps(image), self.average_maps, strict=True)
             ]
-        )
-        maps = maps.unflatten(0, (-1, len(self.members))).mean(dim=1).amax(dim=0)
+        ).amax(dim=0)
         return Scores(equations.total(maps), maps)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            return self.networks[len(self.members) - 1](image)  # the first objective's last member
+            return self.networks[0](image)

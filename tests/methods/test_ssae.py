@@ -16,8 +16,7 @@ SIDE = 32
 
 def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSAE:
     options = {
-        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": [1.0],
-        "lambda_1": 0.5, "lambda_4": 0.1,
+        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "lambda_1": 0.5, "lambda_4": 0.1,
         "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
         "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
@@ -141,47 +140,6 @@ def test_images_that_are_not_square_are_cropped_and_scored_in_their_own_shape():
     given = batch()._replace(image=torch.rand(2, 3, 32, 48))
     assert all(torch.isfinite(t) for t in method.objective(given).values())
     assert method.eval().score(given.image).maps.shape == (2, 1, 32, 48)
-
-
-def test_members_learn_in_turn_and_apart_and_their_maps_are_averaged_before_objectives_are_joined():
-    method = make(objectives=[1, 4], members=[0.25, 0.75], corruption="cutout")
-    method.total_batches = 8
-    weights = [network.encoder[0][0].weight for network in method.networks]
-    assert len(weights) == 4
-    assert not torch.equal(weights[0], weights[1])
-    for k in range(8):
-        method.batches_seen = k
-        loss = torch.stack(list(method.objective(batch()).values())).sum()
-        learned = [g is not None for g in torch.autograd.grad(loss, weights, allow_unused=True)]
-        assert learned == ([True, False, True, False] if k < 2 else [False, True, False, True])
-    assert [method.turn(k) for k in (0, 1, 2, 5, 8)] == [(0, 0.0), (0, 0.5), (1, 0.0), (1, 0.5), (1, 1.0)]
-    method.eval()
-    image = batch().image
-    with torch.no_grad():
-        one, two, three, four = method._maps(image)
-    torch.testing.assert_close(method.score(image).maps, torch.maximum((one + two) / 2, (three + four) / 2))
-
-
-def test_each_member_grows_its_crops_and_is_validated_in_its_own_turn():
-    method = make(members=[0.5, 0.5], extent_shares=[0.5, 1.0], extent_milestones=[0.0, 0.5], extent_floor=8)
-    method.total_batches = 40
-    sides = []
-    for k in (0, 10, 20, 30):
-        method.batches_seen = k
-        sides.append(method.extent()[0])
-    assert sides == [16, 32, 16, 32]
-    group = groups(method)
-    for k, error in ((20, [0.2, 0.9]), (40, [0.1, 0.5])):
-        method.batches_seen = k
-        method.select(error, group)
-    assert method.best_error.tolist() == pytest.approx([0.2, 0.5])
-    assert method.kept_at.tolist() == [20, 40]
-
-
-@pytest.mark.parametrize("members", [[], [0.5], [1.2, -0.2], [0.6, 0.6]])
-def test_members_that_do_not_share_out_the_batches_are_refused(members):
-    with pytest.raises(UserError, match=r"method.members.*add up to 1"):
-        make(members=members)
 
 
 def test_symmetric_maps_turn_with_the_image_and_are_the_mean_over_its_views():
