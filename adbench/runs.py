@@ -123,7 +123,8 @@ def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         if key.startswith("method.") and isinstance(default, list):
             value = OmegaConf.select(cfg, key, default=None)
             if isinstance(value, str | bool | int | float):
-                raise UserError(f"{key} must be a list, as in {key}={json.dumps(default)}; got {value!r}")
+                example = json.dumps(default, separators=(",", ":"))  # without spaces: one word of a shell
+                raise UserError(f"{key} must be a list, as in {key}={example}; got {value!r}")
 
 
 def digest(value: Any, length: int = 8) -> str:
