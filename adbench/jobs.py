@@ -35,7 +35,7 @@ from adbench.runs import (
     config_hash,
     flat,
     note_other_settings,
-    refuse_words,
+    refuse_wrong_types,
 )
 from adbench.types import UserError
 
@@ -54,7 +54,7 @@ def execute(cfg: DictConfig) -> int:
     choices = dict(hydra.runtime.choices)
     take_place(hydra.launcher)
     try:
-        refuse_words(cfg, choices)  # first of all: overwrite=no-such-word must not clear a folder
+        refuse_wrong_types(cfg, choices)  # first of all: overwrite=no-such-word must not clear a folder
         # The workers of a sweep that was killed and is repeated at once are still saving their state.
         with RunFolder(path, patience=60 if sweep else 0) as folder, _signals_as_request() as request:
             code = _execute(cfg, folder, choices, request)

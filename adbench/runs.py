@@ -97,11 +97,10 @@ def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[s
     return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
 
 
-def refuse_words(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+def refuse_wrong_types(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """A word in the place of a number or a switch is an error now, not deep inside or, because words are true, never.
 
-    So is a single value in the place of a method's list.
-
+    The same goes for a single value in the place of a method's list.
     Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own numbers.
 
     Raises:

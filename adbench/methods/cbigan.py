@@ -168,8 +168,8 @@ class CBiGAN(Adversarial):
         x, z = self.view(batch.image), self.randn("latent", len(batch.image), self.latent)
         encoded = self.encoder(x).float()
         # Both halves of the batch in one pass: small convolutions cost their call more than their arithmetic.
-        latents = torch.cat([z, encoded]) if self.alpha > 0 else z
-        generated, *x_hat = self.generator(latents).float().split(len(z))
+        images = self.generator(torch.cat([z, encoded]) if self.alpha > 0 else z).float()
+        generated, x_hat = images[: len(z)], images[len(z) :]
         adversarial = of_image = of_latent = x.new_zeros(())
         if self.alpha < 1:
             real, fake = self.critic(torch.cat([x, generated]), torch.cat([encoded, z])).chunk(2)
@@ -177,7 +177,7 @@ class CBiGAN(Adversarial):
         if self.alpha > 0:
             # Gradients are averaged over ranks, so a sum over the joined batch is this rank's times their number.
             ranks = self.ranks if self.consistency_reduction == "sum" else 1
-            of_image = loss.consistency(loss.l1_distance(x, *x_hat), self.consistency_reduction)
+            of_image = loss.consistency(loss.l1_distance(x, x_hat), self.consistency_reduction)
             of_latent = loss.consistency(loss.l1_distance(z, self.encoder(generated)), self.consistency_reduction)
             of_image, of_latent = ranks * of_image, ranks * of_latent
         return loss.encoder_generator_terms(adversarial, of_image, of_latent, self.alpha)
