@@ -475,7 +475,11 @@ def _now() -> str:
 
 
 def _counts(datamodule: Any, method: Any) -> dict[str, int]:
+    from adbench.networks.averaging import WeightAverage
+
     split, label = datamodule.split, datamodule.records.label
+    copies = [module for module in method.modules() if isinstance(module, WeightAverage)]  # of weights counted already
+    copied = {id(p) for module in copies for p in module.parameters()}
     return {
         "train": len(split.train),
         "train_known_normal": int((split.semi_label == 1).sum()),
@@ -483,7 +487,7 @@ def _counts(datamodule: Any, method: Any) -> dict[str, int]:
         "holdout": len(split.holdout),
         "test_normal": int((label[split.test] == 0).sum()),
         "test_anomalous": int((label[split.test] == 1).sum()),
-        "parameters": sum(p.numel() for p in method.parameters()),
+        "parameters": sum(p.numel() for p in method.parameters() if id(p) not in copied),
     }
 
 

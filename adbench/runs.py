@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -357,11 +358,14 @@ def build_method(cfg: DictConfig) -> Any:
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
     """
-    values = OmegaConf.to_container(cfg.method, resolve=True)
-    node = OmegaConf.create({key: value for key, value in values.items() if key not in ("recipe", "id")})
-    method = instantiate(node, _convert_="all")
+    method = instantiate(OmegaConf.create(_method_arguments(cfg)), _convert_="all")
     method.seed = cfg.seed
     return method
+
+
+def _method_arguments(cfg: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(cfg.method, resolve=True)
+    return {key: value for key, value in values.items() if key not in ("recipe", "id")}
 
 
 def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
@@ -401,6 +405,7 @@ def restored(cfg: DictConfig, state: Mapping[str, Any], batches_seen: int) -> An
 
     if not str(cfg.method.get("_target_")).startswith("adbench.methods."):
         raise UserError(f"{cfg.method.get('_target_')} is no method")
+    _refuse_another_versions_arguments(cfg)
     method = build_method(cfg)
     if not isinstance(method, Method):
         raise UserError(f"{cfg.method._target_} is no method")
@@ -410,6 +415,26 @@ def restored(cfg: DictConfig, state: Mapping[str, Any], batches_seen: int) -> An
         raise UserError(f"these weights do not fit {cfg.method._target_}: {error}") from error
     method.batches_seen = batches_seen
     return method.eval()
+
+
+def _refuse_another_versions_arguments(cfg: DictConfig) -> None:
+    """A configuration that was written when the method took other arguments."""
+    try:
+        parameters = inspect.signature(get_object(cfg.method._target_)).parameters
+    except Exception as error:
+        raise UserError(f"{cfg.method._target_} is no method") from error
+    given = set(_method_arguments(cfg)) - {"_target_"}
+    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    differences = [
+        f"{verb} {', '.join(sorted(names))}"
+        for verb, names in (("lacks", needed - given), ("has the unknown", given - set(parameters)))
+        if names
+    ]
+    if differences:
+        raise UserError(
+            f"this run's configuration {' and '.join(differences)} of {cfg.method._target_}: another version of "
+            "adbench trained it. Load it with that version, or train again with the run's own command"
+        )
 
 
 def choices_of(cfg: DictConfig | None = None) -> dict[str, str | None]:

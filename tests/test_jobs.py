@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import metrics_of
 
+from adbench.runs import load_method
+
 SMALL = ("method=cbigan/small", "data=mvtec/bottle", "data.batch_size=4")
 
 
@@ -29,6 +31,9 @@ def test_a_run_leaves_the_folder_that_the_readme_describes(run):
     record = metrics_of(folder)
     assert record["status"] == "finished"
     assert record["counts"] == record["counts"] | {"train": 5, "holdout": 3, "test_normal": 3, "test_anomalous": 3}
+    method = load_method(folder)  # whose weight averages are no further parameters
+    networks = [p for network in (method.critic, method.encoder, method.generator) for p in network.parameters()]
+    assert record["counts"]["parameters"] == sum(p.numel() for p in networks)
     for key in ("image_auroc", "image_ap", "image_f1_max", "image_balanced_accuracy_max", "image_balanced_accuracy",
                 "pixel_auroc", "pixel_auroc_anomalous_images", "pixel_ap", "pixel_pro"):  # fmt: skip
         assert 0 <= record["metrics"][key] <= 1, key

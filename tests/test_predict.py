@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import metrics_of, striped
 from PIL import Image
 
@@ -215,6 +216,16 @@ def test_what_is_no_image_is_refused(trained, image, message):
     with pytest.raises(UserError) as caught:
         adbench.load(trained).score(image)
     assert message in str(caught.value)
+
+
+def test_a_run_of_another_version_says_which_arguments_differ(trained):
+    path = trained / ".hydra/config.yaml"
+    cfg = yaml.safe_load(path.read_text())
+    del cfg["method"]["components"]
+    cfg["method"]["rank"] = 3
+    path.write_text(yaml.safe_dump(cfg))
+    with pytest.raises(UserError, match=r"lacks components and has the unknown rank of .*PCAResidual: another version"):
+        adbench.load(trained)
 
 
 def test_the_doctest_of_load_runs(finished, tmp_path, monkeypatch):

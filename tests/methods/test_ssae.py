@@ -16,7 +16,8 @@ SIDE = 32
 
 def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSAE:
     options = {
-        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1, "lambda_1": 0.5, "lambda_4": 0.1,
+        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1, "lambda_1": 0.5,
+        "lambda_4": 0.1,
         "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
         "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
