@@ -155,8 +155,8 @@ class SSAE(SingleObjective):
                     return by[key]
             raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
 
-        if members < 1:
-            raise UserError(f"method.members must be at least 1 network for each objective, got {members}")
+        if members < 1 or members % 1:
+            raise UserError(f"method.members must be a whole number of networks, at least 1, got {members}")
         self.members = members
         self.objectives = tuple(number for number in objectives for _ in range(members))  # of each network
         self.squared_norm = squared_norm

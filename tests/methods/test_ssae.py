@@ -16,9 +16,9 @@ SIDE = 32
 
 def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSAE:
     options = {
-        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1, "lambda_1": 0.5,
-        "lambda_4": 0.1,
-        "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
+        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1,
+        "lambda_1": 0.5, "lambda_4": 0.1, "squared_norm": True, "kernel": 3, "width": 1 / 16,
+        "corruption": "elastic", "elastic": Elastic(),
         "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
         "symmetries": {"texture": "all", "mvtec/screw": "rotations"}, "extent_shares": [0.25, 0.5, 0.75, 1.0],
@@ -411,7 +411,8 @@ def test_after_a_short_training_a_corrupted_image_outscores_clean_ones_and_the_m
     [
         ({"image_size": 100}, r"divisible by 8.*image_size=96"),
         ({"objectives": [2]}, r"\[1\], \[4\] or \[1,4\]"),
-        ({"members": 0}, "at least 1 network"),
+        ({"members": 0}, "whole number of networks"),
+        ({"members": 1.5}, "whole number of networks"),
         ({"lambda_1": 1.5}, "lambda_1"),
         ({"corruption": "swap"}, "elastic, occlusion, cutout, none"),
         ({"difference": {"texture": "l1"}}, "squared, ssim"),
