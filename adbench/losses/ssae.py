@@ -14,6 +14,8 @@ Shapes: images (B, C, H, W) float; masks (B, 1, H, W) or (B, C, H, W) in [0, 1].
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,6 +100,19 @@ def ssim_difference(image: Tensor, reconstruction: Tensor, window: int = 11, sig
     x, y = (F.pad(t, border, mode="reflect") for t in (image, reconstruction))
     similarity, _ = ssim_maps(x, y, data_range=1.0, window=window, sigma=sigma)
     return ((1 - similarity) / 2).mean(dim=1, keepdim=True)
+
+
+def logit_difference(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Squared difference of the log-odds ln(x / (1 - x)), averaged over channels, (B, 1, H, W) in [0, 1].
+
+    1 is the difference of black and white. Ours, for objective (4): the network drives what it takes for a defect to
+    black or to white, whichever is nearer, and a squared difference hardly sees a dark defect turn black. In log-odds
+    that is a long way. Values are kept half a grey level of eight bits away from 0 and 1.
+    """
+    least = 0.5 / 255
+    logits = [torch.logit(t, eps=least) for t in (image, reconstruction)]
+    longest = 2 * math.log((1 - least) / least)
+    return ((logits[0] - logits[1]) / longest).square().mean(dim=1, keepdim=True)
 
 
 def mean_filter(maps: Tensor, k: int, n: int) -> Tensor:

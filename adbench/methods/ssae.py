@@ -9,7 +9,7 @@ Bauer, Nakajima, Müller, "Self-Supervised Training with Autoencoders for Visual
 | Eq. 1, second term | losses.ssae.corrupted_region |
 | Eq. 4, second term | losses.ssae.amplification |
 | Section 3.2, Figure 5 and Section 4.3, corrupted images | transforms.corruption |
-| Eq. 2, Diff | losses.ssae.squared_difference, losses.ssae.ssim_difference (Section 4.1) |
+| Eq. 2, Diff | losses.ssae.squared_difference, losses.ssae.ssim_difference (Section 4.1), losses.ssae.logit_difference |
 | Eq. 3, anomap; Eq. 13, avgmap; Eq. 14 | losses.ssae.mean_filter; `calibrate`; losses.ssae.discount_habitual_error |
 | Section 3.1, image score | losses.ssae.total |
 | Table 4, ensemble | the pixelwise maximum in `score` |
@@ -44,7 +44,11 @@ from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes, un
 from adbench.types import Batch, Scores, UserError
 
 Value = TypeVar("Value")
-DIFFERENCES = {"squared": equations.squared_difference, "ssim": equations.ssim_difference}
+DIFFERENCES = {
+    "squared": equations.squared_difference,
+    "ssim": equations.ssim_difference,
+    "logit": equations.logit_difference,
+}
 
 
 class Snapshot(nn.Module):
@@ -91,7 +95,7 @@ class SSAE(SingleObjective):
         extent_shares, extent_milestones: training crops have a side of `extent_shares[i]` of the image's once
             `extent_milestones[i]` of the budget is spent...
         extent_floor: ...and never one below this many pixels.
-        difference: by data set, "squared" or "ssim".
+        difference: by data set, "squared", "ssim" or "logit".
         smoothing_k: side of the mean filter; None takes the odd number nearest to a 32nd of the image's side.
         smoothing_n: times that it is applied.
         average_exponent: by data set, t of Eq. 14; 0 switches the correction off.
