@@ -9,7 +9,7 @@ Bauer, Nakajima, Müller, "Self-Supervised Training with Autoencoders for Visual
 | Eq. 1, second term | losses.ssae.corrupted_region |
 | Eq. 4, second term | losses.ssae.amplification |
 | Section 3.2, Figure 5 and Section 4.3, corrupted images | transforms.corruption |
-| Eq. 2, Diff | losses.ssae.squared_difference, losses.ssae.ssim_difference (Section 4.1), losses.ssae.logit_difference |
+| Eq. 2, Diff | `DIFFERENCES`: losses.ssae.squared_difference, ssim_difference (Section 4.1), logit_difference (ours) |
 | Eq. 3, anomap; Eq. 13, avgmap; Eq. 14 | losses.ssae.mean_filter; `calibrate`; losses.ssae.discount_habitual_error |
 | Section 3.1, image score | losses.ssae.total |
 | Table 4, ensemble | the pixelwise maximum in `score` |

@@ -109,7 +109,7 @@ def test_the_difference_is_the_channel_mean_of_squares():
 
 def test_a_perfect_reconstruction_scores_zero_and_channels_may_be_permuted():
     x, y = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    for difference in (ssae.squared_difference, ssae.ssim_difference):
+    for difference in (ssae.squared_difference, ssae.ssim_difference, ssae.logit_difference):
         assert ssae.total(difference(x, x)).abs().max() < 1e-3
         permuted = difference(x[:, [2, 0, 1]], y[:, [2, 0, 1]])
         torch.testing.assert_close(ssae.total(difference(x, y)), ssae.total(permuted))
@@ -129,6 +129,37 @@ def test_the_ssim_difference_agrees_with_scikit_image_away_from_the_border():
     ours = ssae.ssim_difference(x, y)
     assert ours.shape == (1, 1, 40, 40)
     np.testing.assert_allclose(ours[0, 0, 8:-8, 8:-8].numpy(), (1 - full[8:-8, 8:-8]) / 2, atol=1e-4)
+
+
+def pixel(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 1, 1), value)
+
+
+def test_the_logit_difference_of_black_and_white_is_one_and_of_an_odds_ratio_its_squared_share():
+    assert ssae.logit_difference(pixel(0.0), pixel(1.0)).item() == pytest.approx(1, rel=1e-4)
+    # odds 1 and 3; black and white, half of 1/255 away from the ends, have odds 1/509 and 509
+    by_hand = (math.log(3) / (2 * math.log(509))) ** 2
+    assert ssae.logit_difference(pixel(0.5), pixel(0.75)).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@given(x=st.floats(0, 1), y=st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_the_logit_difference_takes_a_negative_for_its_picture(x, y):
+    difference, of_negatives = (
+        ssae.logit_difference(pixel(x), pixel(y)),
+        ssae.logit_difference(pixel(1 - x), pixel(1 - y)),
+    )
+    torch.testing.assert_close(difference, of_negatives, rtol=1e-3, atol=1e-6)
+    assert 0 <= difference.item() <= 1 + 1e-6
+
+
+def test_a_dark_defect_that_turns_black_counts_in_log_odds_and_hardly_in_grey_levels():
+    dark, grey = pixel(0.05), pixel(0.45)
+    squared, logit = (
+        f(dark, pixel(0.0)).item() / f(grey, pixel(0.6)).item()
+        for f in (ssae.squared_difference, ssae.logit_difference)
+    )
+    assert squared < 0.2 and logit > 20
 
 
 @given(k=st.sampled_from([1, 3, 5, 9]), n=st.integers(0, 4), value=st.floats(0, 1))

@@ -344,7 +344,7 @@ def test_a_network_that_returns_its_input_scores_zero():
     assert method.score(batch().image).image.abs().max() == 0
 
 
-@pytest.mark.parametrize("difference", ["squared", "ssim"])
+@pytest.mark.parametrize("difference", ["squared", "ssim", "logit"])
 def test_the_ensembles_map_is_the_pixelwise_maximum_of_its_members(difference):
     method = make(objectives=[1, 4], difference={"texture": difference}).eval()
     image = batch().image
@@ -415,7 +415,7 @@ def test_after_a_short_training_a_corrupted_image_outscores_clean_ones_and_the_m
         ({"members": 1.5}, "whole number of networks"),
         ({"lambda_1": 1.5}, "lambda_1"),
         ({"corruption": "swap"}, "elastic, occlusion, cutout, none"),
-        ({"difference": {"texture": "l1"}}, "squared, ssim"),
+        ({"difference": {"texture": "l1"}}, "squared, ssim, logit"),
         ({"symmetries": {"object": "all"}}, r"method.symmetries.texture="),
         ({"smoothing_k": 4}, "odd k"),
         ({"extent_milestones": [0.1, 0.2, 0.3, 0.4]}, "rise from 0"),
