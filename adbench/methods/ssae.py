@@ -69,7 +69,7 @@ class Snapshot(nn.Module):
 
 
 class SSAE(SingleObjective):
-    """One network, or several, per objective; both objectives' maps are joined by the pixelwise maximum (Table 4).
+    """One network per objective; with both objectives their maps are joined by the pixelwise maximum (Table 4).
 
     Arguments called `by` something are mappings whose keys are a data set's id (such as "mvtec/cable") or its kind; the
     id wins.
@@ -79,8 +79,6 @@ class SSAE(SingleObjective):
         image_size: side, or [height, width], of the images; divisible by 8.
         data_id: the data set, for the choices made per category.
         objectives: [1], [4] or [1, 4], numbers of the paper's equations.
-        members: networks per objective, from first weights of their own; their maps are averaged (a deep ensemble,
-            Lakshminarayanan et al. 2017).
         lambda_1, lambda_4: λ of either objective, in [0, 1].
         squared_norm: squared norms, or norms as printed.
         kernel, width: of the network, see `DilatedAutoencoder`.
@@ -116,7 +114,6 @@ class SSAE(SingleObjective):
         image_size: int | Sequence[int],
         data_id: str,
         objectives: Sequence[int],
-        members: int,
         lambda_1: float,
         lambda_4: float,
         squared_norm: bool,
@@ -159,10 +156,7 @@ class SSAE(SingleObjective):
                     return by[key]
             raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
 
-        if members < 1 or members % 1:
-            raise UserError(f"method.members must be a whole number of networks, at least 1, got {members}")
-        self.members = members
-        self.objectives = tuple(number for number in objectives for _ in range(members))  # of each network
+        self.objectives = tuple(objectives)
         self.squared_norm = squared_norm
         if initialization not in ("kaiming", "mirrored"):
             raise UserError(f"method.initialization must be kaiming or mirrored, got {initialization!r}")
@@ -255,11 +249,8 @@ class SSAE(SingleObjective):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
         corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, rank, world))
         terms: Terms = {}
-        several = len(set(self.objectives)) > 1
-        for i, (number, network) in enumerate(zip(self.objectives, self.networks, strict=True)):
-            prefix = f"objective_{number}/" if several else ""
-            if self.members > 1:
-                prefix += f"member_{i % self.members}/"
+        for number, network in zip(self.objectives, self.networks, strict=True):
+            prefix = f"objective_{number}/" if len(self.objectives) > 1 else ""
             reconstruction = network(corrupted)
             for name, term in self._terms(number, reconstruction, clean, corrupted, mask).items():
                 terms[prefix + name] = term
@@ -377,10 +368,9 @@ class SSAE(SingleObjective):
                 equations.discount_habitual_error(one, average, self.average_exponent)
                 for one, average in zip(self._maps(image), self.average_maps, strict=True)
             ]
-        )
-        maps = maps.unflatten(0, (-1, self.members)).mean(dim=1).amax(dim=0)
+        ).amax(dim=0)
         return Scores(equations.total(maps), maps)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            return torch.stack([network(image) for network in self.networks[: self.members]]).mean(dim=0)
+            return self.networks[0](image)

@@ -16,9 +16,8 @@ SIDE = 32
 
 def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSAE:
     options = {
-        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "members": 1,
-        "lambda_1": 0.5, "lambda_4": 0.1, "squared_norm": True, "kernel": 3, "width": 1 / 16,
-        "corruption": "elastic", "elastic": Elastic(),
+        "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "lambda_1": 0.5, "lambda_4": 0.1,
+        "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
         "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
         "symmetries": {"texture": "all", "mvtec/screw": "rotations"}, "extent_shares": [0.25, 0.5, 0.75, 1.0],
@@ -85,18 +84,6 @@ def test_every_parameter_of_both_networks_of_the_ensemble_learns_from_its_own_ob
     optimizer = method.configure_optimizers()
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(method.trained_parameters())
     assert len(optimizer.param_groups) == 2
-
-
-def test_members_of_one_objective_start_apart_and_learn_alone():
-    method = make(objectives=[4], members=3)
-    first = [network.head.weight for network in method.networks]
-    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
-    terms = method.objective(batch())
-    assert set(terms) == {f"member_{i}/{name}" for i in range(3) for name in ("normal_region", "amplification")}
-    (terms["member_1/normal_region"] + terms["member_1/amplification"]).backward()
-    learnt = [all(p.grad is not None for p in network.parameters()) for network in method.networks]
-    untouched = [all(p.grad is None for p in network.parameters()) for network in method.networks]
-    assert learnt == [False, True, False] and untouched == [True, False, True]
 
 
 def test_two_steps_change_every_trained_parameter():
@@ -354,15 +341,6 @@ def test_the_ensembles_map_is_the_pixelwise_maximum_of_its_members(difference):
     torch.testing.assert_close(method.score(image).image, maps.sum(dim=(1, 2, 3)))
 
 
-def test_members_maps_are_averaged_before_the_objectives_are_joined():
-    method = make(objectives=[1, 4], members=2).eval()
-    image = batch().image
-    first, second, third, fourth = method._maps(image)
-    torch.testing.assert_close(method.score(image).maps, torch.maximum((first + second) / 2, (third + fourth) / 2))
-    expected = (method.networks[0](image) + method.networks[1](image)) / 2
-    torch.testing.assert_close(method.reconstruct(image), expected)
-
-
 def test_the_average_map_is_the_mean_over_held_out_images_and_discounts_their_errors():
     plain, corrected = (make(average_exponent={"texture": t}).eval() for t in (0, 1))
     held_out = [batch(3, seed=1), batch(2, seed=2)]
@@ -411,8 +389,6 @@ def test_after_a_short_training_a_corrupted_image_outscores_clean_ones_and_the_m
     [
         ({"image_size": 100}, r"divisible by 8.*image_size=96"),
         ({"objectives": [2]}, r"\[1\], \[4\] or \[1,4\]"),
-        ({"members": 0}, "whole number of networks"),
-        ({"members": 1.5}, "whole number of networks"),
         ({"lambda_1": 1.5}, "lambda_1"),
         ({"corruption": "swap"}, "elastic, occlusion, cutout, none"),
         ({"difference": {"texture": "l1"}}, "squared, ssim, logit"),
