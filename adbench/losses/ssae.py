@@ -105,9 +105,9 @@ def ssim_difference(image: Tensor, reconstruction: Tensor, window: int = 11, sig
 def logit_difference(image: Tensor, reconstruction: Tensor) -> Tensor:
     """Squared difference of the log-odds ln(x / (1 - x)), averaged over channels, (B, 1, H, W) in [0, 1].
 
-    1 is the difference of black and white. Ours, for objective (4): the network drives what it takes for a defect to
-    black or to white, whichever is nearer, and a squared difference hardly sees a dark defect turn black. In log-odds
-    that is a long way. Values are kept half a grey level of eight bits away from 0 and 1.
+    1 is the difference of black and white. Ours, for objective (4): the network paints over what it takes for a defect,
+    black or white, and a squared difference hardly sees a dark defect turn black. In log-odds that is a long way.
+    Values are kept half a grey level of eight bits away from 0 and 1.
     """
     least = 0.5 / 255
     logits = [torch.logit(t, eps=least) for t in (image, reconstruction)]
