@@ -426,14 +426,14 @@ def _refuse_another_versions_arguments(cfg: DictConfig) -> None:
     given = set(_method_arguments(cfg)) - {"_target_"}
     needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     differences = [
-        f"{verb} {', '.join(sorted(names))}"
-        for verb, names in (("lacks", needed - given), ("has the unknown", given - set(parameters)))
+        f"{what} {', '.join(sorted(names))}"
+        for what, names in (("now needed:", needed - given), ("unknown now:", given - set(parameters)))
         if names
     ]
     if differences:
         raise UserError(
-            f"this run's configuration {' and '.join(differences)} of {cfg.method._target_}: another version of "
-            "adbench trained it. Load it with that version, or train again with the run's own command"
+            f"another version of adbench, whose {cfg.method._target_} had other arguments, trained this run "
+            f"({'; '.join(differences)}). Load it with that version, or train again with the run's own command"
         )
 
 
