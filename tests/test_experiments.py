@@ -55,7 +55,7 @@ RUNS = {
     "esad/table10": 2 * 10 * 5 * 10,
     "esad/table10_cifar10": 10 * 5 * 10,
     "esad/robustness": 2 * 3,
-    "first_look": 5 * 5 * 2,
+    "first_look": 6 * 5 * 2,
 }
 FILES = {
     path.relative_to(conf_dir() / "experiment").with_suffix("").as_posix(): path
