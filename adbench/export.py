@@ -78,7 +78,7 @@ def export(
     assert isinstance(detector.engine, MethodEngine)
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
     name = "_".join(safe_id(card[part]).replace("/", "-") for part in ("method", "data"))
-    path = Path(out) if out else Path(run) / "exports" / f"{name}{FORMATS[kind]}"
+    path = Path(out) if out else RunFolder(run).path / "exports" / f"{name}{FORMATS[kind]}"
     if kind == "safetensors":
         _save_weights(detector.engine.method, card, RunFolder(run), path)
     else:

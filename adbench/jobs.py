@@ -29,6 +29,7 @@ from adbench.placement import cores, take_place, threads_per_job
 from adbench.ranks import STRATEGY, Ranks, all_ranks, number_of_ranks
 from adbench.runs import (
     RunFolder,
+    build,
     build_datamodule,
     build_method,
     changed_values,
@@ -104,8 +105,6 @@ def _execute(cfg: DictConfig, folder: RunFolder, choices: dict[str, Any], reques
         with all_ranks(folder, world, threads) as ranks:
             train_and_test(cfg, folder, record, request, threads, ranks)
     except BaseException as error:
-        while isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
-            error = error.__cause__
         stopped = bool(request) or isinstance(error, KeyboardInterrupt)
         record["status"] = "interrupted" if stopped or _passing(error) else "failed"
         record["error"] = "stopped by a signal" if stopped else _one_line(error)
@@ -290,7 +289,7 @@ def _pretraining(cfg: DictConfig, method: Any) -> Any:
     node = {k: v for k, v in OmegaConf.to_container(cfg.pretraining, resolve=True).items() if k != "id"}
     if node.get("_target_") is None:
         return None
-    pretraining = instantiate(node, _convert_="all")
+    pretraining = build(node)
     pretraining.check(method)
     return pretraining
 

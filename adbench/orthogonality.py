@@ -142,7 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    folder = options.out or options.run / "figures"
+    from adbench.runs import RunFolder
+
+    folder = options.out or RunFolder(options.run).path / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
         print(

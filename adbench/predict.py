@@ -69,6 +69,8 @@ def _predict(options: argparse.Namespace) -> int:
     score = _tables if detector.tabular else _images
     rows, unreadable = score(detector, paths, options)
     _write(detector, rows, unreadable, threshold, options)
+    if not rows:
+        raise UserError(f"none of the {len(unreadable)} files could be read; {options.out / 'unreadable.csv'} says why")
     return 2 if unreadable else 0
 
 

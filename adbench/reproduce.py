@@ -11,11 +11,10 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from adbench import run
-from adbench.runs import conf_dir
+from adbench.runs import build, conf_dir
 from adbench.types import UserError
 
 
@@ -109,12 +108,9 @@ def _missing(loader: Any, name: str) -> str | None:
     """Why a data set cannot be had, in one line; None if it can."""
     cfg = loader.load_configuration("config", [f"data={name}"], run_mode=RunMode.RUN)
     try:
-        len(instantiate(cfg.data.source, _convert_="all").records)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        if isinstance(cause, UserError):
-            return " ".join(str(cause).split())
-        raise
+        len(build(cfg.data.source).records)
+    except UserError as error:
+        return " ".join(str(error).split())
     return None
 
 

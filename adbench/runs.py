@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -108,7 +109,10 @@ def refuse_wrong_types(cfg: DictConfig, choices: Mapping[str, str | None]) -> No
         UserError: naming the value.
     """
     try:
-        defaults = OmegaConf.to_container(_reference(cfg, choices), resolve=False)
+        reference = _reference(cfg, choices)
+        defaults = OmegaConf.to_container(reference, resolve=False)
+        # What the budget is by default depends on the method, by interpolation.
+        defaults["budget"] = OmegaConf.to_container(reference.budget, resolve=True)
     except OmegaConfBaseException:
         return  # a value is missing altogether: resolving the configuration says which
     # The reference takes these from the configuration itself, with the word.
@@ -125,6 +129,8 @@ def refuse_wrong_types(cfg: DictConfig, choices: Mapping[str, str | None]) -> No
             if isinstance(value, str | bool | int | float):
                 example = json.dumps(default, separators=(",", ":"))  # without spaces: one word of a shell
                 raise UserError(f"{key} must be a list, as in {key}={example}; got {value!r}")
+    if isinstance(cfg.seed, int | float) and (cfg.seed % 1 or not 0 <= cfg.seed < 2**32):
+        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
 
 
 def digest(value: Any, length: int = 8) -> str:
@@ -184,7 +190,7 @@ class RunFolder:
     """One run's folder. Use as a context manager to own it: a lock is held while the block runs.
 
     Args:
-        path: of the folder.
+        path: of the folder, or the file `results/latest` that names it.
         patience: seconds to wait on entering for a process that owns it.
 
     Raises:
@@ -192,7 +198,10 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str, patience: float = 0.0) -> None:
-        self.path, self.patience = Path(path), patience
+        path = Path(path)
+        if path.name == "latest" and path.is_file():
+            path = Path(path.read_text().strip())
+        self.path, self.patience = path, patience
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
@@ -353,12 +362,25 @@ def _ours(target: Any) -> bool:
 # -- building and loading -----------------------------------------------------------------------------------------
 
 
+def build(node: Any) -> Any:
+    """What a configuration node describes; a `UserError` of its constructor comes out as it is, unwrapped."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
 def build_method(cfg: DictConfig) -> Any:
     """The method of a configuration, untrained, its seed set.
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
     """
-    method = instantiate(OmegaConf.create(_method_arguments(cfg)), _convert_="all")
+    method = build(_method_arguments(cfg))
     method.seed = cfg.seed
     return method
 
@@ -375,8 +397,8 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
     data = cfg.data
     protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
     return DataModule(
-        instantiate(data.source, _convert_="all"),
-        instantiate(protocol, _convert_="all"),
+        build(data.source),
+        build(protocol),
         image_size=OmegaConf.to_object(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,

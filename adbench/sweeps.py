@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
 from adbench.placement import cores, jobs_side_by_side
-from adbench.runs import RunFolder, note_other_settings
+from adbench.runs import RunFolder, note_other_settings, refuse_wrong_types
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -91,7 +91,12 @@ class Recorder:
                 cfg.hydra.job.id = cfg.hydra.job.num = job.number
             job.name = str(cfg.hydra.sweep.subdir)
             job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
+            refuse_wrong_types(cfg, cfg.hydra.runtime.choices)
             overwrite = bool(cfg.overwrite)
+        except UserError as error:
+            job.status, job.reason = "failed", str(error)
+            log.error(f"#{job.number} {job.name} {job.reason}")
+            return
         except Exception as error:  # whatever Hydra or a resolver makes of it: this job only
             job.status, job.reason = "failed", f"does not compose: {str(error).strip().splitlines()[0]}"
             log.error(f"#{job.number} {job.name} {job.reason}")

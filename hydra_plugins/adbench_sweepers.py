@@ -10,6 +10,17 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
+def spread(jobs: int, wanted: int) -> list[int]:
+    """So many of the job numbers, in order, evenly spread and, unlike a fixed stride, out of step with every axis."""
+    golden = (5**0.5 - 1) / 2
+    places: dict[int, None] = {}
+    k = 0
+    while len(places) < min(wanted, jobs):
+        places[int(k * golden % 1 * jobs)] = None
+        k += 1
+    return sorted(places)
+
+
 class Sweep(BasicSweeper):
     """Every combination of the values given; finished jobs are skipped, failed ones do not stop the others.
 
@@ -27,7 +38,7 @@ class Sweep(BasicSweeper):
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         if self.at_most is not None and self.at_most < len(jobs):
-            jobs = [jobs[i * len(jobs) // self.at_most] for i in range(self.at_most)]
+            jobs = [jobs[i] for i in spread(len(jobs), self.at_most)]
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:

@@ -52,6 +52,7 @@ def test_mistakes_are_answered_with_one_message(tmp_path, capsys):
         (["data=textures/gras"], "did you mean"),
         (["method=brightness"], "trains without artificial defects"),
         (["data=textures/grass", "--images", "0"], "at least 1"),
+        (["data=mvtec/bottle", "data_root=/nowhere"], "expected normal training images in /nowhere"),
     ):
         assert corruptions.main([*arguments, f"cache_dir={tmp_path}"]) == 1
         error = capsys.readouterr().err

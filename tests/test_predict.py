@@ -218,6 +218,20 @@ def test_what_is_no_image_is_refused(trained, image, message):
     assert message in str(caught.value)
 
 
+def test_the_file_latest_stands_for_the_run_that_it_names(trained, tmp_path):
+    latest = tmp_path / "latest"
+    latest.write_text(f"{trained}\n")
+    image = torch.rand(1, 3, 40, 40)
+    assert torch.equal(adbench.load(latest).score(image).image, adbench.load(trained).score(image).image)
+
+
+def test_a_prediction_without_one_readable_file_fails_and_says_where_the_reasons_are(trained, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    assert predict(trained, tmp_path / "torn.png", "--out", tmp_path / "out") == 1
+    assert "none of the 1 files could be read" in capsys.readouterr().err
+    assert len(table(tmp_path / "out" / "unreadable.csv")) == 1
+
+
 def test_a_run_of_another_version_says_which_arguments_differ(trained):
     path = trained / ".hydra/config.yaml"
     cfg = yaml.safe_load(path.read_text())
@@ -285,7 +299,8 @@ def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_n
 @pytest.mark.parametrize(
     ("override", "message"),
     [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
-     ("data=folder", "give data.name=... and data.root=...")],
+     ("data=folder", "give data.name=... and data.root=..."),
+     ("data.source.root=/nowhere", "expected normal training images in /nowhere")],
 )  # fmt: skip
 def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):
     from adbench.evaluate import main as evaluate

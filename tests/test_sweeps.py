@@ -1,5 +1,6 @@
 """Sweeps in one process: what is skipped and recorded, what the command says at its end; the sharing of a machine."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from conftest import metrics_of
 
 from adbench import sweeps
 from adbench.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
+from hydra_plugins import adbench_sweepers
 
 QUICK = ("data.batch_size=4", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")
 
@@ -37,6 +39,22 @@ def test_a_job_that_does_not_compose_is_recorded_and_the_others_run(run, capfd):
     code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,${nothing}", *QUICK)
     assert code == 1
     assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
+
+
+def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):
+    code, _ = run("-m", "method=pca", "data=mvtec/bottle", "method.components=2,few", *QUICK)
+    assert code == 1
+    assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
+    assert sweeps.outcomes[1].reason == "method.components must be a number, as in method.components=30; got 'few'"
+
+
+@pytest.mark.parametrize(("axes", "wanted"), [((2, 2, 2), 4), ((3, 4), 6), ((5, 5, 2), 10), ((2, 3), 6), ((3,), 5)])
+def test_jobs_spread_over_a_sweep_are_distinct_and_leave_no_value_of_an_axis_out(axes, wanted):
+    jobs = list(itertools.product(*(range(n) for n in axes)))
+    chosen = [jobs[i] for i in adbench_sweepers.spread(len(jobs), wanted)]
+    assert len(set(chosen)) == min(wanted, len(jobs))
+    for axis, values in zip(zip(*chosen, strict=True), axes, strict=True):
+        assert set(axis) == set(range(values))
 
 
 def test_the_table_names_every_job_and_why_some_failed(run, capfd):

@@ -92,6 +92,11 @@ def _longest(side: int, share: float) -> int:
     return min(side, max(4, math.ceil(share * side)))
 
 
+def _check_shares(name: str, shares: tuple[float, float]) -> None:
+    if len(shares) != 2 or not 0 < shares[0] <= shares[1] <= 1:
+        raise UserError(f"{name} must be two shares 0 < smallest <= largest <= 1, got {shares}")
+
+
 def draw_boxes(draws: Draws, count: int, size: tuple[int, int], shares: tuple[float, float]) -> Boxes:
     """(B, count) boxes with sides U(shares) of the image's and a uniform position; no side is below 4 pixels."""
     u = draws.uniform(4, count)
@@ -265,8 +270,7 @@ class Elastic:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.patch[0] <= self.patch[1] <= 1:
-            raise UserError(f"corruption.patch must be two shares 0 < smallest <= largest <= 1, got {self.patch}")
+        _check_shares("corruption.patch", self.patch)
         if self.nodes[0] < 3 or self.nodes[0] > self.nodes[1]:
             raise UserError(f"corruption.nodes must be 3 <= fewest <= most, got {self.nodes}")
         if self.tries < 1:
@@ -401,6 +405,17 @@ class Occlusion:
     matched: float = 0.0
     bank: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        _check_shares("corruption.side", self.side)
+        if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
+            raise UserError(f"corruption.opacity must be two shares 0 <= least <= most <= 1, got {self.opacity}")
+        if not 1 <= self.shapes[0] <= self.shapes[1]:
+            raise UserError(f"corruption.shapes must be 1 <= fewest <= most, got {self.shapes}")
+        if not 3 <= self.vertices[0] <= self.vertices[1]:
+            raise UserError(f"corruption.vertices must be 3 <= fewest <= most, got {self.vertices}")
+        if not 0 <= self.matched <= 1:
+            raise UserError(f"corruption.matched must lie in [0, 1], got {self.matched}")
+
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         size = tuple(image.shape[-2:])
         most = self.shapes[1]
@@ -463,6 +478,9 @@ class Cutout:
     """Set a rectangular patch to zero: the comparison of Section 3.2 ("simple cut-out") and Figure 11 ("zeros")."""
 
     patch: tuple[float, float] = (0.10, 0.40)
+
+    def __post_init__(self) -> None:
+        _check_shares("corruption.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         box = draw_boxes(draws, 1, tuple(image.shape[-2:]), self.patch).of(

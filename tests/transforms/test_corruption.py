@@ -280,3 +280,20 @@ def test_a_swapped_patch_is_a_square_of_the_other_image():
 def test_impossible_options_are_refused(options):
     with pytest.raises(UserError):
         Elastic(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Occlusion, {"side": (0.5, 0.1)}, "side must be two shares"),
+        (Occlusion, {"opacity": (0.4, 2.0)}, "opacity must be two shares"),
+        (Occlusion, {"shapes": (0, 3)}, "shapes must be 1 <= fewest <= most"),
+        (Occlusion, {"vertices": (2, 8)}, "vertices must be 3 <= fewest <= most"),
+        (Occlusion, {"matched": 5.0}, r"matched must lie in \[0, 1\]"),
+        (Cutout, {"patch": (0.0, 0.4)}, "patch must be two shares"),
+        (Elastic, {"patch": (0.3, 1.4)}, "patch must be two shares"),
+    ],
+)
+def test_numbers_that_make_no_corruption_are_refused(kind, changes, message):
+    with pytest.raises(UserError, match=message):
+        kind(**changes)
