@@ -76,11 +76,12 @@ def export(
 
     detector = load(run)
     assert isinstance(detector.engine, MethodEngine)
+    folder = RunFolder(run)
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
     name = "_".join(safe_id(card[part]).replace("/", "-") for part in ("method", "data"))
-    path = Path(out) if out else RunFolder(run).path / "exports" / f"{name}{FORMATS[kind]}"
+    path = Path(out) if out else folder.path / "exports" / f"{name}{FORMATS[kind]}"
     if kind == "safetensors":
-        _save_weights(detector.engine.method, card, RunFolder(run), path)
+        _save_weights(detector.engine.method, card, folder, path)
     else:
         card["parity"] = save_graph(detector.engine.method, card, kind, path, input_size)
     write_json(path.with_suffix(".json"), card)

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def refuse_wrong_types(cfg: DictConfig, choices: Mapping[str, str | None]) -> No
     try:
         reference = _reference(cfg, choices)
         defaults = OmegaConf.to_container(reference, resolve=False)
-        # What the budget is by default depends on the method, by interpolation.
-        defaults["budget"] = OmegaConf.to_container(reference.budget, resolve=True)
     except OmegaConfBaseException:
         return  # a value is missing altogether: resolving the configuration says which
+    with suppress(OmegaConfBaseException):  # what the budget is by default depends on the method, by interpolation
+        defaults["budget"] = OmegaConf.to_container(reference.budget, resolve=True)
     # The reference takes these from the configuration itself, with the word.
     own = {"seed": 0, "data.download": False, "data.source.download": False}
     for key, default in {**flat(defaults), **own}.items():

@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 def spread(jobs: int, wanted: int) -> list[int]:
-    """So many of the job numbers, in order, evenly spread and, unlike a fixed stride, out of step with every axis."""
+    """So many of the job numbers, in order, evenly spread and, unlike a fixed stride, out of step with the axes."""
     golden = (5**0.5 - 1) / 2
     places: dict[int, None] = {}
     k = 0
