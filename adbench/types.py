@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from adbench.errors import UserError as UserError
+
 
 class Batch(NamedTuple):
     """Rows of one data set. Loaders deliver uint8 images; the datamodule makes them float on the device."""
@@ -22,7 +24,3 @@ class Scores(NamedTuple):
 
     image: Tensor  # (B,) float32, higher = more anomalous, any range
     maps: Tensor | None  # (B, 1, H, W) float32 at the input's H and W
-
-
-class UserError(ValueError):
-    """Something the person at the keyboard can mend: the message says what was expected, what came, what to type."""
