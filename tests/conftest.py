@@ -16,12 +16,7 @@ from scipy.io import savemat
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-
-def striped(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A normal image: soft grey stripes with a little noise, (size, size, 3) uint8."""
-    phase, y = rng.uniform(0, 6), np.arange(size)[:, None]
-    image = 120 + 40 * np.sin(y / 5 + phase) + rng.normal(0, 4, (size, size))
-    return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+from adbench.testing import striped  # noqa: E402  (torch reads the number of threads when it is imported)
 
 
 def write_mvtec(root: Path, category: str, train: int = 8, normal: int = 3, anomalous: int = 3, size: int = 40) -> Path:

@@ -35,7 +35,7 @@ def session(path):
 def fitted(name, tmp_path):
     """A method with its statistics and with weights that no training has seen."""
     side = [f"data.image_size={TRACED[name]}"] if name in TRACED else []
-    method, datamodule = make(name, tmp_path, 0, *side)
+    method, datamodule = make(name, tmp_path, *side)
     method.eval()
     with torch.no_grad():
         method.prepare(datamodule.training_batches("cpu"))

@@ -1,0 +1,1 @@
+"""A method, a data set, a protocol and a callback for adbench."""
