@@ -1,10 +1,10 @@
 """Does a method keep the bench's promises? For authors of methods, as scikit-learn's `check_estimator` is for theirs.
 
-    from adbench.testing import check_method
-    from mypackage import Blur
+from adbench.testing import check_method
+from mypackage import Blur
 
-    def test_blur():
-        check_method(lambda: Blur(sigma=2.0))
+def test_blur():
+    check_method(lambda: Blur(sigma=2.0))
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from adbench.types import Batch
 
 
 class Stripes:
-    """A data set in memory: soft grey stripes are normal, a bright square is the anomaly; every second test row has one.
+    """A data set in memory: soft grey stripes are normal, a bright square is the anomaly of every second test row.
 
     Args:
         size: side in pixels.
@@ -241,7 +241,7 @@ def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
         reconstruction = method.reconstruct(image)
         if reconstruction is not None:
             assert reconstruction.shape == image.shape, "a reconstruction has another shape than its image"
-            assert reconstruction.min() >= 0 and reconstruction.max() <= 1, "a reconstruction leaves [0, 1]"  # noqa: PT018
+            assert reconstruction.min() >= 0 and reconstruction.max() <= 1, "a reconstruction leaves [0, 1]"
 
 
 def check_state(method: Method, twin: Method, image: Tensor) -> None:
@@ -272,15 +272,15 @@ def check_resume(
     file, half = place / "half.ckpt", max(1, batches // 2)
     first = _seeded(build)
     stop = SaveEvery(file, half)
-    try:
+    with contextlib.suppress(_Stopped):
         fit(first, stripes(first, image_size, place), batches, callbacks=[_StopAt(stop, half), stop])
-    except _Stopped:
-        pass
     second = _seeded(build)
     fit(second, stripes(second, image_size, place), batches, checkpoint=file)
     found = second.state_dict()
     other = [name for name, value in whole.state_dict().items() if not torch.equal(value, found[name])]
-    assert not other, f"resumed training ends with other values of {other}; draw from self.stream, keep state in buffers"
+    assert not other, (
+        f"resumed training ends with other values of {other}; draw from self.stream, keep state in buffers"
+    )
 
 
 class _Stopped(Exception):

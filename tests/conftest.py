@@ -16,7 +16,7 @@ from scipy.io import savemat
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from adbench.testing import striped  # noqa: E402  (torch reads the number of threads when it is imported)
+from adbench.testing import striped
 
 
 def write_mvtec(root: Path, category: str, train: int = 8, normal: int = 3, anomalous: int = 3, size: int = 40) -> Path:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,7 +25,7 @@ class DatasetSource:
     An item is `(image, label)` or `(image, label, mask)`, or a mapping with the keys `image`, `label` and `mask`:
 
     - image: a PIL image; an array (H, W), (H, W, 1, 3 or 4) or a tensor (1, 3 or 4, H, W), uint8 or float in [0, 1];
-    - label: 0 normal, anything above 0 anomalous; or a text, "good" or "normal" for normal rows, else the defect's kind;
+    - label: 0 normal, anything above 0 anomalous; or a text, "good" or "normal" for normal rows, else the defect;
     - mask: (H, W) of the image's size, anomalous where it is not 0; None for a normal image.
 
     Args:
@@ -145,7 +144,9 @@ def _parts(found: Any, target: str) -> dict[str, Any]:
         return {"train": train, "test": _dataset_of(found.test_dataloader(), target)}
     if isinstance(found, Mapping):
         if set(found) != {"train", "test"}:
-            raise UserError(f"{target} gives a mapping with the keys {sorted(map(str, found))}; expected train and test")
+            raise UserError(
+                f"{target} gives a mapping with the keys {sorted(map(str, found))}; expected train and test"
+            )
         return {"train": found["train"], "test": found["test"]}
     if isinstance(found, tuple) and len(found) == 2:
         return {"train": found[0], "test": found[1]}
@@ -173,7 +174,8 @@ def _label(label: Any, where: str) -> tuple[bool, str]:
     if isinstance(label, str):
         normal = label.strip().lower() in ("good", "normal")
         return not normal, "good" if normal else label.strip()
-    value = label.item() if hasattr(label, "item") and getattr(label, "size", 1) in (1, torch.Size([])) else label
+    one = isinstance(label, Tensor | np.ndarray | np.generic) and np.size(label) == 1
+    value = label.item() if one else label
     if isinstance(value, bool | int | float) and value == int(value) and value >= 0:
         value = int(value)
         return value > 0, "good" if value == 0 else "anomalous" if value == 1 else str(value)
@@ -200,7 +202,9 @@ def _image(image: Any, where: str) -> np.ndarray:
     values = np.asarray(image)
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[-1] not in (1, 3, 4) or 0 in values.shape:
-        raise UserError(f"{where} has shape {np.shape(image)}; expected (H, W, 1, 3 or 4), or a tensor with channels first")
+        raise UserError(
+            f"{where} has shape {np.shape(image)}; expected (H, W, 1, 3 or 4), or a tensor with channels first"
+        )
     if values.dtype.kind == "f":
         if not bool(((values >= 0) & (values <= 1)).all()):
             raise UserError(

@@ -24,6 +24,11 @@ from adbench.errors import UserError
 from adbench.experiment import plugins
 
 OURS = re.compile(r"adbench\.(methods|data|pretraining|transforms)(\.[a-z]\w*)+\.[A-Za-z]\w*")
+CALLED = (
+    "_target_",
+    "target",
+    "test_target",
+)  # keys whose values are imported and called (`data=dataset` has the last)
 PARTIAL = "_partial_"  # Hydra's mark of a factory: a node that is built into a callable and not called
 
 
@@ -54,7 +59,9 @@ def check(node: Any, origin: Path | str, trust: Iterable[str] = ()) -> Any:
         UserError: a target is not trusted; the message says what to type.
     """
     for key, value in _leaves(node):
-        if key.rsplit(".", 1)[-1] == "_target_" and value is not None and not trusted(value, trust):
+        name = key.rsplit(".", 1)[-1]
+        called = name == "_target_" or (name in CALLED and isinstance(value, str) and "." in value)
+        if called and value is not None and not trusted(value, trust):
             raise UserError(f"{origin} wants to call {value} ({key}), {_why_not(value)}")
     return node
 

@@ -1,6 +1,7 @@
 """Dark dots on a bright ground; an anomalous image has a square among them. Drawn, so nothing is downloaded."""
 
 import numpy as np
+
 from adbench.data.records import Records
 
 
@@ -24,8 +25,15 @@ class Dots:
                 y, x = rng.integers(0, size - 8, 2)
                 self.array[i, y : y + 8, x : x + 8], self.masks[i, y : y + 8, x : x + 8] = 20, True
             part = "train" if i < train else "test"
-            rows.append({"split": part, "label": int(anomalous), "defect": "square" if anomalous else "good",
-                         "path": f"{part}/{i}", "mask": f"{part}/{i}" if anomalous else ""})
+            rows.append(
+                {
+                    "split": part,
+                    "label": int(anomalous),
+                    "defect": "square" if anomalous else "good",
+                    "path": f"{part}/{i}",
+                    "mask": f"{part}/{i}" if anomalous else "",
+                }
+            )
         self.records = Records.of(rows)
 
     def read_image(self, row: int) -> np.ndarray:

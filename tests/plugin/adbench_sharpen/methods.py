@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from adbench.methods.base import SingleObjective
 from adbench.types import Batch, Scores
-from torch import Tensor, nn
 
 
 class Sharpen(SingleObjective):

@@ -1,6 +1,7 @@
 """Train on every n-th normal row."""
 
 import numpy as np
+
 from adbench.data.protocols import hold_out, normal_rows
 from adbench.data.records import Split
 

@@ -1,0 +1,75 @@
+"""`adbench COMMAND`, and what a shell completes."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from adbench.__main__ import COMMANDS, main
+from adbench.completion import BASH, candidates
+
+
+def test_every_command_of_the_help_exists_and_has_a_help_of_its_own(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"  {name} " in listed
+        try:
+            assert main([name, "--help"]) == 0
+        except SystemExit as stop:  # argparse's way
+            assert stop.code == 0
+        assert len(capsys.readouterr().out) > 100
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(capsys):
+    assert main(["trian"]) == 1
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys):
+    from adbench import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adbench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("adbench pre", ["predict"]),
+        ("adbench train method=ssae/sm", ["method=ssae/small"]),
+        ("adbench data=tex", ["data=textures/"]),
+        ("adbench data=textures/g", ["data=textures/grass", "data=textures/gravel"]),
+        ("adbench train method=egbad,kd", ["method=egbad,kde", "method=egbad,kde/"]),
+        ("adbench train protocol=one", ["protocol=one_class"]),
+        ("adbench train overw", ["overwrite="]),
+        ("adbench train method=nosuch", []),
+        ("adbench train data.root=/ho", []),
+    ],
+)
+def test_candidates(line, wanted):
+    assert candidates(line, tuple(COMMANDS)) == wanted
+
+
+def test_completion_imports_no_torch_and_no_hydra():
+    code = (
+        "import sys; from adbench.__main__ import main; main(['--complete', 'adbench method=ss']);"
+        "print(sorted({'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["method=ssae", "method=ssae/", "[]"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "wanted"), [("adbench train data=textures/b", "textures/brick"), ("adbench tra", "train")]
+)
+def test_bash_completes_the_word_under_the_cursor(tmp_path, line, wanted):
+    program = tmp_path / "adbench"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adbench "$@"\n')
+    program.chmod(0o755)
+    typed = f'COMP_LINE="{line}" COMP_POINT={len(line)}'
+    script = f'PATH="{tmp_path}:$PATH"\n{BASH}\n{typed}\n_adbench\necho "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted
