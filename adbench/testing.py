@@ -122,7 +122,8 @@ def fit(
         )  # fmt: skip
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
     else:
-        method.prepare(datamodule.training_batches("cpu"))
+        with torch.no_grad():
+            method.eval().prepare(datamodule.training_batches("cpu"))
     method.eval()
     with torch.no_grad():
         method.calibrate(datamodule.holdout_batches("cpu"))

@@ -65,7 +65,10 @@ class PaDiM(Reference):
         for batch in batches:
             rows = self._embedding(batch.image)[0].transpose(0, 1).double()  # (P, B, D)
             if summed is None or products is None:
-                summed, products = rows.new_zeros(len(rows), rows.shape[2]), rows.new_zeros(len(rows), *[rows.shape[2]] * 2)
+                summed, products = (
+                    rows.new_zeros(len(rows), rows.shape[2]),
+                    rows.new_zeros(len(rows), *[rows.shape[2]] * 2),
+                )
             count += rows.shape[1]
             summed += rows.sum(1)
             products.baddbmm_(rows.transpose(1, 2), rows)

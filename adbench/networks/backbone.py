@@ -30,11 +30,12 @@ class Backbone(nn.Module):
         super().__init__()
         import timm
 
-        options = {} if "." not in name else {"pretrained_cfg": name.partition(".")[2]}
         try:
-            self.network = timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0, **options)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"method.backbone={name} is no timm model ({error}); timm.list_models() has the names") from None
+            self.network = timm.create_model(name, pretrained=False, num_classes=0)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"method.backbone={name} is no timm model: {error}; timm.list_models() lists them"
+            ) from None
         maps = [(info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         if not stages or any(stage not in range(len(maps)) for stage in stages):
             shown = ", ".join(f"{i}: {channels} channels, stride {stride}" for i, (channels, stride) in enumerate(maps))
@@ -47,6 +48,7 @@ class Backbone(nn.Module):
         for constant in ("mean", "std"):
             self.register_buffer(constant, torch.tensor(config[constant]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
+        self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
         return super().train(False)

@@ -1,0 +1,86 @@
+"""The reference detectors on features."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from adbench.errors import UserError
+from adbench.methods.knn import Knn
+from adbench.methods.padim import PaDiM
+from adbench.methods.patchcore import PatchCore
+from adbench.methods.reference import smoothed
+from adbench.networks.backbone import Backbone
+from adbench.testing import Stripes, check_method, fit, images_under_test, stripes
+
+SMALL = {
+    "patchcore": lambda: PatchCore("resnet18.tv_in1k", image_size=32, coreset=0.2),
+    "padim": lambda: PaDiM("resnet18.tv_in1k", image_size=32, dimensions=12),
+    "knn": lambda: Knn("resnet18.tv_in1k", image_size=32),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_reference_detector_keeps_the_benchs_promises(name):
+    check_method(SMALL[name])
+
+
+@pytest.mark.parametrize("name", ["patchcore", "padim"])
+def test_a_bright_square_stands_out_even_for_random_weights(name, tmp_path):
+    torch.manual_seed(0)
+    method = SMALL[name]()
+    data = stripes(method, 32, tmp_path)
+    fit(method, data, 0)
+    label = torch.tensor(Stripes(32).records.label[data.split.test])
+    scores = method.score(images_under_test(data))
+    assert scores.image[label == 1].min() > scores.image[label == 0].max()
+
+
+def test_all_patches_in_the_bank_give_a_training_image_the_score_zero(tmp_path):
+    method = PatchCore("resnet18.tv_in1k", image_size=32, coreset=1.0)
+    data = stripes(method, 32, tmp_path)
+    fit(method, data, 0)
+    image = next(iter(data.training_batches("cpu"))).image
+    assert method.score(image).image.max() < 1e-2 * method.score(1 - image).image.min()
+
+
+def test_knn_is_scikit_learns(tmp_path):
+    method = Knn("resnet18.tv_in1k", image_size=32, neighbours=3)
+    data = stripes(method, 32, tmp_path)
+    fit(method, data, 0)
+    train = torch.cat([batch.image for batch in data.training_batches("cpu")])
+    image = images_under_test(data)
+    with torch.no_grad():
+        rows, queries = method.backbone.pooled(train).numpy(), method.backbone.pooled(image).numpy()
+        found = method.score(image).image
+    wanted = NearestNeighbors(n_neighbors=3).fit(rows).kneighbors(queries)[0].mean(1)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
+
+
+def test_the_backbone_never_trains_and_a_row_never_sees_another():
+    backbone = Backbone("resnet18.tv_in1k", (1, 2), 32).train()
+    assert not any(p.requires_grad for p in backbone.parameters())
+    image = torch.rand(3, 3, 32, 32)
+    before = backbone.network.bn1.running_mean.clone()
+    together, alone = backbone(image), backbone(image[:1])
+    assert torch.equal(before, backbone.network.bn1.running_mean)
+    assert [tuple(one.shape[1:]) for one in together] == [(64, 8, 8), (128, 4, 4)]
+    torch.testing.assert_close(together[1][:1], alone[1], rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_names_and_stages_are_refused_with_what_there_is():
+    with pytest.raises(UserError, match="no timm model"):
+        Backbone("resnet1", (2,), 32)
+    with pytest.raises(UserError, match="stride 32"):
+        Backbone("resnet18.tv_in1k", (7,), 32)
+    with pytest.raises(UserError, match="coreset"):
+        PatchCore("resnet18.tv_in1k", coreset=0.0)
+
+
+def test_smoothing_keeps_a_constant_and_spreads_a_point():
+    assert torch.allclose(smoothed(torch.full((1, 1, 4, 4), 2.0), (16, 16), 4.0), torch.tensor(2.0))
+    point = torch.zeros(1, 1, 16, 16)
+    point[0, 0, 8, 8] = 1.0
+    maps = smoothed(point, (16, 16), 1.0)
+    assert maps[0, 0, 8, 8] == maps.max() < 0.2
+    torch.testing.assert_close(maps.sum(), torch.tensor(1.0))
