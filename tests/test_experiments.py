@@ -141,6 +141,18 @@ def test_the_commands_of_a_header_compose(name):
         assert cfg.method._target_.startswith("adbench.methods.")
 
 
+HOLDOUT = re.compile(r"\bheld[- ]out\b|\bholds? (\S+ ){1,3}out\b|\bvalidat")
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "/table" in name])
+def test_a_table_trains_on_the_papers_rows_or_its_head_says_what_needs_held_out_ones(name):
+    _, jobs = jobs_of(name)
+    head = "".join(line for line in FILES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    for overrides in {tuple(jobs[0]), tuple(jobs[-1])}:
+        cfg, _ = composed(overrides)
+        assert cfg.protocol.holdout == 0 or HOLDOUT.search(head), f"{name} holds out {cfg.protocol.holdout}"
+
+
 def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
     _, jobs = jobs_of("pwae/table1")
     sizes = {}

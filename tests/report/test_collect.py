@@ -155,6 +155,34 @@ def test_a_protocol_is_what_it_does_and_its_limits_are_one_class(name, values, e
     assert dict(protocol_of(name, values)) == expected
 
 
+def test_every_value_of_a_protocol_from_elsewhere_tells_runs_apart(results, gather):
+    for k, (share, kind) in enumerate(((0.1, "near"), (0.4, "near"), (0.4, "far"))):
+        values = {"_target_": "theirs.split", "share": share, "kind": kind, "sides": [1, k > 1]}
+        values |= {"_partial_": True}
+        results.run("cbigan", metrics={"image_auroc": 0.5 + 0.1 * k}, protocol="theirs", values=values, suffix=f"-{k}")
+    contents = gather(results)
+    assert sorted(line.values["image_auroc"].mean for line in contents.lines) == [0.5, 0.6, 0.7]
+    assert {line.variant.protocol_label for line in contents.lines} == {
+        "theirs kind=near share=0.1 sides=[1, false]", "theirs kind=near share=0.4 sides=[1, false]",
+        "theirs kind=far share=0.4 sides=[1, true]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{"_target_": "theirs.contaminated", "ratio": 0.0}, {"ratio": 0.0, "kind": "near"}])
+def test_a_protocol_that_only_shares_a_name_or_values_with_ours_has_none_of_its_limits(results, gather, values):
+    results.run("cbigan", protocol="contaminated", values=values)
+    assert dict(gather(results).runs[0].variant.protocol)["protocol"] == "contaminated"
+
+
+def test_a_protocol_from_elsewhere_has_a_curve_without_the_end_that_ours_have(results, gather):
+    results.run("cbigan", metrics={"image_auroc": 0.9})
+    for k, share in enumerate((0.1, 0.4)):
+        values = {"_target_": "theirs.split", "share": share, "kind": "near"}
+        results.run("cbigan", metrics={"image_auroc": 0.5}, protocol="theirs", values=values, suffix=f"-{k}")
+    (chart,) = gather(results).robustness
+    assert (chart.key, [x for x, _ in chart.counts[0][1]]) == ("share", [0.1, 0.4])
+
+
 @pytest.mark.parametrize(
     ("budget", "length", "expected"),
     [
