@@ -144,7 +144,7 @@ class CBiGAN(Adversarial):
         ]
 
     def view(self, image: Tensor) -> Tensor:
-        """What the encoder is shown in training of images in [0, 1], or of bytes: turned, cropped, scaled to [-1, 1]."""
+        """What the encoder is shown in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
         low, high = self.rotation
         degrees = low + (high - low) * self.rand("rotation", len(image))
         if self.is_texture:
