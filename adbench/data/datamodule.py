@@ -211,12 +211,10 @@ class DataModule(LightningDataModule):
         return self._loader(fetch, _chunks(rows, self.eval_batch_size))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
-        """Bytes to RGB float in [0, 1], on the device; features stay as they are."""
-        image = batch.image
-        if image.dtype == torch.uint8:
-            image = to_float(to_rgb(image))
-        size = image.shape[-2:] if image.ndim == 4 else (1, 1)
-        return batch._replace(image=image, mask=batch.mask.expand(-1, -1, *size))
+        """Bytes to RGB float in [0, 1], on the device; features stay as they are, and so do the bytes that are trained
+        on where the method asks for them."""
+        trains = self.trainer is not None and self.trainer.training
+        return _shown(batch, as_bytes=trains and getattr(self.trainer.lightning_module, "takes_bytes", False))
 
     # -- how ------------------------------------------------------------------------------------------------------
 
@@ -246,11 +244,20 @@ class DataModule(LightningDataModule):
 
     def _batches(self, fetch: Fetch, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
         for chunk in _chunks(rows, self.eval_batch_size):
-            yield self.on_after_batch_transfer(Batch(*(part.to(device) for part in fetch[chunk])))
+            yield _shown(Batch(*(part.to(device) for part in fetch[chunk])))
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _shown(batch: Batch, as_bytes: bool = False) -> Batch:
+    """A loaded batch as a method sees it."""
+    image = batch.image
+    if image.dtype == torch.uint8 and not as_bytes:
+        image = to_float(to_rgb(image))
+    size = image.shape[-2:] if image.ndim == 4 else (1, 1)
+    return batch._replace(image=image, mask=batch.mask.expand(-1, -1, *size))
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:

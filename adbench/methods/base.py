@@ -36,6 +36,8 @@ class Method(LightningModule):
     gradient_free: ClassVar[tuple[str, ...]] = ()
     #: Whether `score` returns anomaly maps.
     has_maps: ClassVar[bool] = True
+    #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
+    takes_bytes: bool = False
 
     def __init__(self) -> None:
         super().__init__()

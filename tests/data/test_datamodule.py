@@ -86,6 +86,40 @@ def test_loading_draws_nothing_from_the_global_generator(data):
 # -- what a batch holds ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("takes_bytes", [False, True])
+def test_only_a_method_that_takes_bytes_is_trained_on_them_and_prepares_and_tests_on_floats(data, takes_bytes):
+    seen = []
+
+    class Looks(LightningModule):
+        automatic_optimization = False
+
+        def on_fit_start(self):
+            seen.extend(("prepare", b.image.dtype) for b in self.trainer.datamodule.training_batches("cpu"))
+
+        def training_step(self, batch, batch_idx):
+            seen.append(("train", batch.image.dtype))
+            seen.extend(("held out", b.image.dtype) for b in self.trainer.datamodule.training_batches("cpu"))
+            assert batch.mask.shape[-2:] == batch.image.shape[-2:]
+
+        def test_step(self, batch, batch_idx):
+            seen.append(("test", batch.image.dtype))
+
+        def configure_optimizers(self):
+            return None
+
+    looks = Looks()
+    looks.takes_bytes = takes_bytes
+    data.set_budget(2)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
+    trainer.fit(looks, datamodule=data)
+    trainer.test(looks, datamodule=data, verbose=False)
+    trained = torch.uint8 if takes_bytes else torch.float32
+    assert {kind for name, kind in seen if name == "train"} == {trained}
+    assert {kind for name, kind in seen if name != "train"} == {torch.float32}
+    assert {name for name, _ in seen} == {"prepare", "train", "held out", "test"}
+
+
 def test_training_batches_are_rgb_floats_without_label_or_mask(data):
     data.set_budget(5)
     batches = taken(data)

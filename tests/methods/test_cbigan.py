@@ -213,6 +213,18 @@ def test_textures_are_seen_as_turned_crops_without_an_edge_and_without_rotation_
     assert all(any(torch.allclose(row, v, atol=1e-5) for v in 2 * ramp[0, 0, 0] - 1) for row in straight[:, 0, 0, 0])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_texture_is_trained_on_as_bytes_with_the_views_of_the_float_image(channels):
+    method, draws = texture(rotation={"texture": (0.0, 45.0)}), torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (4, channels, 64, 64), dtype=torch.uint8, generator=draws)
+    assert method.takes_bytes
+    assert not build().takes_bytes
+    as_float = (images / 255).expand(-1, 3, -1, -1)
+    assert torch.equal(method.view(images), method.view(as_float))
+    one, other = fit(method, 2, images), fit(texture(rotation={"texture": (0.0, 45.0)}), 2, as_float)
+    assert torch.equal(weights(one), weights(other))
+
+
 def test_views_and_noise_depend_on_seed_and_batch_number_alone():
     image, method, other = pictures(side=64), texture(), texture()
     torch.rand(3)  # the global stream has no part in it
