@@ -222,6 +222,9 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY)) or key == "protocol.holdout"
     }
+    images = (_at(config, "pretraining") or {}).get("images", "")
+    if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
+        kept["pretraining.images"] = '"own"'  # a departure, though no value was changed
     return Variant(
         method=method,
         pretraining=record["pretraining"],

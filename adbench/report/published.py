@@ -161,7 +161,14 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str) 
     elif kind == "paper" and not spec.get("own"):
         marks.append("our implementation of a cited baseline")
     asked = spec.get("with", {})
-    changed = [f"{key}={value}" for key, value in variant.changed if key not in asked]
+    changed = [f"{key}={value}" for key, value in variant.changed if key not in (*asked, "pretraining.images")]
+    if images := dict(variant.changed).get("pretraining.images"):
+        own = json.loads(images) == "own"
+        marks.append(
+            "distilled on the run's own training rows, the paper's way is ImageNet"
+            if own
+            else f"distilled on {json.loads(images)}"
+        )
     if changed:
         marks.append(f"changed: {', '.join(changed)}")
     if variant.pretraining not in spec.get("expected_pretraining", [variant.pretraining]):
