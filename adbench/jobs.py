@@ -191,6 +191,8 @@ def train_and_test(
     record["counts"] = _counts(datamodule, method)
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
     record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
+    if hasattr(pretraining, "images_used"):
+        record["pretraining_images"] = pretraining.images_used()
     folder.write_metrics(record)
     if ranks.rank == 0:
         _announce(cfg, record, folder, start, total)

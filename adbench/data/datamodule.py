@@ -21,7 +21,7 @@ from adbench.data.protocols import checked
 from adbench.data.records import Records, Source, Split
 from adbench.streams import numpy_stream
 from adbench.transforms.image import to_float, to_rgb
-from adbench.types import Batch, UserError
+from adbench.types import Batch, UserError, chunk_sizes
 
 Protocol = Callable[[Records, np.random.Generator, str], Split]
 
@@ -193,12 +193,14 @@ class DataModule(LightningDataModule):
         return self._loader(self._withheld(), rows)
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
-        """All training rows in order, on every rank, as float on `device`."""
-        return self._batches(self._withheld(), self.split.train, device)
+        """All training rows in order, on every rank, as float on `device`; no batch of one row (see `chunk_sizes`)."""
+        rows = self.split.train
+        ends = np.cumsum(chunk_sizes(len(rows), self.eval_batch_size))
+        return self._batches(self._withheld(), np.split(rows, ends[:-1]), device)
 
     def holdout_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """The held-out normal rows in order, on every rank, as float on `device`."""
-        return self._batches(self._withheld(), self.split.holdout, device)
+        return self._batches(self._withheld(), _chunks(self.split.holdout, self.eval_batch_size), device)
 
     # -- testing --------------------------------------------------------------------------------------------------
 
@@ -242,8 +244,8 @@ class DataModule(LightningDataModule):
             generator=torch.Generator(),  # its draw for the workers' seeds stays out of the global stream
         )
 
-    def _batches(self, fetch: Fetch, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
-        for chunk in _chunks(rows, self.eval_batch_size):
+    def _batches(self, fetch: Fetch, chunks: list[np.ndarray], device: torch.device | str) -> Iterator[Batch]:
+        for chunk in chunks:
             yield _shown(Batch(*(part.to(device) for part in fetch[chunk])))
 
 

@@ -239,6 +239,9 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY))
     }
+    images = (_at(config, "pretraining") or {}).get("images", "")
+    if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
+        kept["pretraining.images"] = '"own"'  # a departure, though no value was changed
     stored = _at(config, "protocol")
     values = {key[9:]: value for key, value in changed.items() if key.startswith("protocol.")}
     values |= stored if isinstance(stored, Mapping) else {}

@@ -177,8 +177,15 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     changed = [
         f"{key}={value}"
         for key, value in variant.changed
-        if key not in asked and json.loads(value) not in printed.get(key, ())
+        if key not in (*asked, "pretraining.images") and json.loads(value) not in printed.get(key, ())
     ]
+    if images := dict(variant.changed).get("pretraining.images"):
+        own = json.loads(images) == "own"
+        marks.append(
+            "distilled on the run's own training rows, the paper's way is ImageNet"
+            if own
+            else f"distilled on {json.loads(images)}"
+        )
     if changed:
         marks.append(f"changed: {', '.join(changed)}")
     if variant.pretraining not in spec.get("expected_pretraining", [variant.pretraining]):

@@ -13,7 +13,7 @@ from adbench.data.datamodule import DataModule, TrainingRows
 from adbench.data.folder import Folder
 from adbench.data.protocols import one_class
 from adbench.data.records import Records, Split
-from adbench.types import Batch, UserError
+from adbench.types import Batch, UserError, chunk_sizes
 
 
 def build(source, cache_dir, protocol=one_class, **changes) -> DataModule:
@@ -161,6 +161,25 @@ def test_statistics_are_computed_on_all_training_rows_in_order(data):
     batches = list(data.training_batches("cpu"))
     assert torch.cat([b.index for b in batches]).tolist() == data.split.train.tolist()
     assert all(b.image.dtype == torch.float32 and (b.label == -1).all() for b in batches)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+def test_no_batch_for_a_network_in_training_mode_has_one_row(tree, tmp_path, size):
+    data = build(Folder(tree), tmp_path, partial(one_class, holdout=0), eval_batch_size=size)
+    batches = [batch.index.tolist() for batch in data.training_batches("cpu")]
+    assert [row for batch in batches for row in batch] == data.split.train.tolist()
+    assert len(data.split.train) > 1
+    assert min(map(len, batches)) >= 2
+
+
+@given(n=st.integers(1, 300), size=st.integers(1, 40))
+def test_pieces_are_as_large_as_asked_but_where_one_row_would_remain(n, size):
+    sizes = chunk_sizes(n, size)
+    assert sum(sizes) == n
+    assert n == 1 or min(sizes) >= 2
+    assert max(sizes) <= max(size, 3)
+    if n % size != 1 and size > 1:
+        assert sizes == [min(size, n - first) for first in range(0, n, size)]
 
 
 def test_the_held_out_rows_are_served_apart_from_the_training_rows(tree, tmp_path):

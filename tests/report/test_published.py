@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from adbench.report import published
 from adbench.report.published import mapping, rows, tables
@@ -245,6 +246,29 @@ def test_igd_rows_are_told_apart_by_pretraining(results, gather):
     contents = gather(results)
     (cell,) = cells(contents, "IGD", "S2", category="3")
     assert (cell.row.method, cell.variant.pretraining) == ("Ours - ImageNet", "imagenet_kd")
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "mark"),
+    [
+        ("own", {}, "distilled on the run's own training rows, the paper's way is ImageNet"),
+        (None, {}, "distilled on the run's own training rows, the paper's way is ImageNet"),
+        ("/images", {"pretraining.images": "/images"}, "distilled on /images"),
+    ],
+)
+def test_what_an_encoder_was_distilled_on_is_marked_and_never_as_a_change(results, gather, images, changed, mark):
+    folder = results.run("igd", "mnist/3", pretraining="imagenet_kd", changed=changed)
+    config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    config["pretraining"]["images"] = images
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    (cell,) = cells(gather(results), "IGD", "S2", category="3")
+    assert cell.marks == (mark,)
+
+
+def test_igd_to_the_letter_answers_the_papers_rows_without_a_mark(results, gather):
+    results.run("igd/literal", "mnist/3", pretraining="imagenet_kd")
+    (cell,) = cells(gather(results), "IGD", "S2", category="3")
+    assert cell.marks == ()
 
 
 def test_ablations_answer_their_own_rows(results, gather):
