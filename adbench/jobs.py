@@ -301,7 +301,7 @@ def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
             f"method {cfg.method.get('_target_')} gives no length for budget={cfg.budget.name}; "
             "say budget.max_batches=N or budget.max_epochs=N"
         )
-    total = batches if batches is not None else epochs * datamodule.batches_per_epoch
+    total = batches if batches is not None else datamodule.batches_of(epochs)
     if total < 0:
         raise UserError(f"the training budget must be at least 0 batches, and {total} came")
     return int(total)

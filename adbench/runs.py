@@ -407,6 +407,8 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         supervision=supervision,
+        rows_per_step=cfg.method.get("rows_per_step"),
+        labelled_stream=cfg.method.get("labelled_stream", False),
     )
 
 
