@@ -14,7 +14,7 @@ pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -145,20 +145,14 @@ class ESAD(SeveralSteps):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """The features' scaling, and the labelled share of the training rows."""
-        labels: list[Tensor] = []
-
-        def rows() -> Iterator[Tensor]:
-            for batch in batches:
-                labels.append(batch.semi_label)
-                yield batch.image
-
+        if not (self.tabular or self.labelled_stream):
+            return
+        rows, labels = zip(
+            *((batch.image if self.tabular else None, batch.semi_label) for batch in batches), strict=True
+        )
         if self.tabular:
-            self.scaling.fit(rows())
-        elif self.labelled_stream:
-            for _ in rows():
-                pass
-        if labels:
-            self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
+            self.scaling.fit(rows)
+        self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 
     def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
         """(x, Φ(x)): what the networks see, and what they are to reconstruct."""

@@ -16,8 +16,9 @@ def esad(kind: str = "tabular", image_size: int = 5, **changes) -> ESAD:
     options = {
         "network": "deep", "mlp": MLP, "scaling": "none", "widths": [4, 4, 4, 8, 8], "batch_norm": True,
         "code_bn": False, "pad": 0, "lambda_1": 1.0, "lambda_2": 1.0, "phi": PHI, "reduction": "mean",
-        "code_reduction": "mean", "squared_score": True, "labelled_stream": False, "inverse_eps": 1e-3, "second_encoder": True, "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
-        "schedule": None, "rows_per_step": None, "clip": 5.0,
+        "code_reduction": "mean", "squared_score": True, "labelled_stream": False, "inverse_eps": 1e-3,
+        "second_encoder": True, "optimizer": functools.partial(torch.optim.SGD, lr=0.1), "schedule": None,
+        "rows_per_step": None, "clip": 5.0,
     }  # fmt: skip
     return ESAD(kind, image_size, **(options | changes))
 

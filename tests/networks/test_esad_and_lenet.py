@@ -127,5 +127,5 @@ def test_standardised_scaling_has_mean_0_and_deviation_1_and_clips_nothing():
 
 
 def test_a_scaling_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(UserError, match="method.scaling is one of min_max, standardised, clipped, none; got 'log'"):
+    with pytest.raises(UserError, match=r"method\.scaling is one of min_max, standardised, clipped, none; got 'log'"):
         FeatureScaling(1, "log")
