@@ -260,7 +260,7 @@ def train_and_test(
             folder.path / "figures", evaluator, datamodule.records.defect, datamodule.records.path,
             number=cfg.evaluation.gallery,
         )  # fmt: skip
-        codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
+        codes, extra = CodePanels(folder.path / "figures", defects, cfg.evaluation.codes), ExtraScores(defects)
         bar = TQDMProgressBar(refresh_rate=_refresh_rate())
         tester = Trainer(**trainer_options, callbacks=[ears, evaluator, panels, gallery, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)

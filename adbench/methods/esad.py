@@ -94,6 +94,7 @@ class ESAD(SeveralSteps):
         self.phi, self.labelled_stream = dict(phi), labelled_stream
         self.register_buffer("labelled_share", torch.zeros(()))  # m / (n + m)
         self.scaling: nn.Module = FeatureScaling(image_size, scaling) if self.tabular else nn.Identity()
+        self.side = image_size + 2 * self.pad if network == "deep" and not self.tabular else None  # of a map of codes
         build = self._perceptrons if self.tabular else self._deep if network == "deep" else self._shallow
         self.encoder, self.decoder, other = build(image_size + 2 * self.pad, network, mlp, widths, batch_norm, code_bn)
         self.second_encoder: nn.Module | None = other if second_encoder else None
@@ -202,6 +203,25 @@ class ESAD(SeveralSteps):
             "means": losses.score(x, x_hat, z_hat, self.lambda_1, "mean", "mean"),
             "sums": losses.score(x, x_hat, z_hat, self.lambda_1, "sum", "sum"),
         }
+
+    code_names: ClassVar[tuple[str, ...]] = ("z", "z_hat")
+
+    def codes(self, image: Tensor) -> Tensor:
+        """z and ẑ, as vectors: (B, 2, D). Source: Huang et al. 2021 (ESAD), Figures 1 (b) and 3."""
+        z, _, z_hat = self._codes(self._input(image))
+        return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` can draw codes: those of images."""
+        return not self.tabular
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """z of (B, 1, D) -> x̂ without its border, (B, 3, H, W)."""
+        z = codes[:, 0]
+        if self.side is not None:
+            z = z.unflatten(1, (-1, self.side // 16, self.side // 16))
+        return F.pad(self.decoder(z), [-self.pad] * 4)
 
     def reconstruct(self, image: Tensor) -> Tensor | None:
         if self.tabular:

@@ -201,3 +201,21 @@ def test_a_batch_with_too_many_labelled_rows_weighs_as_the_training_rows_do():
 def test_a_reduction_that_does_not_exist_is_refused(name):
     with pytest.raises(UserError, match=f"method.{name} is mean or sum, got 'max'"):
         esad(**{name: "max"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_size": 32}, {"image_size": 28, "pad": 2}, {"image_size": 28, "network": "mnist"}]
+)
+def test_codes_are_z_and_z_hat_and_z_decodes_to_the_reconstruction(options):
+    method = esad("small", **options).eval()
+    x = batch(3, options["image_size"], options["image_size"], semi=[0, 0]).image
+    z, _, z_hat = method._codes(method._input(x))
+    codes = method.codes(x)
+    assert torch.equal(codes[:, 0], z.flatten(1)) and torch.equal(codes[:, 1], z_hat.flatten(1))
+    assert method.code_names == ("z", "z_hat") and method.decodes
+    torch.testing.assert_close(method.decode(codes[:, :1]).clamp(0, 1), method.reconstruct(x))
+
+
+def test_codes_of_tables_are_not_drawn_as_pictures():
+    method = esad().eval()
+    assert method.codes(batch(5, semi=[0, 0]).image).shape == (2, 2, 3) and not method.decodes
