@@ -262,7 +262,7 @@ def train_and_test(
             folder.path / "figures", evaluator, datamodule.records.defect, datamodule.records.path,
             number=cfg.evaluation.gallery,
         )  # fmt: skip
-        codes, extra = CodePanels(folder.path / "figures", defects), ExtraScores(defects)
+        codes, extra = CodePanels(folder.path / "figures", defects, cfg.evaluation.codes), ExtraScores(defects)
         bar = TQDMProgressBar(refresh_rate=_refresh_rate())
         tester = Trainer(**trainer_options, callbacks=[ears, evaluator, panels, gallery, codes, extra, bar])
         tester.test(method, datamodule=datamodule, verbose=False)
@@ -303,7 +303,7 @@ def _total_batches(cfg: DictConfig, datamodule: Any) -> int:
             f"method {cfg.method.get('_target_')} gives no length for budget={cfg.budget.name}; "
             "say budget.max_batches=N or budget.max_epochs=N"
         )
-    total = batches if batches is not None else epochs * datamodule.batches_per_epoch
+    total = batches if batches is not None else datamodule.batches_of(epochs)
     if total < 0:
         raise UserError(f"the training budget must be at least 0 batches, and {total} came")
     return int(total)

@@ -30,7 +30,8 @@ GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
 UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
             "data.source.file", "data.source.download")  # fmt: skip
-SWITCH_WORDS = {"trainer.deterministic": ("warn",)}  # what else than true and false a switch may be
+# What else than true and false, or a number, a value may be.
+SWITCH_WORDS = {"trainer.deterministic": ("warn",), "protocol.labelled_classes": ("all",)}
 
 
 def conf_dir() -> Path:
@@ -407,6 +408,8 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         supervision=supervision,
+        rows_per_step=cfg.method.get("rows_per_step"),
+        labelled_stream=cfg.method.get("labelled_stream", False),
     )
 
 

@@ -29,28 +29,71 @@ Protocol = Callable[[Records, np.random.Generator, str], Split]
 class TrainingRows(Sampler[np.ndarray]):
     """The rows of training batches start, start + 1, ...: each a pure function of (seed, k).
 
-    Epoch e goes through permutation e of the rows in full batches; what is left over waits for another epoch. Its
-    length counts the batches before `start` too: Lightning compares it with the number of batches seen in all.
+    A batch is made of steps. Pass e goes through permutation e of the rows in full steps, and what is left over waits
+    for another pass; a pass may end within a batch, so no step is lost, however many are loaded at once. Its length
+    counts the batches before `start` too: Lightning compares it with the number of batches seen in all.
+
+    Args:
+        rows: those that are passed through; with `labelled`, the unlabelled ones.
+        batch_size: rows of a batch over all ranks, a multiple of `step`.
+        seed, total, start: of the order; number of batches in all; the first batch that is asked for.
+        rank, world: this process gets every `world`-th row of a batch, from `rank` on.
+        step: rows of an optimizer step; None for a batch that is one.
+        labelled: rows of a stream of their own, passed through in the same way, without any left over.
+        labelled_per_step: how many of them close each step, >= 1 if there are any.
     """
 
     def __init__(
-        self, rows: np.ndarray, batch_size: int, seed: int, total: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        total: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        step: int | None = None,
+        labelled: np.ndarray | None = None,
+        labelled_per_step: int = 0,
     ) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.total, self.start, self.rank, self.world = total, start, rank, world
+        step = step or batch_size
+        self.steps = batch_size // step
+        self.streams = [_Stream(rows, step - labelled_per_step, seed, "rows", whole_steps=True)]
+        if labelled is not None and labelled_per_step:
+            self.streams.append(_Stream(labelled, labelled_per_step, seed, "labelled rows", whole_steps=False))
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        per_epoch = len(self.rows) // self.batch_size
-        epoch, order = -1, self.rows
         for k in range(self.start, self.total):
-            if k // per_epoch != epoch:
-                epoch = k // per_epoch
-                order = self.rows[numpy_stream(self.seed, "rows", epoch).permutation(len(self.rows))]
-            first = k % per_epoch * self.batch_size
-            yield order[first : first + self.batch_size][self.rank :: self.world]
+            parts = [stream.taken(k * self.steps, self.steps) for stream in self.streams]
+            yield np.concatenate(parts, axis=1).ravel()[self.rank :: self.world]
+
+
+class _Stream:
+    """Steps of `size` rows without end; `whole_steps` leaves out of a pass what does not fill a step."""
+
+    def __init__(self, rows: np.ndarray, size: int, seed: int, purpose: str, whole_steps: bool) -> None:
+        self.rows, self.size, self.seed, self.purpose = rows, size, seed, purpose
+        self.length = len(rows) // size * size if whole_steps else len(rows)  # of a pass
+        self._latest = (-1, rows)
+
+    def taken(self, first: int, count: int) -> np.ndarray:
+        """Steps first .. first + count - 1: (count, size) row numbers."""
+        passes, places = np.divmod(np.arange(first * self.size, (first + count) * self.size), self.length)
+        taken = np.empty(len(places), dtype=self.rows.dtype)
+        for number in range(int(passes[0]), int(passes[-1]) + 1):
+            here = passes == number
+            taken[here] = self._order(number)[places[here]]
+        return taken.reshape(count, self.size)
+
+    def _order(self, number: int) -> np.ndarray:
+        if self._latest[0] != number:
+            order = numpy_stream(self.seed, self.purpose, number).permutation(len(self.rows))
+            self._latest = number, self.rows[order]
+        return self._latest[1]
 
 
 class Fetch(Dataset[Batch]):
@@ -93,6 +136,10 @@ class DataModule(LightningDataModule):
         protocol: who trains, is held out and is tested.
         image_size: side in pixels, or [height, width]; not looked at for tabular data.
         batch_size: rows of a training batch over all devices together; with fewer training rows it is all of them.
+        rows_per_step: rows of an optimizer step, where a method takes several of them from a batch (tables); None for
+            one step a batch. A batch is then cut to whole steps, and no step of an epoch is dropped.
+        labelled_stream: labelled rows come in a stream of their own beside the unlabelled ones: to each step as many as
+            their share of the training rows says, and at least one.
         eval_batch_size: rows of any other batch, per device.
         workers: loader processes, or "auto": none on two cores, where they only take turns with the training.
         seed: of the protocol's draws and of the order of rows.
@@ -112,6 +159,8 @@ class DataModule(LightningDataModule):
         seed: int,
         cache_dir: Path | str,
         supervision: str,
+        rows_per_step: int | None = None,
+        labelled_stream: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.protocol, self.seed, self.supervision = source, protocol, seed, supervision
@@ -119,6 +168,8 @@ class DataModule(LightningDataModule):
         self.size = _size(image_size)
         self.batch_size = _positive("data.batch_size", batch_size)
         self.eval_batch_size = _positive("data.eval_batch_size", eval_batch_size)
+        self.rows_per_step = None if rows_per_step is None else _positive("method.rows_per_step", rows_per_step)
+        self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
         self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
@@ -168,19 +219,41 @@ class DataModule(LightningDataModule):
     # -- training -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_per_batch(self) -> int:
-        """Rows of a training batch over all devices together."""
+    def rows_of_a_step(self) -> int:
+        """Rows of an optimizer step over all devices together."""
         _, world = self._place()
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
-        rows = min(self.batch_size, len(self.split.train)) // world * world
+        rows = min(self.rows_per_step or self.batch_size, self.batch_size, len(self.split.train)) // world * world
         if rows == 0:
             raise UserError(f"{len(self.split.train)} training rows are too few for {world} devices; use fewer devices")
         return rows
 
     @property
+    def rows_per_batch(self) -> int:
+        """Rows of a training batch over all devices together: whole steps."""
+        step = self.rows_of_a_step
+        return max(1, min(self.batch_size, len(self.split.train)) // step) * step
+
+    @property
+    def labelled_per_step(self) -> int:
+        """Labelled rows that close each step; 0 where they are mixed with the others, or where there are none."""
+        labelled = np.count_nonzero(self.split.semi_label)
+        if not self.labelled_stream or not 0 < labelled < len(self.split.train):
+            return 0
+        step = self.rows_of_a_step
+        return min(max(1, round(step * labelled / len(self.split.train))), step - 1)
+
+    @property
     def batches_per_epoch(self) -> int:
-        return len(self.split.train) // self.rows_per_batch
+        return self.batches_of(1)
+
+    def batches_of(self, epochs: float) -> int:
+        """Training batches of so many passes through the (unlabelled) rows; the last one is filled up with steps."""
+        labelled = self.labelled_per_step
+        unlabelled = len(self.split.train) - (np.count_nonzero(self.split.semi_label) if labelled else 0)
+        steps = int(epochs * (unlabelled // (self.rows_of_a_step - labelled)))
+        return -(-steps // (self.rows_per_batch // self.rows_of_a_step))
 
     def set_budget(self, max_batches: int, start: int = 0) -> None:
         """Train on batches start .. max_batches - 1; `start` is the number of batches that a checkpoint has seen."""
@@ -189,7 +262,14 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()
         total = self.batches_per_epoch if self._max_batches is None else self._max_batches
-        rows = TrainingRows(self.split.train, self.rows_per_batch, self.seed, total, self._start, rank, world)
+        train, labelled = self.split.train, None
+        if per_step := self.labelled_per_step:
+            known = self.split.semi_label != 0
+            train, labelled = train[~known], train[known]
+        rows = TrainingRows(
+            train, self.rows_per_batch, self.seed, total, self._start, rank, world, self.rows_of_a_step, labelled,
+            per_step,
+        )  # fmt: skip
         return self._loader(self._withheld(), rows)
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:

@@ -122,6 +122,10 @@ class _Hypersphere(SeveralSteps):
         embedding = torch.cat([self.encoder(self.input(x)) for x in rows])
         self.center.copy_(hypersphere.kept_off_zero(embedding.mean(0), self.center_floor))
 
+    def codes(self, image: Tensor) -> Tensor:
+        """The embedding of the whole image: (B, 1, E). Source: Huang et al. 2021 (ESAD), Figure 3 (a)."""
+        return self.encoder(self.input(image)).float()[:, None]
+
     def distance(self, image: Tensor) -> Tensor:
         """Squared distance from the center: (B,)."""
         return hypersphere.distance(self.encoder(self.input(image)), self.center)

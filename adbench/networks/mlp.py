@@ -12,7 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Scaling = Literal["min_max", "clipped", "none"]
+from adbench.types import UserError
+
+SCALINGS = ("min_max", "standardised", "clipped", "none")
+Scaling = Literal["min_max", "standardised", "clipped", "none"]
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -36,16 +39,20 @@ class FeatureScaling(nn.Module):
 
     Args:
         features: D.
-        scaling: "min_max" maps the training rows to [0, 1] (others may leave it); "clipped" standardises and clips to
-            ±3, which heavy tails and columns that are constant in training need; "none" leaves them.
+        scaling: "min_max" maps the training rows to [0, 1] (others may leave it); "standardised" gives them the mean 0
+            and the deviation 1; "clipped" clips these to ±3, which heavy tails and columns that are constant in
+            training need; "none" leaves them.
+
+    Raises:
+        UserError: another scaling.
     """
 
     LIMIT = 3.0
 
     def __init__(self, features: int, scaling: Scaling) -> None:
         super().__init__()
-        if scaling not in ("min_max", "clipped", "none"):
-            raise ValueError(f"scaling is min_max, clipped or none, got {scaling}")
+        if scaling not in SCALINGS:
+            raise UserError(f"method.scaling is one of {', '.join(SCALINGS)}; got {scaling!r}")
         self.scaling, self.fitted = scaling, scaling != "none"
         self.register_buffer("offset", torch.zeros(features))
         self.register_buffer("unit", torch.ones(features))

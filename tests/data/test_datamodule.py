@@ -13,6 +13,7 @@ from adbench.data.datamodule import DataModule, TrainingRows
 from adbench.data.folder import Folder
 from adbench.data.protocols import one_class
 from adbench.data.records import Records, Split
+from adbench.streams import numpy_stream
 from adbench.types import Batch, UserError, chunk_sizes
 
 
@@ -68,6 +69,51 @@ def test_ranks_share_a_batch_by_turns(world):
     for k, batch in enumerate(joined):
         for rank in range(world):
             assert parts[rank][k].tolist() == batch[rank::world].tolist()
+
+
+@settings(deadline=None)
+@given(n=st.integers(2, 40), size=st.integers(1, 12), seed=st.integers(0, 9))
+def test_a_batch_of_one_step_is_a_piece_of_its_epoch_s_permutation(n, size, seed):
+    rows, size = np.arange(100, 100 + n), min(size, n)
+    per_epoch = n // size
+    for k, batch in enumerate(TrainingRows(rows, size, seed, 3 * per_epoch)):
+        order = rows[numpy_stream(seed, "rows", k // per_epoch).permutation(n)]
+        assert batch.tolist() == order[k % per_epoch * size :][:size].tolist()
+
+
+@settings(deadline=None)
+@given(n=st.integers(6, 60), step=st.integers(1, 6), at_once=st.integers(1, 9), seed=st.integers(0, 9))
+def test_how_many_steps_are_loaded_at_once_changes_none_and_drops_none(n, step, at_once, seed):
+    loads = list(TrainingRows(np.arange(n), step * at_once, seed, 5, step=step))
+    single = list(TrainingRows(np.arange(n), step, seed, 5 * at_once))
+    assert np.concatenate(loads).tolist() == np.concatenate(single).tolist()
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(8, 40), m=st.integers(1, 7), known=st.integers(1, 3), at_once=st.integers(1, 4),
+    start=st.integers(0, 9),
+)  # fmt: skip
+def test_labelled_rows_close_every_step_in_turn_and_a_resumed_stream_is_its_rest(n, m, known, at_once, start):
+    options = {"step": 5, "labelled": np.arange(900, 900 + m), "labelled_per_step": known}
+    whole = list(TrainingRows(np.arange(n), 5 * at_once, 3, 10, **options))
+    steps = np.concatenate(whole).reshape(-1, 5)
+    assert (steps[:, : 5 - known] < 900).all() and (steps[:, 5 - known :] >= 900).all()
+    seen = steps[:, 5 - known :].ravel()
+    for turn in range(len(seen) // m):
+        assert sorted(seen[turn * m :][:m].tolist()) == list(range(900, 900 + m))
+    unlabelled = list(TrainingRows(np.arange(n), 5 - known, 3, 10 * at_once))
+    assert steps[:, : 5 - known].ravel().tolist() == np.concatenate(unlabelled).tolist()
+    rest = list(TrainingRows(np.arange(n), 5 * at_once, 3, 10, start, **options))
+    assert [r.tolist() for r in rest] == [r.tolist() for r in whole[start:]]
+
+
+def test_the_pieces_of_two_ranks_are_the_steps_of_one():
+    options = {"step": 6, "labelled": np.arange(90, 95), "labelled_per_step": 1}
+    joined = np.concatenate(list(TrainingRows(np.arange(30), 12, 0, 4, **options))).reshape(-1, 6)
+    parts = [TrainingRows(np.arange(30), 12, 0, 4, rank=rank, world=2, **options) for rank in range(2)]
+    pieces = [np.concatenate(list(part)).reshape(-1, 3) for part in parts]
+    assert np.sort(np.concatenate(pieces, axis=1)).tolist() == np.sort(joined).tolist()
 
 
 def test_seed_0_is_a_seed():
@@ -194,6 +240,57 @@ def test_fewer_rows_than_a_batch_make_one_batch_of_all(data):
     data.batch_size = 64
     assert data.batches_per_epoch == 1
     assert sorted(taken(data)[0].index.tolist()) == data.split.train.tolist()
+
+
+def table(tmp_path, normal: int, known: int, **changes) -> DataModule:
+    """A table whose first rows are normal and whose next ones are known anomalies, all in training but the last two."""
+    label = np.repeat([0, 1, 0, 1], [normal, known, 1, 1])
+    split = ["train"] * (normal + known) + ["test"] * 2
+    rows = [
+        {"split": s, "label": int(y), "defect": "odd" if y else "good", "path": str(i)}
+        for i, (s, y) in enumerate(zip(split, label, strict=True))
+    ]
+
+    class Table:
+        features, has_masks, records = label[:, None].astype(np.float32), False, Records.of(rows)
+
+    train = np.arange(normal + known)
+    semi = -label[: normal + known].astype(np.int8)
+    test = np.arange(normal + known, normal + known + 2)
+    options = {"batch_size": 1024, "rows_per_step": 32, "supervision": "semi", "labelled_stream": True} | changes
+    return build(Table(), tmp_path, lambda *_: Split(train, semi, train[:0], test), **options)
+
+
+@pytest.mark.parametrize("normal, known", [(231, 2), (993, 10), (2639, 26), (3439, 34), (2207, 22), (40, 0), (10, 3)])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("step", [32, 128])
+def test_an_epoch_of_a_table_has_every_full_step_that_its_rows_make(tmp_path, normal, known, stream, step):
+    data = table(tmp_path, normal, known, labelled_stream=stream, rows_per_step=step)
+    unlabelled = step - data.labelled_per_step if stream else step
+    passed = normal if stream and known else normal + known
+    wanted = 50 * (passed // min(unlabelled, passed))
+    total = data.batches_of(50)
+    steps = data.rows_per_batch // data.rows_of_a_step
+    assert data.rows_per_batch % data.rows_of_a_step == 0 and data.rows_per_batch <= 1024
+    assert wanted <= total * steps < wanted + steps
+
+
+@pytest.mark.parametrize("normal, known, each", [(231, 2, 1), (993, 10, 1), (900, 100, 3), (0, 4, 0), (40, 0, 0)])
+def test_each_step_has_labelled_rows_by_their_share_and_at_least_one(tmp_path, normal, known, each):
+    data = table(tmp_path, normal, known)
+    data.set_budget(3)
+    assert data.labelled_per_step == each
+    for batch in taken(data):
+        for semi in batch.semi_label.split(data.rows_of_a_step):
+            assert each == 0 or (semi != 0).sum() == each
+
+
+def test_labelled_rows_are_mixed_with_the_others_without_a_stream(tmp_path):
+    mixed = table(tmp_path, 993, 10, labelled_stream=False)
+    mixed.set_budget(3)
+    rows = TrainingRows(np.arange(1003), mixed.rows_per_batch, 0, 3, step=32)
+    assert [b.index.tolist() for b in taken(mixed)] == [r.tolist() for r in rows]
+    assert {int((semi != 0).sum()) for b in taken(mixed) for semi in b.semi_label.split(32)} > {1}
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
