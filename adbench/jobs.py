@@ -177,7 +177,7 @@ def train_and_test(
     datamodule = build_datamodule(cfg, method.supervision)
     datamodule.place = ranks.rank, ranks.world
     datamodule.setup()
-    _check_same_data(record, datamodule.source.fingerprint())
+    _check_same_data(record, datamodule.fingerprint())
     folder.write_split(datamodule.split_table())
 
     # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.

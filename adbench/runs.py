@@ -30,6 +30,12 @@ GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
 UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
             "data.source.file", "data.source.download")  # fmt: skip
+# Keys that came after the first runs, with the values at which all is as it was before them.
+AS_BEFORE: dict[str, tuple[Any, ...]] = {
+    "protocol.duplicates": ("warn", "refuse"),
+    "data.label": (None,),
+    "data.source.label": (None,),
+}
 SWITCH_WORDS = {"trainer.deterministic": ("warn",)}  # what else than true and false a switch may be
 
 
@@ -63,7 +69,10 @@ def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key not in skipped and not key.startswith("method.recipe.") and key != "budget.name"
+        if key not in skipped
+        and not key.startswith("method.recipe.")
+        and key != "budget.name"
+        and value not in AS_BEFORE.get(key, ())
     }
 
 
@@ -397,6 +406,7 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
 
     data = cfg.data
     protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
+    duplicates = protocol.pop("duplicates", "warn")
     return DataModule(
         build(data.source),
         build(protocol),
@@ -407,6 +417,7 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         supervision=supervision,
+        duplicates=duplicates,
     )
 
 

@@ -33,6 +33,7 @@ class Odds:
 
     has_masks = False
     array: ClassVar[np.ndarray | None] = None
+    cache_dir: Path | str | None = None
 
     def __init__(
         self,

@@ -220,7 +220,7 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
     kept = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()
-        if not key.startswith(("budget.", "protocol.", *IDENTITY)) or key == "protocol.holdout"
+        if not key.startswith(("budget.", "protocol.", *IDENTITY)) or key in ("protocol.holdout", "protocol.duplicates")
     }
     return Variant(
         method=method,
