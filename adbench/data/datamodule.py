@@ -6,7 +6,6 @@ a run that resumes at k, or loads with another number of workers, sees the batch
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -151,7 +150,7 @@ class DataModule(LightningDataModule):
             self._masks, content = None, self._images
         else:
             self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir)
-            content = pixels.array
+            content = pixels[np.arange(len(self.records))]
         split = self._without_duplicates(split, same(content))
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
@@ -179,16 +178,6 @@ class DataModule(LightningDataModule):
         """What is odd about the data, as metrics.json has it: `duplicates`, see `duplicates.found`."""
         self.setup()
         return {"duplicates": self._duplicates}
-
-    def fingerprint(self) -> str:
-        """Of all that makes the data what they are: the source's, and what each row is called, is and is for.
-
-        It needs no split and reads no image that was read before.
-        """
-        digest = hashlib.sha256(self.source.fingerprint().encode())
-        for column in (self.records.path, self.records.split, self.records.label, self.records.defect):
-            digest.update("\n".join(map(str, column.tolist())).encode(errors="surrogateescape") + b"\0")
-        return digest.hexdigest()[:32]
 
     @property
     def split(self) -> Split:
