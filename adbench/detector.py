@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adbench.data.cache import resized
 from adbench.data.images import center_crop, decode, to_rgb
+from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
 from adbench.runs import RunFolder, load_method, restored, trusted
 from adbench.transforms.image import to_bytes, to_float
@@ -83,15 +84,13 @@ class Detector:
         return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
 
     def _features(self, rows: Any) -> np.ndarray:
+        """(N, D) float64, scaled in float64 as in training."""
         rows = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
         width = self.card["input"]["features"]
         rows = rows[None] if rows.ndim == 1 else rows
-        if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind not in "fiub":
+        if rows.ndim != 2 or rows.shape[1] != width:
             raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
-        rows = rows.astype(np.float32)
-        if not np.isfinite(rows).all():
-            raise UserError(f"{int((~np.isfinite(rows)).any(1).sum())} rows hold missing or infinite values")
-        return rows
+        return as_numbers(rows, "the table")
 
     def threshold(self, false_alarm_rate: float) -> dict[str, Any] | None:
         """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
@@ -191,6 +190,7 @@ class OnnxEngine:
         self.session = session
         entry = session.get_inputs()[0]
         self.name = entry.name
+        self.type = {"tensor(float)": np.float32, "tensor(double)": np.float64}.get(entry.type, np.uint8)
         self.fixed = tuple(entry.shape[2:]) if all(isinstance(n, int) for n in entry.shape[2:]) else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ class OnnxEngine:
             places[row.shape].append(place)
         order, image, maps = [], [], []
         for group in places.values():
-            outputs = self.session.run(None, {self.name: np.stack([rows[place] for place in group])})
+            outputs = self.session.run(None, {self.name: np.stack([rows[place] for place in group]).astype(self.type)})
             order += group
             image.append(outputs[0])
             maps += outputs[1:2]
@@ -256,7 +256,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
             "features": size[0] if tabular else None,
             "size": None if tabular else size,
             "crop": cfg.data.source.get("crop"),
-            "range": "float32 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
+            "range": "float64 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
         },
         "score": "higher is more anomalous, any range",
         "precision": str(cfg.trainer.precision),

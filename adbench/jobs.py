@@ -178,6 +178,7 @@ def train_and_test(
     datamodule.place = ranks.rank, ranks.world
     datamodule.setup()
     _check_same_data(record, datamodule.source.fingerprint())
+    _refuse_far_rows(method, datamodule)
     folder.write_split(datamodule.split_table())
 
     # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.
@@ -208,6 +209,8 @@ def train_and_test(
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1,
     }  # fmt: skip
+    if cfg.data.kind == "tabular" and cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available():
+        trainer_options["accelerator"] = "cpu"  # features are float64, which MPS does not have
     if ranks.world > 1:
         trainer_options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
         trainer_options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
@@ -416,6 +419,18 @@ def _check_same_data(record: dict[str, Any], fingerprint: str) -> None:
             "saw others. Put them back, or train anew with overwrite=true"
         )
     record["data_fingerprint"] = fingerprint
+
+
+def _refuse_far_rows(method: Any, datamodule: Any) -> None:
+    """Refuse rows of a table that would make every number after the test infinite."""
+    import torch
+
+    from adbench.networks.mlp import refuse_far_rows
+
+    if datamodule.source.features is not None:
+        split = datamodule.split
+        scored = torch.cat([torch.from_numpy(rows) for rows in (split.train, split.holdout, split.test)])
+        refuse_far_rows(method, torch.from_numpy(datamodule.source.features), torch.from_numpy(split.train), scored)
 
 
 def _passing(error: BaseException) -> bool:

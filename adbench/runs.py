@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from adbench.files import whole, write_json, write_text
+from adbench.files import finite, shortened, whole, write_json, write_text
 from adbench.types import UserError
 
 GROUPS = ("method", "data", "protocol", "pretraining")
@@ -32,6 +32,13 @@ UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "d
             "data.source.file", "data.source.download")  # fmt: skip
 # What else than true and false, or a number, a value may be.
 SWITCH_WORDS = {"trainer.deterministic": ("warn",), "protocol.labelled_classes": ("all",)}
+# Keys that came after the first runs, with the values at which all is as it was before them.
+AS_BEFORE: dict[str, tuple[Any, ...]] = {
+    "protocol.duplicates": ("warn", "refuse"),
+    "data.label": (None,),
+    "data.source.label": (None,),
+}
+LONGEST_NAME = 120  # bytes of a folder's name; file systems take 255, and files beside it may bear it too
 
 
 def conf_dir() -> Path:
@@ -64,7 +71,10 @@ def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key not in skipped and not key.startswith("method.recipe.") and key != "budget.name"
+        if key not in skipped
+        and not key.startswith("method.recipe.")
+        and key != "budget.name"
+        and value not in AS_BEFORE.get(key, ())
     }
 
 
@@ -157,8 +167,8 @@ def note_other_settings(record: Mapping[str, Any], cfg: DictConfig) -> str:
 
 
 def safe_id(text: Any) -> str:
-    """A folder name that every file system takes; slashes stay, because ids such as mvtec/bottle nest."""
-    parts = [re.sub(r"[^\w.+-]+", "_", part).strip("._") for part in str(text).split("/")]
+    """A folder name that every file system takes, cut if it is long; slashes stay, as ids like mvtec/bottle nest."""
+    parts = [shortened(re.sub(r"[^\w.+-]+", "_", part).strip("._"), LONGEST_NAME) for part in str(text).split("/")]
     return "/".join(part for part in parts if part) or "unnamed"
 
 
@@ -284,7 +294,7 @@ class RunFolder:
     def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Points of curves for plots, five digits each."""
         short = {name: {key: [round(v, 5) for v in points] for key, points in c.items()} for name, c in curves.items()}
-        write_text(self.path / "curves.json", json.dumps(short, allow_nan=False) + "\n")
+        write_text(self.path / "curves.json", json.dumps(finite(short), allow_nan=False) + "\n")
 
     def write_split(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with whole(self.path / "split.json") as temporary:
@@ -392,14 +402,22 @@ def _method_arguments(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("recipe", "id")}
 
 
+def build_source(cfg: DictConfig) -> Any:
+    """The data set of a configuration, listed; it remembers in `cache_dir` what its files hold."""
+    source = build(cfg.data.source)
+    source.cache_dir = cfg.cache_dir
+    return source
+
+
 def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
     """The datamodule of a configuration; its files are not read before `setup`."""
     from adbench.data.datamodule import DataModule
 
     data = cfg.data
     protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
+    duplicates = protocol.pop("duplicates", "warn")
     return DataModule(
-        build(data.source),
+        build_source(cfg),
         build(protocol),
         image_size=OmegaConf.to_object(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
         batch_size=data.batch_size,
@@ -410,6 +428,7 @@ def build_datamodule(cfg: DictConfig, supervision: str) -> Any:
         supervision=supervision,
         rows_per_step=cfg.method.get("rows_per_step"),
         labelled_stream=cfg.method.get("labelled_stream", False),
+        duplicates=duplicates,
     )
 
 

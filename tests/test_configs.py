@@ -87,3 +87,16 @@ def test_what_changes_the_result_changes_the_folder_and_what_does_not_does_not()
 
 def test_what_the_readable_id_tells_is_not_hashed_again():
     assert folder_of("method=pca", "data=cifar10", "data.normal_class=3").endswith("pca/cifar10/3/one_class/none/seed0")
+
+
+@pytest.mark.parametrize("key, silent, loud", [("protocol.duplicates", ["warn", "refuse"], "drop")])
+def test_a_key_that_came_later_leaves_hash_and_folder_as_they_were_unless_it_changes_the_result(key, silent, loud):
+    without = composed("method=pca")
+    group, name = key.split(".")
+    OmegaConf.set_struct(without, False)
+    del without[group][name]
+    for value in silent:
+        assert runs.config_hash(composed("method=pca", f"{key}={value}")) == runs.config_hash(without)
+        assert folder_of("method=pca", f"{key}={value}") == folder_of("method=pca")
+    assert runs.config_hash(composed("method=pca", f"{key}={loud}")) != runs.config_hash(without)
+    assert folder_of("method=pca", f"{key}={loud}") != folder_of("method=pca")

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from adbench.data.records import Source
 from adbench.transforms.image import resize_nearest, resized_bytes
 from adbench.types import UserError
 
-VERSION = 2  # raise when the same source and size would give other bytes
+VERSION = 3  # raise when the same source and size would give other bytes
+HASH = 16  # bytes of the hash of an image's pixels
 CHUNK = 256  # rows resized together where a source lies in memory
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
@@ -54,21 +55,39 @@ class Rows:
         return len(self.array)
 
 
-def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tuple[Rows, Rows | None]:
-    """All of a source's images and masks at one size.
+class Entry(NamedTuple):
+    """All of a source at one size."""
 
-    Returns:
-        Images (N, C, H, W) uint8 with C 1 or 3, and masks (M, H, W) bool of the M rows that have one, in order of rows
-        (None where the source has no masks).
+    images: Rows  # (N, C, H, W) uint8, C 1 or 3
+    masks: Rows | None  # (M, H, W) bool of the M rows that have one, in order of rows; None without masks
+    pixels: Rows  # (N, 16) uint8: a hash of each image's pixels as they were read, before any resizing
+
+
+def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tuple[Rows, Rows | None]:
+    """All of a source's images and masks at one size; see `entry`."""
+    found = entry(source, size, cache_dir)
+    return found.images, found.masks
+
+
+def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry:
+    """All of a source's images, masks and hashes of pixels at one size, from the cache or into it.
+
+    The key is the source's content: data that moved, or that lie in two places, are read once.
 
     Raises:
-        UserError: a file is broken, a mask does not fit its image, or the cache cannot be written.
+        UserError: a file is broken or changes while it is read, a mask does not fit its image, or the cache cannot be
+            written.
     """
+    source.cache_dir = cache_dir
     folder = Path(cache_dir).expanduser() / "images"
-    key = hashlib.blake2b(f"{source.fingerprint()} {size} {VERSION}".encode(), digest_size=12).hexdigest()
+    fingerprint = source.fingerprint()
+    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
     masked = np.flatnonzero(source.records.mask != "")
-    channels = 3 if source.array is None else source.array.shape[-1]
-    shapes: Shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
+    rows, channels = len(source.records), 3 if source.array is None else source.array.shape[-1]
+    shapes: Shapes = {
+        "images": ((rows, channels, *size), np.dtype(np.uint8)),
+        "pixels": ((rows, HASH), np.dtype(np.uint8)),
+    }
     if len(masked):
         shapes["masks"] = ((len(masked), *size), np.dtype(bool))
     paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
@@ -78,8 +97,8 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / f"{key}.lock"):
                 if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
-                    _build(source, size, masked, paths, shapes, meta)
-    return Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None
+                    _build(source, fingerprint, size, masked, paths, shapes, meta)
+    return Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
 
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
@@ -118,6 +137,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _build(
     source: Source,
+    fingerprint: str,
     size: tuple[int, int],
     masked: np.ndarray,
     paths: dict[str, Path],
@@ -149,6 +169,11 @@ def _build(
                     content, offset = content[done:], offset + done
 
             _fill(source, size, masked, put)
+            if source.fingerprint() != fingerprint:
+                raise UserError(
+                    f"files below {getattr(source, 'root', 'the data root')} changed while they were read; wait until "
+                    "they are all there, then type the same command again"
+                )
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -177,6 +202,7 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
     def whole_image(row: int) -> None:
         image = source.read_image(row)
         put("images", row, resized(image[None], size))
+        put("pixels", row, pixel_hashes(image[None]))
         if row in place_of_mask:
             put_mask(row, image.shape[:2])
 
@@ -196,6 +222,7 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
             for start in range(0, total, CHUNK):
                 chunk = source.array[start : start + CHUNK]
                 put("images", start, resized(chunk, size))
+                put("pixels", start, pixel_hashes(chunk))
                 bar.update(len(chunk))
             for row in place_of_mask:
                 put_mask(row, source.array.shape[1:3])
@@ -217,6 +244,13 @@ def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if tuple(image.shape[-2:]) != size:
         image = resized_bytes(image, size)
     return image.numpy()
+
+
+def pixel_hashes(images: np.ndarray) -> np.ndarray:
+    """(B, H, W, C) uint8 -> (B, 16) uint8: the same for the same pixels in the same shape."""
+    shape = str(images.shape[1:]).encode()
+    digests = [hashlib.sha256(shape + image.tobytes()).digest()[:HASH] for image in images]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH)
 
 
 def _cores() -> int:

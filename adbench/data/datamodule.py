@@ -7,6 +7,7 @@ a run that resumes at k, or loads with another number of workers, sees the batch
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from adbench.data.cache import Rows, cached
+from adbench.data.cache import Rows, entry
+from adbench.data.duplicates import checked_policy, found, message, same, without
 from adbench.data.protocols import checked
 from adbench.data.records import Records, Source, Split
 from adbench.streams import numpy_stream
@@ -100,7 +102,7 @@ class Fetch(Dataset[Batch]):
     """Row numbers -> a batch of bytes, by one indexed read of the cache.
 
     Args:
-        images: (N, C, H, W) uint8, or (N, D) float32.
+        images: (N, C, H, W) uint8, or (N, D) float64.
         masks: (M, H, W) bool and `mask_place`, the place in it of each record or -1; None where masks are withheld.
         label, semi_label: (N,) as the batch shall show them.
     """
@@ -145,6 +147,8 @@ class DataModule(LightningDataModule):
         seed: of the protocol's draws and of the order of rows.
         cache_dir: where decoded images are kept.
         supervision: the method's; only "semi" ones receive known anomalies.
+        duplicates: what to do about rows that are there more than once: "warn"; "refuse"; or "drop" them from the
+            training and the held-out rows (see `duplicates.without`).
     """
 
     def __init__(
@@ -161,8 +165,10 @@ class DataModule(LightningDataModule):
         supervision: str,
         rows_per_step: int | None = None,
         labelled_stream: bool = False,
+        duplicates: str = "warn",
     ) -> None:
         super().__init__()
+        source.cache_dir = cache_dir
         self.source, self.protocol, self.seed, self.supervision = source, protocol, seed, supervision
         self.records, self.has_masks = source.records, source.has_masks
         self.size = _size(image_size)
@@ -171,6 +177,7 @@ class DataModule(LightningDataModule):
         self.rows_per_step = None if rows_per_step is None else _positive("method.rows_per_step", rows_per_step)
         self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
+        self.duplicates = checked_policy(duplicates)
         self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
@@ -190,13 +197,38 @@ class DataModule(LightningDataModule):
         masked = self.records.mask != ""
         self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
         if self.source.features is not None:
-            self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float32)
-            self._masks = None
+            self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float64)
+            self._masks, content = None, self._images
         else:
-            self._images, self._masks = cached(self.source, self.size, self.cache_dir)
+            self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir)
+            content = pixels[np.arange(len(self.records))]
+        split = self._without_duplicates(split, same(content))
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
+
+    def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:
+        """The split after what the user wants done about rows that are there more than once."""
+        report = found(split, self.records, content)
+        text, dropped = message(report, "image" if self.source.features is None else "row"), 0
+        if text and self.duplicates == "refuse":
+            raise UserError(f"{text}; remove the copies, or take protocol.duplicates=drop or warn")
+        if self.duplicates == "drop":
+            smaller = without(split, content)
+            dropped = len(split.train) + len(split.holdout) - len(smaller.train) - len(smaller.holdout)
+            split = checked(smaller, self.records)
+        self._duplicates = {"policy": self.duplicates, "dropped": dropped, **report}
+        if text and (self.source.features is None or dropped):  # equal rows are usual in tables
+            done = (
+                f"{dropped} training and held-out rows were dropped" if dropped else "protocol.duplicates=drop|refuse"
+            )
+            warnings.warn(f"{text}; {done}", stacklevel=2)
+        return split
+
+    def data_report(self) -> dict[str, Any]:
+        """What is odd about the data, as metrics.json has it: `duplicates`, see `duplicates.found`."""
+        self.setup()
+        return {"duplicates": self._duplicates}
 
     @property
     def split(self) -> Split:

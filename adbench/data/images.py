@@ -11,6 +11,7 @@ import numpy as np
 from kornia_rs import io as rust
 from PIL import Image, ImageOps
 
+from adbench.data.contents import hashes
 from adbench.data.records import Records
 from adbench.types import UserError
 
@@ -104,6 +105,7 @@ class ImageFiles:
 
     array: ClassVar[np.ndarray | None] = None
     features: ClassVar[np.ndarray | None] = None
+    cache_dir: Path | str | None = None  # where the hashes of files are remembered; the data module says where
 
     def __init__(self, root: Path, records: Records) -> None:
         self.root, self.records = root, records
@@ -116,9 +118,11 @@ class ImageFiles:
         return decode_mask(self.root / str(self.records.mask[row]))
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"{self.root.resolve()} decoder {DECODER}".encode(), digest_size=16)
-        for name in (*self.records.path, *self.records.mask):
-            if name:
-                stat = (self.root / str(name)).stat()
-                digest.update(f"\n{name} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return digest.hexdigest()
+        """Of what the files hold, of their names below the root and of the decoder; where the root lies is no part."""
+        pairs = list(zip(self.records.path.tolist(), self.records.mask.tolist(), strict=True))
+        found = hashes(self.root, (name for pair in pairs for name in pair if name), self.cache_dir)
+        digest = hashlib.sha256(f"decoder {DECODER}".encode())
+        for path, mask in pairs:
+            line = f"\n{path}\0{found[path]}\0{mask}\0{found.get(mask, '')}"
+            digest.update(line.encode(errors="surrogateescape"))  # a name need not be text
+        return digest.hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -57,7 +58,8 @@ class Source(Protocol):
     records: Records
     has_masks: bool
     array: ClassVar[np.ndarray | None]  # (N, H, W, C) uint8, C 1 or 3: read at once instead of row by row
-    features: ClassVar[np.ndarray | None]  # (N, D) float32: tabular data, neither resized nor cached
+    features: ClassVar[np.ndarray | None]  # (N, D) float64: tabular data, neither resized nor cached
+    cache_dir: Path | str | None  # where a source of files may remember their hashes; set before `fingerprint`
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -66,4 +68,4 @@ class Source(Protocol):
         """(H, W) bool, True where anomalous; called for rows whose `records.mask` is not ""."""
 
     def fingerprint(self) -> str:
-        """A text that changes whenever any image or mask does."""
+        """A text that changes whenever any image, mask or feature does, and with nothing else."""

@@ -110,13 +110,13 @@ class _Hypersphere(SeveralSteps):
         }
 
     def before_pretraining(self, batches: Iterable[Batch]) -> None:
-        if self.input.fitted:
+        if self.tabular or self.input.fitted:
             self.input.fit(batch.image for batch in batches)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """The input's range, then the center; both once, over the rows that train (after any pretraining)."""
         rows: Iterable[Tensor] = (batch.image for batch in batches)
-        if self.input.fitted:
+        if self.tabular or self.input.fitted:
             rows = list(rows)
             self.input.fit(rows)
         embedding = torch.cat([self.encoder(self.input(x)) for x in rows])

@@ -245,6 +245,8 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
     stored = _at(config, "protocol")
     values = {key[9:]: value for key, value in changed.items() if key.startswith("protocol.")}
     values |= stored if isinstance(stored, Mapping) else {}
+    if values.get("duplicates") in ("warn", "refuse"):  # which train on the same rows
+        del values["duplicates"]
     return Variant(
         method=method,
         pretraining=record["pretraining"],

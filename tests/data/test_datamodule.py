@@ -442,8 +442,8 @@ class Table:
 def test_features_pass_unchanged_and_are_not_cached(tmp_path):
     data = build(Table(), tmp_path / "cache")
     batch = taken(data)[0]
-    assert batch.image.shape == (4, 6) and batch.image.dtype == torch.float32
-    np.testing.assert_array_equal(batch.image.numpy(), data.source.features[batch.index].astype(np.float32))
+    assert batch.image.shape == (4, 6) and batch.image.dtype == torch.float64
+    np.testing.assert_array_equal(batch.image.numpy(), data.source.features[batch.index])
     assert next(iter(data.test_dataloader())).label.tolist() == [0, 0, 0]
     assert not (tmp_path / "cache").exists()
 
