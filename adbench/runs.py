@@ -29,7 +29,8 @@ from adbench.types import UserError
 GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
 UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
-            "data.source.file", "data.source.download")  # fmt: skip
+            "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
+            "data.source.unreadable")  # fmt: skip
 SWITCH_WORDS = {"trainer.deterministic": ("warn",)}  # what else than true and false a switch may be
 
 

@@ -131,21 +131,33 @@ class DataModule(LightningDataModule):
         """Split the rows and read every image once; errors in the data come here, before any training."""
         if self._split is not None:
             return
-        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
-        if self.supervision != "semi":
-            shown = split.semi_label != -1
-            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
-        split = checked(split, self.records)
-        masked = self.records.mask != ""
-        self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
+        split = self._divided()
         if self.source.features is not None:
             self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float32)
             self._masks = None
         else:
             self._images, self._masks = cached(self.source, self.size, self.cache_dir)
+            if self.source.records is not self.records:  # without files that cannot be read
+                self.records, self.has_masks = self.source.records, self.source.has_masks
+                split = self._divided()
+        masked = self.records.mask != ""
+        self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
+
+    def _divided(self) -> Split:
+        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        if self.supervision != "semi":
+            shown = split.semi_label != -1
+            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+        return checked(split, self.records)
+
+    def data_report(self) -> dict[str, Any]:
+        """What is odd about the data, by kind, counted and named (`adbench.data.notes`); empty if nothing is."""
+        self.setup()
+        listing = self.source.report() if hasattr(self.source, "report") else {}
+        return listing | getattr(self.source, "read_report", {})
 
     @property
     def split(self) -> Split:
