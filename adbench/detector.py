@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from adbench.data.cache import resized
-from adbench.data.images import center_crop, decode, to_rgb
+from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
 from adbench.runs import RunFolder, load_method, restored, trusted
@@ -50,6 +50,11 @@ class Detector:
 
     def __init__(self, card: Mapping[str, Any], engine: Engine) -> None:
         self.card, self.engine = dict(card), engine
+        #: How files are decoded: `bits` and `max_pixels` of `adbench.data.images.decode`, as in the run.
+        self.reading = {
+            "bits": int(self.card["input"].get("bits") or 16),
+            "max_pixels": int(self.card["input"].get("max_pixels") or MAX_PIXELS),
+        }
 
     @property
     def tabular(self) -> bool:
@@ -60,9 +65,10 @@ class Detector:
         """Anomaly scores, higher is more anomalous.
 
         Args:
-            images: an image or a list of them, of any size, each a path, a PIL image, an array (H, W) or (H, W, 1, 3 or
-                4), or a tensor (1 or 3, H, W); or a stack: an array (N, H, W, C), a tensor (N, C, H, W). uint8, or
-                float in [0, 1], which is rounded to bytes as files hold them. Of tabular data: (N, D) numbers.
+            images: an image or a list of them, of any size, each a path, a PIL image (turned as its EXIF orientation
+                says), an array (H, W) or (H, W, 1, 3 or 4), or a tensor (1 or 3, H, W); or a stack: an array
+                (N, H, W, C), a tensor (N, C, H, W). uint8, or float in [0, 1], which is rounded to bytes as files hold
+                them. Of tabular data: (N, D) numbers.
             batch_size: images that are scored together.
 
         Returns:
@@ -76,7 +82,9 @@ class Detector:
         for first in range(0, len(rows), batch_size):
             chunk = rows[first : first + batch_size]
             parts.append(
-                self.engine.score(list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i)) for i in chunk])
+                self.engine.score(
+                    list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i, **self.reading)) for i in chunk]
+                )
             )
         if not parts:
             return Scores(torch.zeros(0), None)
@@ -123,15 +131,12 @@ def _listed(images: Any) -> Sequence[Any]:
     )
 
 
-def as_bytes(image: Any) -> np.ndarray:
+def as_bytes(image: Any, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """(H, W, 3) uint8 of a path, a PIL image, an array with the channels last or a tensor with the channels first."""
     if isinstance(image, str | Path):
-        return decode(image)
+        return decode(image, bits, max_pixels)
     if isinstance(image, Image.Image):
-        try:
-            return to_rgb(image)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read this image: {error}") from error
+        return pixels_of(image, bits)
     if not isinstance(image, np.ndarray | Tensor):
         raise UserError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     shape = tuple(image.shape)
@@ -256,6 +261,8 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
             "features": size[0] if tabular else None,
             "size": None if tabular else size,
             "crop": cfg.data.source.get("crop"),
+            "bits": cfg.data.get("bits"),
+            "max_pixels": cfg.data.get("max_pixels"),
             "range": "float64 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
         },
         "score": "higher is more anomalous, any range",

@@ -162,6 +162,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
         "metrics": evaluator.results() | extra.results(),
         "per_defect_image_auroc": evaluator.per_defect(records.defect),
         "image_auroc_interval_95": evaluator.interval(), "counts": jobs._counts(datamodule, method),
+        "data_report": datamodule.data_report(),
         "time": {"finished": jobs._now(), "total_s": round(time.perf_counter() - started, 2)},
         "hardware": jobs._hardware(torch.get_num_threads()), "versions": jobs._versions(), "git": jobs._git(),
     }  # fmt: skip

@@ -161,6 +161,7 @@ def train_and_test(
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
     from adbench.checkpoints import SaveEvery, WholeFiles, newest_readable
+    from adbench.data.notes import lines
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
@@ -179,6 +180,10 @@ def train_and_test(
     datamodule.setup()
     _check_same_data(record, datamodule.source.fingerprint())
     _refuse_far_rows(method, datamodule)
+    record["data_report"] = datamodule.data_report()
+    if ranks.rank == 0:
+        for line in lines(record["data_report"]):
+            log.warning(line)
     folder.write_split(datamodule.split_table())
 
     # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.

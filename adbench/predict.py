@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",
                         help="anomaly maps as 16-bit PNG with their scale inside (png), as float32 .npy, or neither "
                              "maps nor overlays")  # fmt: skip
+    parser.add_argument("--max-pixels", type=int, metavar="N",
+                        help="refuse larger images (as in the run: 200 million)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=32, help="images scored together (32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     options = parser.parse_intermixed_args(arguments)
@@ -102,20 +104,19 @@ def _check_writable(out: Path) -> None:
 
 
 def listed(inputs: Sequence[Path], suffixes: tuple[str, ...] | None = None) -> list[Path]:
-    """Files as they are given, and all image files below folders, by name.
+    """Files as they are given, and all image files below folders, by name, without what is hidden there.
 
     Raises:
         UserError: something does not exist, or there is no image at all.
     """
-    from adbench.data.images import SUFFIXES
+    from adbench.data.listing import SUFFIXES, below
     from adbench.types import UserError
 
     suffixes = suffixes or SUFFIXES
     found: dict[Path, None] = {}
     for entry in inputs:
         if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            found |= dict.fromkeys(p for p in inside if not p.name.startswith("."))
+            found |= dict.fromkeys(below(entry, suffixes))
         elif entry.exists():
             found[entry] = None
         else:
@@ -186,11 +187,12 @@ def _images(detector: Detector, paths: list[Path], options: argparse.Namespace, 
     from adbench.types import UserError
 
     size = options.batch_size
+    reading = detector.reading | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
     drawn = options.maps != "none"
     names = _unique(paths)
 
     def read(path: Path) -> tuple[Any, Any]:
-        image = decode(path)
+        image = decode(path, **reading)
         return detector.engine.prepare(image), (_shrunk(image) if drawn else None)
 
     colours: Colours | None = None

@@ -29,12 +29,15 @@ from adbench.types import UserError
 GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
 UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
-            "data.source.file", "data.source.download")  # fmt: skip
+            "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
+            "data.source.unreadable")  # fmt: skip
 # What else than true and false, or a number, a value may be.
 SWITCH_WORDS = {"trainer.deterministic": ("warn",), "protocol.labelled_classes": ("all",)}
 # Keys that came after the first runs, with the values at which all is as it was before them.
 AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "protocol.duplicates": ("warn", "refuse"),
+    "data.bits": (16,),
+    "data.source.bits": (16,),
     "data.label": (None,),
     "data.source.label": (None,),
 }

@@ -16,14 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from scipy import ndimage
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from adbench.data.images import Unreadable
+from adbench.data.notes import Notes
 from adbench.data.records import Source
-from adbench.transforms.image import resize_nearest, resized_bytes
+from adbench.transforms.image import resize_nearest, resized_bytes, resized_large
 from adbench.types import UserError
 
 VERSION = 3  # raise when the same source and size would give other bytes
 HASH = 16  # bytes of the hash of an image's pixels
+NAMED = 20  # files that a message names
+LARGE = 2**24  # values of an image that are held as float64 at once: 128 MiB
 CHUNK = 256  # rows resized together where a source lies in memory
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
@@ -33,14 +39,18 @@ class Rows:
     """The rows of an array in a .npy file, mapped into memory where they are first read.
 
     It travels to a loader's worker as a path, not as the gigabytes behind it.
+
+    Args:
+        path: of the file.
+        places: the file's rows that count, in order; None for all.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, places: np.ndarray | None = None) -> None:
+        self.path, self.places = path, places
         self._array: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_array": None}
+        return {"path": self.path, "places": self.places, "_array": None}
 
     @property
     def array(self) -> np.ndarray:
@@ -49,10 +59,10 @@ class Rows:
         return self._array
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
+        return self.array[rows if self.places is None else self.places[rows]]
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.array if self.places is None else self.places)
 
 
 class Entry(NamedTuple):
@@ -73,6 +83,7 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry
     """All of a source's images, masks and hashes of pixels at one size, from the cache or into it.
 
     The key is the source's content: data that moved, or that lie in two places, are read once.
+    What was odd about the files is added to the source's `report`; files that it is to skip leave its records.
 
     Raises:
         UserError: a file is broken or changes while it is read, a mask does not fit its image, or the cache cannot be
@@ -98,7 +109,15 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry
             with FileLock(folder / f"{key}.lock"):
                 if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
                     _build(source, fingerprint, size, masked, paths, shapes, meta)
-    return Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
+    noted = json.loads(meta.read_text())
+    found = Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
+    source.read_report = noted.get("report", {})
+    if noted.get("unreadable"):
+        found.images.places = found.pixels.places = source.leave_out(noted["unreadable"])
+        if found.masks is not None:
+            kept = found.images.places[source.records.mask != ""]
+            found.masks.places = np.searchsorted(masked, kept)
+    return found
 
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
@@ -154,6 +173,7 @@ def _build(
     # The names are fixed and the lock is held, so what a killed job has left is overwritten, not added to.
     temporary = {name: path.with_suffix(".part") for name, path in paths.items()}
     meta.unlink(missing_ok=True)
+    notes = Notes()
     try:
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(path.open("wb")) for name, path in temporary.items()}
@@ -168,7 +188,7 @@ def _build(
                     done = os.pwrite(files[name].fileno(), content, offset)
                     content, offset = content[done:], offset + done
 
-            _fill(source, size, masked, put)
+            unreadable = _fill(source, size, masked, put, notes)
             if source.fingerprint() != fingerprint:
                 raise UserError(
                     f"files below {getattr(source, 'root', 'the data root')} changed while they were read; wait until "
@@ -181,7 +201,7 @@ def _build(
         for name, path in temporary.items():
             path.replace(paths[name])
         part = meta.with_suffix(".part")
-        part.write_text(json.dumps(samples))
+        part.write_text(json.dumps({**samples, "report": notes.report(), "unreadable": unreadable}))
         part.replace(meta)
     finally:
         for path in temporary.values():
@@ -195,9 +215,11 @@ def _header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> int:
     return file.tell()
 
 
-def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -> None:
+def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any, notes: Notes) -> dict[str, str]:
+    """Read and write every row; returns what could not be read where the source skips that, by path with the reason."""
     place_of_mask = {int(row): place for place, row in enumerate(masked)}
     total = len(source.records)
+    source.notes = notes
 
     def whole_image(row: int) -> None:
         image = source.read_image(row)
@@ -214,7 +236,10 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
                 f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {of} is "
                 f"{expected[1]}x{expected[0]}; a mask must have its image's size (below {getattr(source, 'root', '')})"
             )
-        put("masks", place_of_mask[row], resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy())
+        small = resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy()
+        if source.records.label[row]:
+            _note_mask(notes, str(source.records.mask[row]), mask, small[0])
+        put("masks", place_of_mask[row], small)
 
     bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False)
     with bar:
@@ -226,24 +251,74 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
                 bar.update(len(chunk))
             for row in place_of_mask:
                 put_mask(row, source.array.shape[1:3])
-            return
+            return {}
+        failed: dict[int, UserError] = {}
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for future in [pool.submit(whole_image, row) for row in range(total)]:
-                future.result()
+            for row, future in enumerate([pool.submit(whole_image, row) for row in range(total)]):
+                try:
+                    future.result()
+                except UserError as error:
+                    failed[row] = error.with_traceback(None)  # which would keep the file's content in memory
                 bar.update()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)  # in builds without OpenMP the number is the process's
+    return _skipped(source, failed, size, place_of_mask, put)
+
+
+def _skipped(
+    source: Source, failed: dict[int, UserError], size: tuple[int, int], place_of_mask: dict[int, int], put: Any
+) -> dict[str, str]:
+    """Paths and reasons of rows that a source skips, which become black in the file.
+
+    Raises:
+        UserError: naming all files that are not to be skipped.
+    """
+    skip = getattr(source, "unreadable", "refuse") == "skip"
+    refused = [error for error in failed.values() if not (skip and isinstance(error, Unreadable))]
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        shown = "; ".join(f"{e.path}: {e.reason}" if isinstance(e, Unreadable) else str(e) for e in refused[:NAMED])
+        more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+        raise UserError(
+            f"{len(refused)} files cannot be used: {shown}{more}. Replace or remove them; data.unreadable=skip leaves "
+            "out those that cannot be read"
+        )
+    for row in failed:
+        put("images", row, np.zeros((1, 3, *size), np.uint8))
+        if row in place_of_mask:
+            put("masks", place_of_mask[row], np.zeros((1, *size), bool))
+    return {str(source.records.path[row]): str(error) for row, error in failed.items()}
+
+
+def _note_mask(notes: Notes, name: str, mask: np.ndarray, small: np.ndarray) -> None:
+    """Note what the working size does to a mask of an anomalous image: (H, W) bool before and after."""
+    if not mask.any():
+        notes.add("masks_empty", name)
+        return
+    if not small.any():
+        notes.add("masks_empty_at_working_size", name)
+    neighbours = np.ones((3, 3))
+    regions, before = ndimage.label(mask, neighbours)
+    rows, columns = (
+        F.interpolate(torch.arange(was, dtype=torch.float64)[None, None], size=now, mode="nearest-exact")[0, 0].long()
+        for was, now in zip(mask.shape, small.shape, strict=True)
+    )
+    left = np.unique(regions[np.ix_(rows.numpy(), columns.numpy())])
+    after = ndimage.label(small, neighbours)[1]
+    notes.add_regions(name, before, after, before - int((left > 0).sum()))
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized with antialias and rounded once."""
-    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    image = torch.from_numpy(images if images.flags.writeable else np.array(images)).permute(0, 3, 1, 2)
     if tuple(image.shape[-2:]) != size:
-        image = resized_bytes(image, size)
-    return image.numpy()
+        rows = max(1, LARGE // image[:, :, 0].numel())
+        image = resized_large(image, size, rows) if rows < image.shape[-2] else resized_bytes(image.contiguous(), size)
+    return image.contiguous().numpy()
 
 
 def pixel_hashes(images: np.ndarray) -> np.ndarray:

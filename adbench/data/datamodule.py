@@ -189,23 +189,29 @@ class DataModule(LightningDataModule):
         """Split the rows and read every image once; errors in the data come here, before any training."""
         if self._split is not None:
             return
-        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
-        if self.supervision != "semi":
-            shown = split.semi_label != -1
-            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
-        split = checked(split, self.records)
-        masked = self.records.mask != ""
-        self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
+        split = self._divided()
         if self.source.features is not None:
             self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float64)
             self._masks, content = None, self._images
         else:
             self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir)
+            if self.source.records is not self.records:  # without files that cannot be read
+                self.records, self.has_masks = self.source.records, self.source.has_masks
+                split = self._divided()
             content = pixels[np.arange(len(self.records))]
+        masked = self.records.mask != ""
+        self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
         split = self._without_duplicates(split, same(content))
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
+
+    def _divided(self) -> Split:
+        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        if self.supervision != "semi":
+            shown = split.semi_label != -1
+            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+        return checked(split, self.records)
 
     def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:
         """The split after what the user wants done about rows that are there more than once."""
@@ -226,9 +232,11 @@ class DataModule(LightningDataModule):
         return split
 
     def data_report(self) -> dict[str, Any]:
-        """What is odd about the data, as metrics.json has it: `duplicates`, see `duplicates.found`."""
+        """What is odd about the data, by kind, counted and named (`adbench.data.notes`), and `duplicates`, see
+        `duplicates.found`."""
         self.setup()
-        return {"duplicates": self._duplicates}
+        listing = self.source.report() if hasattr(self.source, "report") else {}
+        return listing | getattr(self.source, "read_report", {}) | {"duplicates": self._duplicates}
 
     @property
     def split(self) -> Split:

@@ -97,7 +97,7 @@ def test_a_damaged_note_about_the_cache_is_written_anew(tree, tmp_path, content)
     meta = next((tmp_path / "images").glob("*.json"))
     meta.write_text(content)
     images, _ = cached(Folder(tree), (8, 8), tmp_path)
-    assert len(images) == 16 and set(json.loads(meta.read_text())) == {"images", "masks", "pixels"}
+    assert len(images) == 16 and set(json.loads(meta.read_text())) > {"images", "masks", "pixels"}
 
 
 def _job(tree: Path, cache_dir: Path, barrier, results) -> None:
