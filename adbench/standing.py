@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adbench.checkpoints import damaged
 from adbench.codehash import code_of, targets_of
-from adbench.runs import RunFolder, changed_settings
+from adbench.runs import RunFolder, changed_settings, digest
 from adbench.states import Action, Facts, decide
 from adbench.types import UserError
 
@@ -21,12 +22,13 @@ NAMED = 3  # differences of a kind that a message names
 class Data(NamedTuple):
     """What a data set is compared by."""
 
-    fingerprint: str
+    fingerprint: str  # of contents, names, labels, classes, parts and masks; not of where the data lie
     paths: tuple[str, ...]  # of its rows
 
     @classmethod
     def of(cls, source: Any) -> Data:
-        return cls(source.fingerprint(), tuple(source.records.path.tolist()))
+        columns = {column.name: getattr(source.records, column.name).tolist() for column in fields(source.records)}
+        return cls(digest([source.fingerprint(), columns], 32), tuple(columns["path"]))
 
 
 class Standing(NamedTuple):

@@ -67,21 +67,21 @@ TRAINED: tuple[Holds, ...] = ("training", "finished")
 #: The first row that fits decides.
 RULES: tuple[Rule, ...] = (
     Rule((), "", "", "", "overwrite=true", "start",
-         "trains anew; what was there stays whole until the first batch of the new training"),
-    Rule(("nothing",), "", "", "", "", "start", "trains"),
+         "at batch 0; what was there stays whole until the first batch of the new training"),
+    Rule(("nothing",), "", "", "", "", "start", "at batch 0"),
     Rule(("unknown",), "", "", "", "", "refuse",
-         "refuses: a checkpoint lies there, and no metrics.json tells what it was trained on"),
-    Rule(("unreadable",), "", "", "", "", "refuse", "refuses: the checkpoint cannot be read"),
-    Rule(TRAINED, "other", "", "", "", "refuse", "refuses and names the files that differ"),
-    Rule(TRAINED, "", "other", "", "", "refuse", "refuses and names the settings that differ"),
+         "a checkpoint lies there, and no metrics.json tells what it was trained on"),
+    Rule(("unreadable",), "", "", "", "", "refuse", "the checkpoint cannot be read"),
+    Rule(TRAINED, "other", "", "", "", "refuse", "names the files that differ"),
+    Rule(TRAINED, "", "other", "", "", "refuse", "names the settings that differ"),
     Rule(TRAINED, "", "", "other", "overwrite=stale", "start",
-         "trains anew; what was there stays whole until the first batch of the new training"),
-    Rule(("finished",), "", "", "other", "", "answer-stale", "answers with the figures, marked as stale"),
-    Rule(("finished",), "", "", "", "", "answer", "answers with the figures"),
+         "at batch 0; what was there stays whole until the first batch of the new training"),
+    Rule(("finished",), "", "", "other", "", "answer-stale", "the figures, marked as stale"),
+    Rule(("finished",), "", "", "", "", "answer", "the figures"),
     Rule(("training",), "", "", "", "resume=false", "refuse",
-         "refuses: starting at 0 would lose what is trained; overwrite=true does so"),
+         "starting at 0 would lose what is trained; say `overwrite=true` for that"),
     Rule(("training",), "", "", "", "", "resume",
-         "goes on at the last checkpoint; stays marked as stale if the code is other"),
+         "at the last checkpoint; stays marked as stale if the code is other"),
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adbench.ranks import STRATEGY, Ranks
 from adbench.runs import RunFolder, build, build_datamodule, build_method
+from adbench.standing import Data
 from adbench.stops import StopRequest
 from adbench.types import UserError
 
@@ -107,7 +108,7 @@ def prepare(
     # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.
     total = total_batches(cfg, datamodule) if is_overridden("training_step", method) else 0
     method.total_batches = total
-    record["data_fingerprint"], record["data_id"] = datamodule.source.fingerprint(), cfg.data.id
+    record["data_fingerprint"], record["data_id"] = Data.of(datamodule.source).fingerprint, cfg.data.id
     record["hardware"] = hardware(threads) | {"ranks": place[1]}
     record["counts"] = counts(datamodule, method)
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
