@@ -3,8 +3,8 @@
     python tests/faults.py --kills 20
 
 Half of the kills come at a time drawn from the run's length, half a few milliseconds after a file of a drawn kind
-appeared, because writing takes a small part of the time. After the second half of the kills a wrong command comes before
-the right one: it must end with exit code 1 and change nothing. Prints a line per kill and a summary.
+appeared, because writing takes a small part of the time. After the second half of the kills a wrong command comes
+before the right one: it must end with exit code 1 and change nothing. Prints a line per kill and a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections import Counter
 from pathlib import Path
 
 COMMAND = ("method=autoencoder", "method.width=8", "method.latent=16", "data=npz", "data.name=digits",
-           "data.batch_size=16", "trainer=cpu", "trainer.threads=1", "budget.max_batches=60", "budget.checkpoint_every=2")  # fmt: skip
+           "data.batch_size=16", "trainer=cpu", "trainer.threads=1", "budget.max_batches=60",
+           "budget.checkpoint_every=2")  # fmt: skip
 WRITTEN = ("checkpoints/last.ckpt", "checkpoints/.last-*", "calibration.csv", ".calibration-*", "split.json",
            "figures/*", "figures/.*", "scores.csv", ".scores-*", ".metrics-*")  # fmt: skip
 # What a hand slips on. The last two are other data, which a folder with nothing trained may take.

@@ -131,9 +131,7 @@ def _notes(runs: list[Run]) -> list[str]:
         notes.append(f"{smoke} smoke runs show that a thing runs, not how well: they are in the list of runs only.")
     stale = sum(run.status == "finished" and run.stale for run in runs)
     if stale:
-        notes.append(
-            f"{stale} runs are stale: other code than this has trained them (overwrite=stale trains them anew)."
-        )
+        notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
     return notes
 
 
