@@ -19,7 +19,7 @@ from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
-from adbench.runs import RunFolder, load_method, restored, trusted
+from adbench.runs import RunFolder, how_far, load_method, restored, trusted
 from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 
@@ -239,10 +239,9 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
         return Detector(card, MethodEngine(method, card["input"], device))
     folder = RunFolder(path)
     method = load_method(folder)
-    card = card_of(folder)
     if not bool(method.calibrated):
-        raise UserError(f"{path} is not finished (status {card['status']}); the run's own command continues it")
-    return Detector(card, MethodEngine(method, card["input"], device))
+        raise UserError(how_far(folder))
+    return Detector(card := card_of(folder), MethodEngine(method, card["input"], device))
 
 
 def card_of(folder: RunFolder) -> dict[str, Any]:

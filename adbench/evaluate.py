@@ -122,7 +122,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import TQDMProgressBar
 
-    from adbench import jobs
+    from adbench import jobs, training
     from adbench.detector import held_out_scores
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
@@ -131,7 +131,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from adbench.evaluation.panels import Panels
     from adbench.runs import build_datamodule
 
-    jobs._quiet()
+    training.quiet()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()
@@ -141,10 +141,10 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
         default_root_dir=target.path, enable_checkpointing=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=jobs._refresh_rate())],
+        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=training.refresh_rate())],
     )  # fmt: skip
     device = trainer.strategy.root_device
-    pixels = jobs._score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
+    pixels = training.score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
     origin = f"held-out normal training samples of {trained_on} (the run's own)"
     threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile, origin)
     evaluator = Evaluator(datamodule.has_masks, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
@@ -161,12 +161,12 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
         "data": cfg.data.id, "trained_on": trained_on, "status": "evaluation", "threshold": threshold,
         "metrics": evaluator.results() | extra.results(),
         "per_defect_image_auroc": evaluator.per_defect(records.defect),
-        "image_auroc_interval_95": evaluator.interval(), "counts": jobs._counts(datamodule, method),
+        "image_auroc_interval_95": evaluator.interval(), "counts": training.counts(datamodule, method),
         "data_report": datamodule.data_report(),
-        "time": {"finished": jobs._now(), "total_s": round(time.perf_counter() - started, 2)},
-        "hardware": jobs._hardware(torch.get_num_threads()), "versions": jobs._versions(), "git": jobs._git(),
+        "time": {"finished": jobs.now(), "total_s": round(time.perf_counter() - started, 2)},
+        "hardware": training.hardware(torch.get_num_threads()), "versions": jobs.versions(), "git": jobs.git(),
     }  # fmt: skip
-    target.write_scores("scores.csv", jobs._named_rows(records, table["index"], table["score"]))
+    target.write_scores("scores.csv", training.named_rows(records, table["index"], table["score"]))
     target.write_metrics(found)
     return found
 

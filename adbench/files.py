@@ -57,9 +57,13 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for every number in it that is NaN or infinite; mappings and lists are copied."""
+    """Plain JSON values: null for a number that is not finite, lists and numbers for arrays and tensors."""
     if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [finite(part) for part in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return finite(value.tolist()) if hasattr(value, "tolist") else str(value)

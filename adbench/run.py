@@ -26,7 +26,8 @@ OPTIONS = """\
   data.batch_size=N data.eval_batch_size=N data.workers=N
   method.KEY=VALUE             any hyper-parameter, named as in the paper (see conf/method/)
   results=DIR data_root=DIR cache_dir=DIR     also by ADBENCH_RESULTS, ADBENCH_DATA, ADBENCH_CACHE
-  resume=true overwrite=false  a finished run is not repeated, an interrupted one is continued
+  overwrite=true|stale         a finished run is not repeated, an interrupted one is continued: true trains anew
+                               whatever is there, stale what other code has trained
   -m, --multirun               every combination of comma-separated values
   --cfg job                    print the composed configuration and stop
   --hydra-help                 Hydra's own options"""
@@ -132,9 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = values_for_the_jobs(arguments)
     codes: list[int] = []
 
-    def task(cfg: Any) -> int:
-        codes.append(jobs.execute(cfg))
-        return codes[-1]
+    def task(cfg: Any) -> Any:
+        outcome = jobs.execute(cfg)
+        codes.append(outcome.code)
+        return outcome
 
     sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
     sweeps.outcomes.clear()

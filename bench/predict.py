@@ -22,6 +22,7 @@ from adbench.detector import Detector, load
 from adbench.export import export
 from adbench.predict import _images
 from adbench.run import main as run
+from adbench.runs import latest_run
 from bench.loader import IMAGES, SIDE, _photographs
 
 METHOD, SIZE = "cbigan/small", 128
@@ -54,7 +55,7 @@ def _trained(root: Path) -> Path:
                  f"results={root / 'results'}", f"cache_dir={root / 'cache'}", "trainer=smoke"]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         assert run(arguments) == 0
-    return Path((root / "results" / "latest").read_text().strip())
+    return latest_run(root / "results" / "latest")
 
 
 def _rate(work: Callable[[], int]) -> float:

@@ -17,6 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from adbench.codehash import code_of, targets_of
+
 COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -89,6 +91,7 @@ class Run:
     metrics: dict[str, float | None]
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
+    stale: bool = False  # the code behind it is other than the code here
     areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
     interval: tuple[float, float] | None = None
 
@@ -171,10 +174,14 @@ def read_run(path: Path, results: Path) -> Run:
     data = str(_at(config, "data", "id") or _data_from(folder, record))
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
     run = Run(path, folder, record, data, variant_of(record, config, data), data, metrics, notes=notes)
+    behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
+    run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
     known = _at(config, "protocol", "labelled_classes")
     if isinstance(known, list) and "labelled_classes" in dict(run.variant.protocol):
         run.experiment = f"{data} knowing {', '.join(map(str, known))}"
     if run.status == "finished":
+        if run.stale:
+            notes.append("stale: the code has changed since; overwrite=stale trains such runs anew")
         try:
             run.rows = read_rows(path / "scores.csv")
         except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -357,7 +364,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "error": record.get("error"), "notes": "; ".join(run.notes) or None,
             "budget": run.variant.budget, "batches": _whole(budget.get("batches")),
             "batch_size": _whole(budget.get("batch_size")),
-            "selection": record.get("selection"), "changed": run.variant.changes or None,
+            "selection": record.get("selection"), "stale": run.stale, "changed": run.variant.changes or None,
             **{name: run.metrics.get(name) for name in names},
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
             **{key: _whole(counts.get(key)) for key in COUNTS},

@@ -142,6 +142,9 @@ def _notes(runs: list[Run]) -> list[str]:
     smoke = sum(run.status == "finished" and not run.counts_in_tables for run in runs)
     if smoke:
         notes.append(f"{smoke} smoke runs show that a thing runs, not how well: they are in the list of runs only.")
+    stale = sum(run.status == "finished" and run.stale for run in runs)
+    if stale:
+        notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
     return notes
 
 
