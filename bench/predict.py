@@ -20,10 +20,10 @@ from PIL import Image
 
 from adbench.detector import Detector, load
 from adbench.export import export
-from adbench.predict import _images
+from adbench.predict import Found, _images
 from adbench.run import main as run
 from adbench.runs import latest_run
-from bench.loader import IMAGES, SIDE, _photographs
+from bench.loader import IMAGES, SIDE, TRAINED, photographs
 
 METHOD, SIZE = "cbigan/small", 128
 
@@ -32,7 +32,7 @@ def measure() -> list[dict[str, object]]:
     """Images per second: a list of {name, value, unit, baseline, ratio, note}."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        files = _photographs(root / "images")
+        files = photographs(root / "images", IMAGES, IMAGES - TRAINED)
         folder = _trained(root)
         graph, _ = export(folder, "onnx", root / "m.onnx")
         engines = {"Python": load(folder), "ONNX": load(graph)}
@@ -69,9 +69,10 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def _predict(detector: Detector, files: list[Path], root: Path) -> int:
-    rows, unreadable = _images(detector, files, Namespace(batch_size=32, maps="none", out=root / "out"))
-    assert not unreadable
-    return len(rows)
+    found = Found([], [], [])
+    _images(detector, files, Namespace(batch_size=32, maps="none", out=root / "out"), found)
+    assert not found.unreadable
+    return len(found.rows)
 
 
 def _one_by_one(detector: Detector, files: list[Path]) -> int:
