@@ -307,10 +307,12 @@ def bench(tmp_path, killer, hydra):
     return Bench(hydra, tmp_path / "bench", killer)
 
 
-@pytest.mark.parametrize("slip", [*(Command(wrong=wrong) for wrong in WRONG), Command(data="gone"),
-                                  Command(data="changed"), Command(setting=2), Command(resume=False)])  # fmt: skip
-@pytest.mark.parametrize("end", ["fail", "term"])
-def test_a_slip_between_an_interrupted_run_and_its_own_command_costs_nothing(bench, slip, end):
+SLIPS = [*(Command(wrong=wrong) for wrong in WRONG), Command(data="gone"), Command(data="changed"), Command(setting=2),
+         Command(resume=False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "slip"), [*(("fail", slip) for slip in SLIPS), ("term", SLIPS[-4])])
+def test_a_slip_between_an_interrupted_run_and_its_own_command_costs_nothing(bench, end, slip):
     bench.step(Command(end=end, at=3))
     before = bench.content()
     assert bench.trained is not None
