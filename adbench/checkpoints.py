@@ -15,7 +15,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from adbench.files import whole
 
-UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
+# What torch.load raises of a file that is torn, or is none of its own: the unpickler breaks in any of these ways.
+UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError,
+              TypeError, AttributeError)  # fmt: skip
 
 
 class WholeFiles(CheckpointIO):

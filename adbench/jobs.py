@@ -88,7 +88,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         set_threads(threads)
         record = _record(cfg, choices, standing)
         job = prepare(
-            cfg, folder, record, request, threads=threads, place=(0, world), found=standing.found, source=source()
+            cfg, folder, record, request, threads=threads, place=(0, world), found=standing.found, source=source
         )
         announce(job)
         with all_ranks(job, world, threads) as ranks:

@@ -380,8 +380,9 @@ class RunFolder:
                 (self.path / "run.log").unlink(missing_ok=True)
             (self.path / ".lock").unlink(missing_ok=True)
             self.path.rmdir()
-            for parent in self.path.parents if results is not None else ():
-                if parent.resolve() == Path(str(results)).resolve():
+            top = None if results is None else results.resolve()
+            for parent in self.path.resolve().parents if top is not None else ():
+                if parent == top or not parent.is_relative_to(str(top)):
                     break
                 parent.rmdir()
         except (Timeout, OSError):  # another process's by now, or not empty
@@ -406,7 +407,8 @@ class RunFolder:
             temporary.replace(latest)
         except OSError:
             temporary.unlink(missing_ok=True)
-            write_text(latest, f"{self.path.resolve()}\n")
+            with suppress(OSError):  # a folder of that name: no run fails for want of a shortcut
+                write_text(latest, f"{self.path.resolve()}\n")
 
     def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Points of curves for plots, five digits each."""
@@ -442,7 +444,7 @@ def latest_run(latest: Path) -> Path:
 def _close_log_in(folder: Path) -> None:
     """Close the log file of a folder that is about to vanish; it would be opened again by the next word."""
     for handler in list(logging.getLogger().handlers):
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == folder.resolve():
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent.resolve() == folder.resolve():
             logging.getLogger().removeHandler(handler)
             handler.close()
 

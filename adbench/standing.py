@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from adbench.checkpoints import damaged
 from adbench.codehash import code_of, targets_of
 from adbench.runs import RunFolder, changed_settings, digest
 from adbench.states import Action, Facts, decide
@@ -57,11 +56,13 @@ def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standi
     Raises:
         UserError: the data cannot be had.
     """
+    from adbench.checkpoints import damaged, previous
+
     record = folder.metrics()
     status = str(record.get("status") or "")
     found = None if status == "finished" or cfg.overwrite is True else folder.trained(record)
     checkpoint = "whole" if found else "damaged" if status != "finished" and damaged(folder.checkpoint) else "none"
-    if not status and folder.checkpoint.exists():
+    if not status and (folder.checkpoint.exists() or previous(folder.checkpoint).exists()):
         checkpoint = "whole"  # of whatever attempt
     facts = Facts(status, checkpoint, overwrite=cfg.overwrite, resume=bool(cfg.resume))  # type: ignore[arg-type]
     changed: list[str] | None = []

@@ -42,6 +42,7 @@ class Job:
     reason: str = ""
     metrics: Mapping[str, Any] | None = None
     stale: bool = False  # finished, by other code than there is now
+    before: Any = ()  # the attempt that had finished before this command, which trains anew
 
     @property
     def done(self) -> bool:
@@ -55,7 +56,9 @@ class Job:
         record = folder.metrics()
         status = record.get("status")
         recent = lambda name: (self.folder / name).is_file() and (self.folder / name).stat().st_mtime >= since  # noqa: E731
-        if status is not None and recent("metrics.json"):
+        if status == "finished" and record.get("attempt") != self.before:
+            self.status, self.reason, self.metrics = "finished", "", record
+        elif status is not None and status != "finished" and recent("metrics.json"):
             self.status, self.reason, self.metrics = status, record.get("error") or "", record
             if status == "running" and not folder.owned():
                 self.status, self.reason = "interrupted", "its process died; was it out of memory?"
@@ -124,7 +127,11 @@ class Recorder:
             UserError: the data that the run would be compared with cannot be had.
         """
         folder = RunFolder(str(job.folder))
-        if folder.metrics().get("status") != "finished" or cfg.overwrite is True:
+        record = folder.metrics()
+        if record.get("status") != "finished":
+            return
+        job.before = record.get("attempt")
+        if cfg.overwrite is True:
             return
         standing = look(folder, cfg, lambda: self._data_of(cfg))
         if standing.action == "refuse":

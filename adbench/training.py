@@ -87,7 +87,7 @@ def prepare(
         threads: CPU threads of this process.
         place: (rank, number of ranks).
         found: the checkpoint to go on from, see `RunFolder.trained`.
-        source: the data set, where it is built already.
+        source: gives the data set, where it may be built already.
 
     Raises:
         UserError: something cannot be had or does not fit.
@@ -104,7 +104,7 @@ def prepare(
     method = build_method(cfg)
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
-    datamodule = build_datamodule(cfg, method.supervision, source)
+    datamodule = build_datamodule(cfg, method.supervision, None if source is None else source())
     datamodule.place = place
     datamodule.setup()
     _refuse_far_rows(method, datamodule)

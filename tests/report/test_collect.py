@@ -47,6 +47,28 @@ def test_a_null_stays_empty_and_is_never_made_up(results, report):
     assert "nan" not in (out / "report.md").read_text().lower()
 
 
+def test_a_run_of_other_code_is_marked_as_stale_on_every_page(results, report):
+    import yaml
+
+    from adbench.codehash import code_of
+
+    target = "adbench.methods.trivial.Brightness"
+    for seed, code in ((0, code_of([target])), (1, "0123456789ab")):
+        config = results.run("brightness", seed=seed, code=code) / ".hydra" / "config.yaml"
+        values = yaml.safe_load(config.read_text())
+        values["method"]["_target_"] = target
+        config.write_text(yaml.safe_dump(values))
+    _, out, _ = report(results)
+    assert {name: row["stale"] for name, row in tidy_rows(out).items()} == {
+        "brightnessseed0": "False",
+        "brightnessseed1": "True",
+    }
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text(encoding="utf-8")
+        assert "1 runs are stale" in text
+        assert text.count("stale: the code has changed since") == 1
+
+
 def test_parquet_holds_the_same_table_where_pyarrow_is(results, report):
     parquet = pytest.importorskip("pyarrow.parquet")
     results.run("cbigan", metrics={"image_auroc": 0.75, "pixel_auroc": None})
