@@ -113,6 +113,8 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry
     found = Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
     source.read_report = noted.get("report", {})
     if noted.get("unreadable"):
+        if not _skips(source):
+            raise _refusal([f"{path}: {reason}" for path, reason in noted["unreadable"].items()])
         found.images.places = found.pixels.places = source.leave_out(noted["unreadable"])
         if found.masks is not None:
             kept = found.images.places[source.records.mask != ""]
@@ -276,22 +278,33 @@ def _skipped(
     Raises:
         UserError: naming all files that are not to be skipped.
     """
-    skip = getattr(source, "unreadable", "refuse") == "skip"
-    refused = [error for error in failed.values() if not (skip and isinstance(error, Unreadable))]
+    refused = [error for error in failed.values() if not (_skips(source) and isinstance(error, Unreadable))]
     if len(refused) == 1:
-        raise refused[0]
+        hint = "; data.unreadable=skip leaves it out" if isinstance(refused[0], Unreadable) else ""
+        raise UserError(f"{refused[0]}{hint}")
     if refused:
-        shown = "; ".join(f"{e.path}: {e.reason}" if isinstance(e, Unreadable) else str(e) for e in refused[:NAMED])
-        more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        raise UserError(
-            f"{len(refused)} files cannot be used: {shown}{more}. Replace or remove them; data.unreadable=skip leaves "
-            "out those that cannot be read"
-        )
+        raise _refusal([f"{e.path}: {e.reason}" if isinstance(e, Unreadable) else str(e) for e in refused])
     for row in failed:
         put("images", row, np.zeros((1, 3, *size), np.uint8))
         if row in place_of_mask:
             put("masks", place_of_mask[row], np.zeros((1, *size), bool))
-    return {str(source.records.path[row]): str(error) for row, error in failed.items()}
+    return {
+        str(source.records.path[row]): error.reason if error.what == "image" else f"its {error.what}: {error.reason}"
+        for row, error in failed.items()
+        if isinstance(error, Unreadable)
+    }
+
+
+def _skips(source: Source) -> bool:
+    return getattr(source, "unreadable", "refuse") == "skip"
+
+
+def _refusal(files: list[str]) -> UserError:
+    more = f"; and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return UserError(
+        f"{len(files)} files cannot be used: {'; '.join(files[:NAMED])}{more}. Replace or remove them; "
+        "data.unreadable=skip leaves out those that cannot be read"
+    )
 
 
 def _note_mask(notes: Notes, name: str, mask: np.ndarray, small: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from adbench.data.cache import Rows, entry
 from adbench.data.duplicates import checked_policy, found, message, same, without
+from adbench.data.notes import lines
 from adbench.data.protocols import checked
 from adbench.data.records import Records, Source, Split
 from adbench.streams import numpy_stream
@@ -207,7 +208,11 @@ class DataModule(LightningDataModule):
         self._split = split
 
     def _divided(self) -> Split:
-        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        try:
+            split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        except UserError as error:  # too few rows: those that were left out may be why
+            left_out = lines(self.source.report()) if hasattr(self.source, "report") else []
+            raise UserError("; ".join([str(error), *left_out])) from error
         if self.supervision != "semi":
             shown = split.semi_label != -1
             split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
@@ -246,6 +251,7 @@ class DataModule(LightningDataModule):
 
     def split_table(self) -> list[dict[str, Any]]:
         """Every record and its role, as it is written to split.json."""
+        self.setup()
         role = np.full(len(self.records), "unused", dtype="<U7")
         for name in ("train", "holdout", "test"):
             role[getattr(self.split, name)] = name

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from kornia_rs import io as rust
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from adbench.data.contents import hashes
 from adbench.data.listing import printable, refuse_names
@@ -58,8 +58,11 @@ class Unreadable(UserError):
     """A file that cannot be read. `reason` says why, without the file's name."""
 
     def __init__(self, what: str, path: Path | str, reason: str) -> None:
-        self.path, self.reason = printable(path), reason
+        self.what, self.path, self.reason = what, printable(path), reason
         super().__init__(f"cannot read the {what} {self.path}: {reason}; replace or remove the file")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unreadable, (self.what, self.path, self.reason)
 
 
 class Read(NamedTuple):
@@ -158,12 +161,10 @@ def pixels_of(image: Image.Image, bits: int = 16) -> np.ndarray:
         UserError: its values are no image's, or its file is broken.
     """
     with _named("image", getattr(image, "filename", "") or "that was given as a PIL image"):
-        try:
-            image.load()
-        except Exception:
-            if not getattr(image, "filename", ""):
-                raise
+        # Pillow maps an uncompressed TIFF into memory by its name, which mixes up the rows of one that is to be turned.
+        if image.format == "TIFF" and getattr(image, "tile", None) and image.filename and not image.tell():  # type: ignore[attr-defined]
             return decode(image.filename, bits)  # type: ignore[attr-defined]
+        image.load()
         turn, whole = _orientation(image)
         if not whole:
             warnings.warn("a PIL image has broken metadata, which may have said how it is turned", stacklevel=3)
@@ -281,16 +282,33 @@ def _is_lossy(image: Image.Image, file: BinaryIO) -> bool:
 # -- opening ---------------------------------------------------------------------------------------------------------
 
 _pillow = threading.Lock()
+_limits: list[int | None] = []  # Pillow's limit of pixels, once for each file that is being read
+
+
+@contextmanager
+def _unlimited() -> Iterator[None]:
+    """Pillow's limit, which some of its decoders warn of, some refuse by and some do not know, out of the way."""
+    with _pillow:
+        _limits.append(_limits[0] if _limits else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _pillow:
+            limit = _limits.pop()
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager
 def _named(what: str, path: Path | str) -> Iterator[None]:
-    """Whatever a decoder raises names the file."""
+    """Whatever a decoder raises names the file. The limit of pixels is ours, not Pillow's."""
     try:
-        yield
+        with _unlimited():
+            yield
     except (UserError, MemoryError):
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Unreadable(what, path, NO_IMAGE) from None
     except FileNotFoundError:
         link = Path(path).is_symlink()
@@ -304,15 +322,10 @@ def _named(what: str, path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Pillow's warnings, which name no file, as a list; and its limit of pixels, which is not ours, out of the way."""
-    limit = Image.MAX_IMAGE_PIXELS
+    """Pillow's warnings, which name no file, as a list."""
     with _pillow, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield caught
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+        yield caught
 
 
 def _loaded(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
@@ -556,7 +569,7 @@ class ImageFiles:
     def read_image(self, row: int) -> np.ndarray:
         name = str(self.records.path[row])
         read = read_image(self.root / name, self.bits, self.max_pixels)
-        if read.peak is not None:
+        if read.peak is not None and self.bits == 16:
             self.notes.add_peak(read.peak)
         return self._noted(name, read)
 

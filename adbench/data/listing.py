@@ -72,7 +72,8 @@ def below(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """
     found: list[Path] = []
     seen: set[str] = set()
-    waiting, links = [folder], []
+    waiting: list[Path] = [folder]
+    links: list[Path] = []
     while waiting or links:
         place = waiting.pop() if waiting else links.pop()  # a folder's own name before those of links to it
         real = os.path.realpath(place)

@@ -12,7 +12,7 @@ NAMES = 10  # as many of each kind are named
 KINDS = {
     "left_out": "files left out",
     "unreadable": "files that cannot be read, left out",
-    "broken_metadata": "files with broken metadata, read without it",
+    "broken_metadata": "files with broken metadata, whose pixels are read all the same",
     "multi_frame": "files with several frames, of which the first is read",
     "high_byte": "colour files of 16 bits, of which the high byte is read",
     "masks_empty": "masks of anomalous images without any anomalous pixel",
@@ -37,7 +37,7 @@ class Notes:
         self._names.append((kind, name, detail))
 
     def add_peak(self, largest: int) -> None:
-        """The largest value of a file of 16 bits."""
+        """The largest value of a file of 16 bits of which nothing else was said."""
         self._peaks.append(largest)
 
     def add_regions(self, name: str, before: int, after: int, vanished: int) -> None:
