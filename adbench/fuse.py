@@ -15,7 +15,7 @@ SAME = ("method", "data", "protocol", "seed", "data_fingerprint")
 class Row(NamedTuple):
     """One line of scores.csv or calibration.csv."""
 
-    index: int
+    row: int
     path: str
     label: int
     defect: str
@@ -65,7 +65,7 @@ def fused(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     for a, b in zip(first, second, strict=True):
         if a[:4] != b[:4]:
             raise UserError(
-                f"the runs scored other rows: {a.path} (row {a.index}, {a.defect}) and {b.path} (row {b.index}, "
+                f"the runs scored other rows: {a.path} (row {a.row}, {a.defect}) and {b.path} (row {b.row}, "
                 f"{b.defect}) are in one place; only scores of the same rows can be added"
             )
     return [a._replace(score=a.score + b.score) for a, b in zip(first, second, strict=True)]

@@ -1,6 +1,7 @@
 """Every pretraining on every encoder it can take, on tiny inputs; and why it refuses the others."""
 
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -382,6 +383,21 @@ def test_own_rows_are_a_named_fall_back_that_is_told(teacher_file, tmp_path, cap
     folder = small_folder(tmp_path / "images")
     given = build("imagenet_kd", checkpoint=teacher_file, images=str(folder))
     assert given.images_used() == {"source": "folder", "folder": str(folder), "files": 2}
+
+
+def test_metrics_json_says_what_a_run_was_distilled_on(run, teacher_file, tmp_path):
+    folder = small_folder(tmp_path / "images")
+    for images, expected in (
+        ("own", {"source": "own"}),
+        (folder, {"source": "folder", "folder": str(folder), "files": 2}),
+    ):
+        code, made = run(
+            "method=igd/small", "method.width=0.125", "data=digits", "pretraining=imagenet_kd",
+            f"pretraining.checkpoint={teacher_file}", "pretraining.batch_size=2", "pretraining.teacher_side=32",
+            f"pretraining.images={images}",
+        )  # fmt: skip
+        record = json.loads((made / "metrics.json").read_text())
+        assert (code, record["error"], record["pretraining_images"]) == (0, None, expected)
 
 
 def test_both_scales_of_igd_are_distilled_unless_the_published_weights_are_asked_for(teacher_file, tmp_path):

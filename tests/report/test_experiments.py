@@ -75,7 +75,8 @@ def test_every_run_of_a_table_answers_one_of_its_rows(name):
         assert beside, f"{line}: {variant} answers no row of {paper} {table}"
         for found in matched.values():
             marks = published.marks_of(variant, found.kind, found.spec, "image_auroc", paper)
-            unexpected = [mark for mark in marks if "baseline" not in mark]
+            told = ("baseline", "own training rows")  # the last until pretraining.images=DIR is given
+            unexpected = [mark for mark in marks if not any(word in mark for word in told)]
             assert variant.budget != "paper" or found.kind != "paper" or unexpected == [], (line, marks)
 
 
