@@ -48,7 +48,7 @@ def measure() -> list[dict[str, object]]:
                 "name": f"P-WAE, jigsaw head on ideal codes, identity_share={identity_share}: last eighth",
                 "value": round(ours[-1], 3), "unit": "nats", "baseline": round(printed[-1], 3),
                 "ratio": round(printed[-1] / ours[-1], 2),
-                "note": f"{BATCHES} batches of {ROWS}; by eighths: {by_eighths[0]}; baseline, as printed: {by_eighths[1]}",
+                "note": f"{BATCHES} batches of {ROWS}; eighths: {by_eighths[0]}; baseline, as printed: {by_eighths[1]}",
             })  # fmt: skip
     return rows
 
