@@ -1,5 +1,5 @@
-"""P-WAE's jigsaw head by itself, on codes that follow their priors exactly, trained by the paper's SGD and decay: does it
-learn the permutation from codes as they are (as printed) and from standardised ones?
+"""P-WAE's jigsaw head by itself, on codes that follow their priors exactly, trained by the paper's SGD and decay: does
+it learn the permutation from codes as they are (as printed) and from standardised ones?
 
 Run `python -m bench.jigsaw_head`. Cross-entropies; ln 1000 = 6.9 is chance.
 """
