@@ -15,6 +15,7 @@ from adbench.runs import conf_dir, flat
 
 # Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
 RUNS = {
+    "cbigan/alpha_textures": 2 * 5 * 3,
     "cbigan/table2": 2 * 15 * 3,
     "cbigan/table3": 2 * 15 * 3,
     "igd/preset": 1,
@@ -37,6 +38,7 @@ RUNS = {
     "pwae/ablation_small": 5 * 3 * 3,
     "pwae/table1": 15 * 3,
     "pwae/table2": 15 * 3,
+    "ssae/sizes": 3 * 2 * 10 * 3,
     "ssae/table2": 2 * 15 * 3,
     "ssae/table3": 2 * 15 * 3,
     "ssae/table4": 3 * 5 * 3,
@@ -166,6 +168,24 @@ def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
             cfg, _ = composed(overrides)
             sizes[cfg.data.id] = cfg.data.image_size
     assert sizes == {"mvtec/bottle": 300, "mvtec/capsule": [300, 1008], "mvtec/carpet": 300}
+
+
+@pytest.mark.parametrize("name", ["cbigan/table2", "cbigan/table3", "pwae/table1", "pwae/table2"])
+def test_tables_whose_metrics_need_no_held_out_rows_train_on_all_of_them(name):
+    _, jobs = jobs_of(name)
+    assert composed(jobs[0])[0].protocol.holdout == 0
+
+
+def test_ssaes_tables_hold_out_the_papers_share():
+    for table in (2, 3, 4):
+        assert composed(jobs_of(f"ssae/table{table}")[1][0])[0].protocol.holdout == 0.05
+
+
+def test_the_sizes_of_ssaes_objects_are_the_papers():
+    runs = [composed(job)[0] for job in jobs_of("ssae/sizes")[1][:18]]
+    assert {(run.data.image_size, run.method.image_size, run.method.kernel) for run in runs} == {
+        (side, side, kernel) for side in (256, 384, 512) for kernel in (3, 5)
+    }
 
 
 def test_every_paper_of_the_bench_has_its_tables():

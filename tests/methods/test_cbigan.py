@@ -462,6 +462,32 @@ def test_egbad_is_cbigan_with_alpha_0_and_nothing_else(egbad, cbigan):
     assert ours == theirs
 
 
+def test_the_literal_preset_averages_the_consistency_and_has_both_ends_of_the_printed_range_for_textures():
+    literal, upper, paper = preset("cbigan/literal"), preset("cbigan/literal_upper"), preset("cbigan")
+    changed = {key for key in paper if literal[key] != paper[key]}
+    assert changed == {"consistency_reduction", "features", "average_decay", "average_every"}
+    assert (literal["consistency_reduction"], literal["features"]) == ("mean", "penultimate")
+    assert {key for key in upper if upper[key] != literal[key]} == {"alpha"}
+    assert (literal["alpha"]["texture"], upper["alpha"]["texture"]) == (1e-5, 1e-4)
+    assert literal["alpha"]["object"] == upper["alpha"]["object"] == 1e-4
+
+
+def test_the_literal_presets_averages_are_the_trained_weights():
+    method = fit(build(average_decay=0.0, average_every=1), 4)
+    for network, average in ((method.encoder, method.average_encoder), (method.generator, method.average_generator)):
+        assert torch.equal(weights(network), weights(average.average))
+
+
+def test_the_effective_weight_of_a_summed_consistency_is_the_batchs_size_times_alpha():
+    """What the README says of alpha: 32 images, 1e-4 and 1e-5 give 3.2e-3 and 3.2e-4 beside averages."""
+    batch = batch_of(pictures(rows=4))
+    summed, meant = (
+        build(consistency_reduction=r, alpha=1e-4).encoder_generator_objective(batch) for r in ("sum", "mean")
+    )
+    torch.testing.assert_close(summed["image_consistency"], 4 * meant["image_consistency"])
+    torch.testing.assert_close(summed["adversarial"], meant["adversarial"])
+
+
 def test_the_released_programs_preset_differs_where_the_program_does():
     released, paper = preset("cbigan/released2021"), preset("cbigan")
     changed = {key for key in paper if released[key] != paper[key]}
