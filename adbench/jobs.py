@@ -34,11 +34,11 @@ from adbench.runs import (
     build_method,
     changed_values,
     config_hash,
-    flat,
     note_other_settings,
     refuse_wrong_types,
 )
 from adbench.types import UserError
+from adbench.values import flat, refuse_absent_devices
 
 log = logging.getLogger("adbench")
 
@@ -56,6 +56,7 @@ def execute(cfg: DictConfig) -> int:
     take_place(hydra.launcher)
     try:
         refuse_wrong_types(cfg, choices)  # first of all: overwrite=no-such-word must not clear a folder
+        refuse_absent_devices(cfg.trainer)
         # The workers of a sweep that was killed and is repeated at once are still saving their state.
         with RunFolder(path, patience=60 if sweep else 0) as folder, _signals_as_request() as request:
             code = _execute(cfg, folder, choices, request)

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "types": set(), "streams": set(), "files": set(), "placement": set(), "checkpoints": BASE,
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
-    "runs": CORE | {"data", "methods", "checkpoints"},
+    "values": BASE, "runs": CORE | {"data", "methods", "checkpoints", "values"},
 }  # fmt: skip
 COMMANDS = {
     "run",
@@ -26,6 +26,8 @@ COMMANDS = {
     "sweeps",
     "ranks",
     "reproduce",
+    "overrides",
+    "values",
 }
 
 
