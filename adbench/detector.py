@@ -108,7 +108,7 @@ class Detector:
         if not 0 < false_alarm_rate < 1:
             raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
         origin = f"{HELD_OUT} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
-        return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin)
+        return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin, "--false-alarm-rate")
 
     def p_value(self, score: Any) -> np.ndarray:
         """(N,): for a normal image P(p <= a) <= a; empty of meaning (1 everywhere) without held-out scores."""
@@ -231,6 +231,10 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
         UserError: there is none at `path`, it is damaged, or it asks for code that is not this package's.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no {path}; give the folder of a finished run, or a .onnx or .safetensors file")
+    if path.is_file() and path.suffix not in (".onnx", ".safetensors") and path.name != "latest":
+        raise UserError(f"{path} is a file; give the folder of a finished run, or a .onnx or .safetensors file")
     if path.suffix == ".onnx":
         return _load_onnx(path, device)
     if path.suffix == ".safetensors":

@@ -23,13 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
                         help="data=..., data.KEY=..., data_root=DIR, cache_dir=DIR, as for adbench.run")  # fmt: skip
     options = parser.parse_args(arguments)
 
-    from adbench.run import unknown_choice
     from adbench.types import UserError
 
     try:
-        message = unknown_choice(options.overrides)
-        if message:
-            raise UserError(message)
         record, folder = evaluate(options.run, options.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,6 +74,7 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    from adbench.overrides import understood
     from adbench.run import choices
     from adbench.runs import conf_dir
     from adbench.types import UserError
@@ -86,6 +83,7 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
         overrides = [f"data={record['data']}", *overrides]
     if record["method"] in choices("method"):  # its recipe may be asked for the size of the images
         overrides = [f"method={record['method']}", *overrides]
+    overrides = understood(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             new = compose("config", overrides=overrides)
@@ -146,7 +144,10 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     device = trainer.strategy.root_device
     pixels = training.score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
     origin = f"held-out normal training samples of {trained_on} (the run's own)"
-    threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile, origin)
+    threshold = record.get("threshold")
+    if threshold is None or threshold["quantile"] != cfg.evaluation.quantile:
+        threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile)
+    threshold = threshold and threshold | {"origin": origin}
     evaluator = Evaluator(datamodule.has_masks, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
     extra = ExtraScores(records.defect)
     trainer.callbacks += [

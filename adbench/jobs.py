@@ -29,7 +29,6 @@ from adbench.runs import (
     build_source,
     changed_values,
     config_hash,
-    flat,
     refuse_cut_short,
     refuse_wrong_types,
 )
@@ -38,6 +37,7 @@ from adbench.states import Outcome
 from adbench.stops import StopRequest, signals_as_request
 from adbench.training import Prepared, one_line, prepare, set_threads, train_and_test
 from adbench.types import UserError
+from adbench.values import flat, refuse_absent_devices
 
 log = logging.getLogger("adbench")
 
@@ -57,6 +57,7 @@ def execute(cfg: DictConfig) -> Outcome:
     try:
         refuse_wrong_types(cfg, choices)
         refuse_cut_short(cfg)
+        refuse_absent_devices(cfg.trainer)
         with folder, signals_as_request() as request:
             outcome = attempt(cfg, folder, choices, request)
     except UserError as error:  # the folder may be another's: its metrics.json is not ours to write

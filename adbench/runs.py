@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from yaml import YAMLError
 
 from adbench.files import finite, shortened, whole, write_json, write_text
 from adbench.types import UserError
+from adbench.values import flat, refuse_wrong_values
 
 GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
@@ -37,7 +39,7 @@ UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "d
             "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
             "data.source.unreadable")  # fmt: skip
 # What else than true and false, or a number, a value may be.
-SWITCH_WORDS = {"trainer.deterministic": ("warn",), "protocol.labelled_classes": ("all",), "overwrite": ("stale",)}
+SWITCH_WORDS = {"trainer.deterministic": ("warn",), "overwrite": ("stale",)}
 # Keys that came after the first runs, with the values at which all is as it was before them.
 AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "protocol.duplicates": ("warn", "refuse"),
@@ -77,16 +79,6 @@ def conf_dir() -> Path:
 # -- where a run goes ---------------------------------------------------------------------------------------------
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings by dotted name."""
-    if isinstance(node, Mapping):
-        leaves: dict[str, Any] = {}
-        for key, value in node.items():
-            leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return leaves
-    return {prefix: node}
-
-
 def _hashed_values(cfg: DictConfig) -> dict[str, Any]:
     """Every value that can change a run's result, by dotted name, interpolations resolved."""
     values: dict[str, Any] = {}
@@ -114,20 +106,25 @@ def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
     return [f"{group}{key}" if key.startswith(".") else key for key in keys]
 
 
-def _reference(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+def _defaults(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
     """The configuration of the same group choices with no value overridden."""
     # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
     overrides = (*(f"{group}={choices[group]}" for group in GROUPS), f"seed={cfg.seed}")
-    reference = _composed(GlobalHydra.instance().config_loader(), overrides)
-    OmegaConf.set_struct(reference, False)
+    defaults = _composed(GlobalHydra.instance().config_loader(), overrides)
+    OmegaConf.set_struct(defaults, False)
+    return defaults
+
+
+def _reference(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
+    """The defaults, with what they leave open, what an id tells and what changes no result taken over from `cfg`."""
     for group in GROUPS:
-        leaves = flat(OmegaConf.to_container(reference[group], resolve=False), group)
+        leaves = flat(OmegaConf.to_container(defaults[group], resolve=False), group)
         without_default = [key for key, value in leaves.items() if value == "???"]
         for key in (*_named_by_id(cfg, group), *without_default, *UNHASHED):
             value = OmegaConf.select(cfg, key)
             if value is not None:
-                OmegaConf.update(reference, key, value)
-    return reference
+                OmegaConf.update(defaults, key, value)
+    return defaults
 
 
 _compositions: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()
@@ -143,43 +140,42 @@ def _composed(loader: Any, overrides: tuple[str, ...]) -> DictConfig:
 
 def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str, Any]:
     """The values that differ from the defaults of the chosen groups and that the folder's name does not tell."""
-    ours, defaults = _hashed_values(cfg), _hashed_values(_reference(cfg, choices))
+    ours, defaults = _hashed_values(cfg), _hashed_values(_reference(cfg, _defaults(cfg, choices)))
     return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
 
 
 def refuse_wrong_types(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """A word in the place of a number or a switch is an error now, not deep inside or, because words are true, never.
-
-    The same goes for a single value in the place of a method's list.
-    Data, trainer and logger have numbers that a word may replace (a pattern, `auto`); they check their own numbers.
+    """What no value of its key can be is an error now, not deep inside or, because words are true, never.
 
     Raises:
-        UserError: naming the value.
+        UserError: naming key and value, and what to type.
     """
-    try:
-        reference = _reference(cfg, choices)
-        defaults = OmegaConf.to_container(reference, resolve=False)
-    except OmegaConfBaseException:
-        return  # a value is missing altogether: resolving the configuration says which
-    with suppress(OmegaConfBaseException):  # what the budget is by default depends on the method, by interpolation
-        defaults["budget"] = OmegaConf.to_container(reference.budget, resolve=True)
-    # The reference takes these from the configuration itself, with the word.
-    own = {"seed": 0, "data.download": False, "data.source.download": False}
-    for key, default in {**flat(defaults), **own}.items():
+    plain = _defaults(cfg, choices)
+    written = flat(OmegaConf.to_container(plain, resolve=False))
+    with suppress(OmegaConfBaseException):  # a value is missing altogether: resolving the configuration says which
+        reference = _resolved(_reference(cfg, plain))
+        refuse_wrong_values(_resolved(cfg), reference, written)
+    for key, default in written.items():
         is_switch = isinstance(default, bool)
-        left_alone = ("hydra.",) if is_switch else ("hydra.", "data.", "trainer.", "logger.")
-        value = OmegaConf.select(cfg, key, default=None) if isinstance(default, bool | int | float) else None
-        if isinstance(value, str) and not key.startswith(left_alone) and value not in SWITCH_WORDS.get(key, ()):
+        value = OmegaConf.select(cfg, key, default=None) if is_switch and not key.startswith("hydra.") else None
+        fine = isinstance(value, bool | None) or value in (0, 1, *SWITCH_WORDS.get(key, ()))
+        if not fine:
             words = "".join(f" (or {word})" for word in SWITCH_WORDS.get(key, ()))
-            wanted = f"true or false{words}" if is_switch else "a number"
-            raise UserError(f"{key} must be {wanted}, as in {key}={json.dumps(default)}; got {value!r}")
-        if key.startswith("method.") and isinstance(default, list):
-            value = OmegaConf.select(cfg, key, default=None)
-            if isinstance(value, str | bool | int | float):
-                example = json.dumps(default, separators=(",", ":"))  # without spaces: one word of a shell
-                raise UserError(f"{key} must be a list, as in {key}={example}; got {value!r}")
-    if isinstance(cfg.seed, int | float) and (cfg.seed % 1 or not 0 <= cfg.seed < 2**32):
+            raise UserError(f"{key} must be true or false{words}, as in {key}={json.dumps(default)}; got {value!r}")
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The sections of a configuration as plain values; those that do not resolve are left out: the job says why."""
+    sections = {}
+    for name in cfg:
+        if name == "hydra":
+            continue
+        with suppress(OmegaConfBaseException):
+            node = cfg._get_node(name)
+            sections[str(name)] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else cfg[name]
+    return sections
 
 
 def digest(value: Any, length: int = 8) -> str:
@@ -346,6 +342,8 @@ class RunFolder:
             UserError: there is none, or it names something to call that is not this package's.
         """
         file = file or self.config_file
+        if not self.path.exists():
+            raise UserError(f"there is no {self.path}; give the folder of a run")
         if not file.exists():
             raise UserError(f"{self.path} is no run folder: {file} is missing")
         try:
@@ -516,16 +514,22 @@ def _ours(target: Any) -> bool:
 
 
 def build(node: Any) -> Any:
-    """What a configuration node describes; a `UserError` of its constructor comes out as it is, unwrapped."""
+    """What a configuration node describes; whatever its constructor refuses comes out as one `UserError`."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+        if cause is not None:
+            raise cause from None
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        said = " ".join(str(root).split())
+        raise UserError(
+            f"{node.get('_target_')} cannot be built from the values that it got: {type(root).__name__}: {said}"
+        ) from error
 
 
 def build_method(cfg: DictConfig) -> Any:
@@ -533,7 +537,12 @@ def build_method(cfg: DictConfig) -> Any:
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
     """
-    method = build(_method_arguments(cfg))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # refused here
+        method = build(_method_arguments(cfg))
+    empty = next((name for name, weight in method.named_parameters() if weight.numel() == 0), None)
+    if empty:
+        raise UserError(f"{empty} of this method has no entries: one of its sizes under method. is 0")
     method.seed = cfg.seed
     return method
 

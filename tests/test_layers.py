@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "states": set(), "codehash": set(), "stops": set(),
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
-    "runs": CORE | {"data", "methods", "checkpoints"},
+    "values": BASE, "runs": CORE | {"data", "methods", "checkpoints", "values"},
 }  # fmt: skip
 COMMANDS = {
     "run",
@@ -29,6 +29,8 @@ COMMANDS = {
     "training",
     "ranks",
     "reproduce",
+    "overrides",
+    "values",
 }
 
 

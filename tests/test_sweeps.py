@@ -47,7 +47,9 @@ def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):
     code, _ = run("-m", "method=pca", "data=mvtec/bottle", "method.components=2,few", *QUICK)
     assert code == 1
     assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
-    assert sweeps.outcomes[1].reason == "method.components must be a number, as in method.components=30; got 'few'"
+    assert (
+        sweeps.outcomes[1].reason == "method.components must be a whole number, as in method.components=30; got 'few'"
+    )
 
 
 @pytest.mark.parametrize(("axes", "wanted"), [((2, 2, 2), 4), ((3, 4), 6), ((5, 5, 2), 10), ((2, 3), 6), ((3,), 5)])

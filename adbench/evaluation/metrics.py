@@ -140,7 +140,10 @@ def bootstrap_auroc(
 
 
 def held_out_threshold(
-    score: ArrayLike | Tensor, quantile: float = 0.95, origin: str = "held-out normal training samples"
+    score: ArrayLike | Tensor,
+    quantile: float = 0.95,
+    origin: str = "held-out normal training samples",
+    key: str = "evaluation.quantile",
 ) -> dict[str, Any] | None:
     """The threshold above which a sample is called anomalous: a quantile of held-out normal scores.
 
@@ -150,10 +153,12 @@ def held_out_threshold(
         score: (n,) float, scores of normal samples that took no part in training.
         quantile: in (0, 1); 1 - quantile is the false-alarm rate asked for.
         origin: where the scores come from, in words.
+        key: what the user sets, as messages name it: `evaluation.quantile`, or a name of the rate itself.
 
     Returns:
         `value`, `quantile`, `n`, `origin` and `false_alarm_rate` (what can be expected: the rate asked for, or
-        1 / (n + 1) where n is too small for it, with a warning). None, with a warning, without scores.
+        1 / (n + 1), that of the largest of n scores, where n is too small for it, with a warning). None, with a
+        warning, without scores.
 
     Raises:
         UserError: the quantile is outside (0, 1) or a score is NaN.
@@ -169,15 +174,27 @@ def held_out_threshold(
         warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)
         return None
     rate = 1 - quantile
-    if rate * n < 1 - 1e-9:
+    least = 1 / (n + 1)  # of a new normal sample to exceed the largest of n others
+    if rate < least - 1e-9:
+        asked, attainable = _told_apart(rate, least)
+        said = f"{quantile:.6g} (a false-alarm rate of {asked})" if key == "evaluation.quantile" else asked
+        above = np.ceil(least * 1e4) / 1e4  # what is typed is rounded to the side that can be had
+        other = f"{1 - above:.6g}" if key == "evaluation.quantile" else f"{above:.6g}"
         warnings.warn(
-            f"a false-alarm rate of {rate:.3g} cannot be set from {n} held-out normal samples; the threshold is their "
-            f"maximum, which gives about {1 / (n + 1):.3g}. Hold out at least {int(np.ceil(1 / rate - 1e-9))}.",
+            f"{key}={said} is out of reach of {n} held-out normal samples: the threshold is the largest of their "
+            f"scores, with a rate of about {attainable}. Hold out at least {int(np.ceil(1 / rate - 1 - 1e-9))} "
+            f"(protocol.holdout, in training), or set {key}={other}",
             stacklevel=2,
         )
-        rate = 1 / (n + 1)
+        rate = least
     value = float(np.quantile(score, quantile, method="inverted_cdf"))
     return {"value": value, "quantile": quantile, "n": n, "origin": origin, "false_alarm_rate": rate}
+
+
+def _told_apart(*numbers: float) -> list[str]:
+    """Numbers with as many digits as it takes to see that they differ, three at least."""
+    digits = next(d for d in range(3, 18) if len({f"{number:.{d}g}" for number in numbers}) == len(numbers))
+    return [f"{number:.{digits}g}" for number in numbers]
 
 
 def conformal_p_value(score: ArrayLike | Tensor, held_out: ArrayLike | Tensor) -> Floats:

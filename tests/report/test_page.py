@@ -117,7 +117,9 @@ def test_a_results_folder_without_a_finished_run_still_gives_a_page(results, rep
 
 # -- a real browser -----------------------------------------------------------------------------------------------
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome",
+            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")  # fmt: skip
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("ADBENCH_REQUIRE_BROWSER") == "1")
 
 
