@@ -18,7 +18,7 @@ $(STAMP): requirements.lock pyproject.toml
 	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.lock --editable ".[dev]"
 	@touch $(STAMP)
 
-run: $(STAMP)  ## train, test and draw the embedded default (minutes on two cores, no download)
+run: $(STAMP)  ## train, test and draw the embedded default (minutes on two cores, no download); ends with what to type next
 	$(BIN)/python -m adbench.run
 
 lint: $(STAMP) audit  ## check style, formatting, types and the dependencies' known vulnerabilities

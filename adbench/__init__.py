@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,18 @@ if TYPE_CHECKING:
     from adbench.detector import Detector
 
 __version__ = "0.1.0"
+
+
+def refuse_windows(platform: str = sys.platform) -> None:
+    """Leave with a sentence where runs cannot be kept safe: signals, locks and names of folders differ on Windows."""
+    if platform in ("win32", "cygwin"):
+        raise SystemExit(
+            "error: adbench runs on Linux and macOS. On Windows, use it inside WSL2: in PowerShell `wsl --install`, "
+            "then install and run adbench in the Linux shell that this opens."
+        )
+
+
+refuse_windows()  # every command imports this first
 
 
 def load(path: Path | str, device: str = "cpu") -> Detector:

@@ -15,7 +15,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from adbench.files import whole
 
-UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
+# What torch.load raises of a file that is torn, or is none of its own: the unpickler breaks in any of these ways.
+UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError,
+              TypeError, AttributeError)  # fmt: skip
 
 
 class WholeFiles(CheckpointIO):
@@ -52,28 +54,52 @@ def previous(path: Path) -> Path:
     return path.with_name("previous.ckpt")
 
 
-def newest_readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The last checkpoint, or the one before if the last cannot be read; None if there is none."""
+def newest_readable(path: Path, attempt: str | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint, or the one before if the last cannot be read; None if there is none.
+
+    Args:
+        path: of the last one.
+        attempt: the name of the training it must be of, as `SaveEvery` writes it.
+    """
     for candidate in (path, previous(path)):
         if candidate.exists():
             with suppress(*UNREADABLE):
-                return candidate, WholeFiles().load_checkpoint(candidate)
+                checkpoint = WholeFiles().load_checkpoint(candidate)
+                if checkpoint.get("attempt") == attempt:
+                    return candidate, checkpoint
     return None
+
+
+def damaged(path: Path) -> bool:
+    """Whether there are checkpoints and none of them can be read: what they hold may still be had by other means."""
+    there = [candidate for candidate in (path, previous(path)) if candidate.exists()]
+    for candidate in there:
+        with suppress(*UNREADABLE):
+            WholeFiles().load_checkpoint(candidate)
+            return False
+    return bool(there)
 
 
 class SaveEvery(Callback):
     """Save `path` every `every` training batches and at the end of training; stop there when asked to.
 
     Saving happens before batch k starts, when Lightning's counters and ours agree that k batches are finished.
+
+    Args:
+        path, every: of the checkpoint, in batches.
+        attempt: the name of this training, kept in the checkpoint: it tells whose weights these are.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, max(1, every)
+    def __init__(self, path: Path, every: int, attempt: str | None = None) -> None:
+        self.path, self.every, self.attempt = path, max(1, every), attempt
         self.stop_requested = False
         self._saved_at = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = pl_module.batches_seen  # what was just loaded need not be written again
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["attempt"] = self.attempt
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         k = pl_module.batches_seen

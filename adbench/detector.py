@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from adbench.data.cache import resized
-from adbench.data.images import center_crop, decode, to_rgb
+from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
+from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
-from adbench.runs import RunFolder, load_method, restored, trusted
+from adbench.runs import RunFolder, how_far, load_method, restored, trusted
 from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 
@@ -49,6 +50,11 @@ class Detector:
 
     def __init__(self, card: Mapping[str, Any], engine: Engine) -> None:
         self.card, self.engine = dict(card), engine
+        #: How files are decoded: `bits` and `max_pixels` of `adbench.data.images.decode`, as in the run.
+        self.reading = {
+            "bits": int(self.card["input"].get("bits") or 16),
+            "max_pixels": int(self.card["input"].get("max_pixels") or MAX_PIXELS),
+        }
 
     @property
     def tabular(self) -> bool:
@@ -59,9 +65,10 @@ class Detector:
         """Anomaly scores, higher is more anomalous.
 
         Args:
-            images: an image or a list of them, of any size, each a path, a PIL image, an array (H, W) or (H, W, 1, 3 or
-                4), or a tensor (1 or 3, H, W); or a stack: an array (N, H, W, C), a tensor (N, C, H, W). uint8, or
-                float in [0, 1], which is rounded to bytes as files hold them. Of tabular data: (N, D) numbers.
+            images: an image or a list of them, of any size, each a path, a PIL image (turned as its EXIF orientation
+                says), an array (H, W) or (H, W, 1, 3 or 4), or a tensor (1 or 3, H, W); or a stack: an array
+                (N, H, W, C), a tensor (N, C, H, W). uint8, or float in [0, 1], which is rounded to bytes as files hold
+                them. Of tabular data: (N, D) numbers.
             batch_size: images that are scored together.
 
         Returns:
@@ -75,7 +82,9 @@ class Detector:
         for first in range(0, len(rows), batch_size):
             chunk = rows[first : first + batch_size]
             parts.append(
-                self.engine.score(list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i)) for i in chunk])
+                self.engine.score(
+                    list(chunk) if self.tabular else [self.engine.prepare(as_bytes(i, **self.reading)) for i in chunk]
+                )
             )
         if not parts:
             return Scores(torch.zeros(0), None)
@@ -83,15 +92,13 @@ class Detector:
         return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
 
     def _features(self, rows: Any) -> np.ndarray:
+        """(N, D) float64, scaled in float64 as in training."""
         rows = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
         width = self.card["input"]["features"]
         rows = rows[None] if rows.ndim == 1 else rows
-        if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind not in "fiub":
+        if rows.ndim != 2 or rows.shape[1] != width:
             raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
-        rows = rows.astype(np.float32)
-        if not np.isfinite(rows).all():
-            raise UserError(f"{int((~np.isfinite(rows)).any(1).sum())} rows hold missing or infinite values")
-        return rows
+        return as_numbers(rows, "the table")
 
     def threshold(self, false_alarm_rate: float) -> dict[str, Any] | None:
         """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
@@ -101,7 +108,7 @@ class Detector:
         if not 0 < false_alarm_rate < 1:
             raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
         origin = f"{HELD_OUT} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
-        return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin)
+        return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin, "--false-alarm-rate")
 
     def p_value(self, score: Any) -> np.ndarray:
         """(N,): for a normal image P(p <= a) <= a; empty of meaning (1 everywhere) without held-out scores."""
@@ -124,15 +131,12 @@ def _listed(images: Any) -> Sequence[Any]:
     )
 
 
-def as_bytes(image: Any) -> np.ndarray:
+def as_bytes(image: Any, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """(H, W, 3) uint8 of a path, a PIL image, an array with the channels last or a tensor with the channels first."""
     if isinstance(image, str | Path):
-        return decode(image)
+        return decode(image, bits, max_pixels)
     if isinstance(image, Image.Image):
-        try:
-            return to_rgb(image)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read this image: {error}") from error
+        return pixels_of(image, bits)
     if not isinstance(image, np.ndarray | Tensor):
         raise UserError(f"expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     shape = tuple(image.shape)
@@ -191,6 +195,7 @@ class OnnxEngine:
         self.session = session
         entry = session.get_inputs()[0]
         self.name = entry.name
+        self.type = {"tensor(float)": np.float32, "tensor(double)": np.float64}.get(entry.type, np.uint8)
         self.fixed = tuple(entry.shape[2:]) if all(isinstance(n, int) for n in entry.shape[2:]) else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -207,7 +212,7 @@ class OnnxEngine:
             places[row.shape].append(place)
         order, image, maps = [], [], []
         for group in places.values():
-            outputs = self.session.run(None, {self.name: np.stack([rows[place] for place in group])})
+            outputs = self.session.run(None, {self.name: np.stack([rows[place] for place in group]).astype(self.type)})
             order += group
             image.append(outputs[0])
             maps += outputs[1:2]
@@ -226,6 +231,10 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
         UserError: there is none at `path`, it is damaged, or it asks for code that is not this package's.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no {path}; give the folder of a finished run, or a .onnx or .safetensors file")
+    if path.is_file() and path.suffix not in (".onnx", ".safetensors") and path.name != "latest":
+        raise UserError(f"{path} is a file; give the folder of a finished run, or a .onnx or .safetensors file")
     if path.suffix == ".onnx":
         return _load_onnx(path, device)
     if path.suffix == ".safetensors":
@@ -234,10 +243,9 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
         return Detector(card, MethodEngine(method, card["input"], device))
     folder = RunFolder(path)
     method = load_method(folder)
-    card = card_of(folder)
     if not bool(method.calibrated):
-        raise UserError(f"{path} is not finished (status {card['status']}); the run's own command continues it")
-    return Detector(card, MethodEngine(method, card["input"], device))
+        raise UserError(how_far(folder))
+    return Detector(card := card_of(folder), MethodEngine(method, card["input"], device))
 
 
 def card_of(folder: RunFolder) -> dict[str, Any]:
@@ -256,7 +264,9 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
             "features": size[0] if tabular else None,
             "size": None if tabular else size,
             "crop": cfg.data.source.get("crop"),
-            "range": "float32 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
+            "bits": cfg.data.get("bits"),
+            "max_pixels": cfg.data.get("max_pixels"),
+            "range": "float64 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
         },
         "score": "higher is more anomalous, any range",
         "precision": str(cfg.trainer.precision),

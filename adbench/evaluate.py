@@ -23,13 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
                         help="data=..., data.KEY=..., data_root=DIR, cache_dir=DIR, as for adbench.run")  # fmt: skip
     options = parser.parse_args(arguments)
 
-    from adbench.run import unknown_choice
     from adbench.types import UserError
 
     try:
-        message = unknown_choice(options.overrides)
-        if message:
-            raise UserError(message)
         record, folder = evaluate(options.run, options.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,6 +74,7 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    from adbench.overrides import understood
     from adbench.run import choices
     from adbench.runs import conf_dir
     from adbench.types import UserError
@@ -86,6 +83,7 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
         overrides = [f"data={record['data']}", *overrides]
     if record["method"] in choices("method"):  # its recipe may be asked for the size of the images
         overrides = [f"method={record['method']}", *overrides]
+    overrides = understood(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             new = compose("config", overrides=overrides)
@@ -122,7 +120,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import TQDMProgressBar
 
-    from adbench import jobs
+    from adbench import jobs, training
     from adbench.detector import held_out_scores
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
@@ -131,7 +129,7 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from adbench.evaluation.panels import Panels
     from adbench.runs import build_datamodule
 
-    jobs._quiet()
+    training.quiet()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()
@@ -141,12 +139,15 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
         default_root_dir=target.path, enable_checkpointing=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=jobs._refresh_rate())],
+        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=training.refresh_rate())],
     )  # fmt: skip
     device = trainer.strategy.root_device
-    pixels = jobs._score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
+    pixels = training.score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
     origin = f"held-out normal training samples of {trained_on} (the run's own)"
-    threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile, origin)
+    threshold = record.get("threshold")
+    if threshold is None or threshold["quantile"] != cfg.evaluation.quantile:
+        threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile)
+    threshold = threshold and threshold | {"origin": origin}
     evaluator = Evaluator(datamodule.has_masks, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
     extra = ExtraScores(records.defect)
     trainer.callbacks += [
@@ -161,11 +162,12 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
         "data": cfg.data.id, "trained_on": trained_on, "status": "evaluation", "threshold": threshold,
         "metrics": evaluator.results() | extra.results(),
         "per_defect_image_auroc": evaluator.per_defect(records.defect),
-        "image_auroc_interval_95": evaluator.interval(), "counts": jobs._counts(datamodule, method),
-        "time": {"finished": jobs._now(), "total_s": round(time.perf_counter() - started, 2)},
-        "hardware": jobs._hardware(torch.get_num_threads()), "versions": jobs._versions(), "git": jobs._git(),
+        "image_auroc_interval_95": evaluator.interval(), "counts": training.counts(datamodule, method),
+        "data_report": datamodule.data_report(),
+        "time": {"finished": jobs.now(), "total_s": round(time.perf_counter() - started, 2)},
+        "hardware": training.hardware(torch.get_num_threads()), "versions": jobs.versions(), "git": jobs.git(),
     }  # fmt: skip
-    target.write_scores("scores.csv", jobs._named_rows(records, table["index"], table["score"]))
+    target.write_scores("scores.csv", training.named_rows(records, table["index"], table["score"]))
     target.write_metrics(found)
     return found
 

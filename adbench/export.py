@@ -105,7 +105,7 @@ def _save_weights(method: Any, card: dict[str, Any], folder: Any, path: Path) ->
 
 
 def graph(method: Any, inputs: dict[str, Any]) -> torch.nn.Module:
-    """Preprocessing and scoring as one module: uint8 images (N, 3, H, W) or features (N, D) -> score (N,)[, map]."""
+    """Preprocessing and scoring as one module: uint8 images (N, 3, H, W) or float64 rows (N, D) -> score (N,), map."""
     import torch
 
     from adbench.transforms.image import resize_by_products, resized_bytes, to_float
@@ -223,7 +223,7 @@ def _example(inputs: dict[str, Any], input_size: tuple[int, int] | None, number:
 
     rows, generator = (2, 5)[number], torch.Generator().manual_seed(number)
     if inputs["size"] is None:
-        return torch.randn(rows, inputs["features"], generator=generator)
+        return torch.randn(rows, inputs["features"], generator=generator, dtype=torch.float64)
     height, width = input_size or [int(side * (1.5, 0.7)[number]) + 3 * k for k, side in enumerate(inputs["size"])]
     coarse = torch.rand(rows, 3, 8, 8, generator=generator)  # smooth, as photographs are; and some noise
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ def whole(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def shortened(name: str, longest: int) -> str:
+    """A file name of at most `longest` bytes: a longer one keeps its beginning and ends in a hash of all of it."""
+    content = name.encode(errors="surrogateescape")
+    if len(content) <= longest:
+        return name
+    return f"{content[: longest - 13].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file whole."""
     with whole(path) as temporary:
@@ -42,5 +52,18 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON whole; NaN and infinities are refused, because JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write JSON whole; NaN and infinities, which JSON does not have, become null."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Plain JSON values: null for a number that is not finite, lists and numbers for arrays and tensors."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return finite(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -3,7 +3,8 @@
 Source: Bauer, Nakajima, Müller, "Self-Supervised Training with Autoencoders for Visual Anomaly Detection", Section 4.2
 and Figure 9. A square of each training image X is replaced by the same square of another one, giving X̂. As a function
 of the square's width relative to the image's, sqrt(|S| / N): how often X is the nearest training image to X̂, how often
-it is the nearest to F(X̂), and the distance of F(X̂) from X.
+it is the nearest to F(X̂), and the distance of F(X̂) from X. Beside them what the theory asks of the images: Figure 8's
+moments of pixels, at the run's image size with windows of half its side, and footnote 7's pairs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,10 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the table and the figure (the run's figures)")
     options = parser.parse_args(arguments)
     try:
-        points = _of_run(options.run, options.widths, options.repeats)
+        images, reconstruct, cfg = _of_run(options.run)
+        points = orthogonality(reconstruct, images, options.widths, options.repeats, seed=cfg.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    from adbench.evaluation.pixel_statistics import draw_moments, pixel_moments, violating_pairs
     from adbench.runs import RunFolder
 
     folder = options.out or RunFolder(options.run).path / "figures"
@@ -151,11 +155,20 @@ def main(arguments: list[str] | None = None) -> int:
             f"width {point.width:.3f}: nearest to X̂ {point.corrupted_nearest:.3f}, "
             f"to F(X̂) {point.reconstruction_nearest:.3f}, distance {point.distance_mean:.3f} ± {point.distance_std:.3f}"
         )
-    print(" ".join(str(path) for path in write_curves(points, folder)))
+    found = violating_pairs(images, seed=cfg.seed)
+    print(
+        f"squares of up to {found.largest} px, |S| <= 2σ²|S̄| with σ² = {found.variance:.4f}: {found.violating} of "
+        f"{found.pairs} pairs differ more inside than outside"
+    )
+    moments = draw_moments(*pixel_moments([images], min(images.shape[-2:]) // 2), cfg.data.kind != "texture")
+    with whole(folder / "pixel_moments.png") as path:
+        moments.savefig(path, format="png")
+    print(" ".join(str(path) for path in (*write_curves(points, folder), folder / "pixel_moments.png")))
     return 0
 
 
-def _of_run(run: Path, widths: Sequence[float], repeats: int) -> list[Point]:
+def _of_run(run: Path) -> tuple[Tensor, Callable[[Tensor], Tensor], Any]:
+    """The training images of a run, its reconstruction and its configuration."""
     from adbench.runs import RunFolder, build_datamodule, load_method
 
     cfg = RunFolder(run).config()
@@ -168,7 +181,7 @@ def _of_run(run: Path, widths: Sequence[float], repeats: int) -> list[Point]:
     with torch.no_grad():
         if images.ndim != 4 or method.reconstruct(images[:1]) is None:
             raise UserError(f"{cfg.method._target_} does not reconstruct images; give the folder of an SSAE run")
-    return orthogonality(method.reconstruct, images, widths, repeats, seed=cfg.seed)
+    return images, method.reconstruct, cfg
 
 
 if __name__ == "__main__":

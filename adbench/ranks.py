@@ -7,6 +7,7 @@ any launcher, where starting the command line again for each device, as Lightnin
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,23 +16,40 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from adbench.files import write_json
 from adbench.placement import stop_when_orphaned
-from adbench.runs import RunFolder
+from adbench.runs import GROUPS, RunFolder
 from adbench.types import UserError
 
+if TYPE_CHECKING:
+    from adbench.training import Prepared
+
+# What the other ranks are given, for the folder's own files are rank 0's to write, and only once training begins.
+HANDED, HANDED_TOO = ".ranks-config.yaml", ".ranks-attempt.json"
 STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
 
 
 def number_of_ranks(trainer: Any) -> int:
-    """How many devices a run's `trainer` section asks for; 1 without a distributed strategy or devices."""
+    """How many devices a run's `trainer` section asks for; 1 without a distributed strategy or devices.
+
+    Raises:
+        UserError: this machine does not have them.
+    """
     if trainer.strategy == "auto" and str(trainer.devices) == "1":
         return 1
     from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     asked = {"accelerator": trainer.accelerator, "devices": trainer.devices}
-    return Trainer(**asked, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
+    try:
+        return Trainer(**asked, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator} trainer.devices={trainer.devices} cannot be had here: "
+            f"{' '.join(str(error).split())}; trainer=cpu runs on any machine"
+        ) from error
 
 
 class Ranks:
@@ -63,7 +81,9 @@ class Bystander(RunFolder):
 
     def clear(self) -> None: ...
 
-    def write_config(self, cfg: Any) -> None: ...
+    def write_config(self, cfg: Any, file: Any = None) -> None: ...
+
+    def write_latest(self, results: Any) -> None: ...
 
     def write_metrics(self, metrics: Any) -> None: ...
 
@@ -73,8 +93,12 @@ class Bystander(RunFolder):
 
 
 @contextmanager
-def all_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[Ranks]:
+def all_ranks(job: Prepared, world: int, threads: int) -> Iterator[Ranks]:
     """Rank 0's block of work, with the processes of ranks 1 .. world - 1 around it.
+
+    Args:
+        job: rank 0's, ready; what the folder holds is as it was until its training begins.
+        world, threads: number of ranks, and of CPU threads of each.
 
     Raises:
         RuntimeError: one of them failed; its log is named.
@@ -84,9 +108,12 @@ def all_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[Ranks]:
         return
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
     before = {name: os.environ.get(name) for name in (*meeting, "LOCAL_RANK")}
+    folder = job.folder
     logs = [folder.path / f"rank{rank}.log" for rank in range(1, world)]
     others, pipes = [], []
     try:
+        folder.write_config(job.cfg, folder.path / HANDED)
+        write_json(folder.path / HANDED_TOO, {"attempt": job.record["attempt"], "resume": job.found is not None})
         for rank, log in enumerate(logs, start=1):
             other, pipe = _start(folder, rank, threads, meeting, log)
             others.append(other)
@@ -107,6 +134,8 @@ def all_ranks(folder: RunFolder, world: int, threads: int) -> Iterator[Ranks]:
             other.wait()
         for pipe in pipes:
             os.close(pipe)
+        for name in (HANDED, HANDED_TOO):
+            (folder.path / name).unlink(missing_ok=True)
         _leave()
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -152,17 +181,21 @@ def _leave() -> None:
 def main() -> None:
     """A rank other than 0: `python -m adbench.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
-    from adbench.jobs import StopRequest, set_threads, train_and_test
+    from adbench.stops import StopRequest
+    from adbench.training import prepare, set_threads, train_and_test
 
     deaf = StopRequest()
     deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all
     deaf.listen()
     folder, threads, pipe = Bystander(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    cfg = folder.config()
+    cfg = folder.config(folder.path / HANDED)
     cfg.logger = None
+    handed = json.loads((folder.path / HANDED_TOO).read_text(encoding="utf-8"))
     set_threads(threads)
-    ranks = Ranks(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), [pipe])
-    train_and_test(cfg, folder, {"time": {}}, deaf, threads, ranks)
+    place = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    record = {"time": {}, **dict.fromkeys(GROUPS, ""), "attempt": handed["attempt"]}
+    found = folder.trained(record) if handed["resume"] else None
+    train_and_test(prepare(cfg, folder, record, deaf, threads=threads, place=place, found=found), Ranks(*place, [pipe]))
     _leave()
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from hydra import initialize_config_dir
@@ -32,13 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     if runs != "all" and not (runs.isdigit() and int(runs)):
         parser.error(f"--runs is a number from 1, or all; got {runs}")
 
-    reach: dict[str, str | None] = {}
+    try:
+        lines = commands(asked.paper, quick, asked.overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     codes = []
-    for table in (name for name in run.choices("experiment") if name.startswith(f"{asked.paper}/table")):
-        line = command(table, quick, reach, asked.overrides)
-        if line is None:
-            print(f"{table}: none of its data is in reach, skipped")
-            continue
+    for table, line in lines.items():
         line += [f"hydra.sweeper.at_most={runs}"] if runs != "all" else []
         print(f"{table}: python -m adbench.run {' '.join(line)}", flush=True)
         codes.append(run.main(line))
@@ -57,13 +58,50 @@ def main(arguments: list[str] | None = None) -> int:
     return next((code for code in codes if code), 0)
 
 
+def commands(paper: str, quick: bool, overrides: list[str]) -> dict[str, list[str]]:
+    """The arguments of the run command for each of a paper's tables that has data in reach; what has none is said.
+
+    Raises:
+        UserError: an override is wrong.
+    """
+    reach: dict[str, str | None] = {}
+    tables = [name for name in run.choices("experiment") if name.startswith(f"{paper}/table")]
+    found = {table: command(table, quick, reach, overrides) for table in tables}
+    for line in [line for line in found.values() if line is not None]:
+        run.checked(line)
+    missing = {name: reason for name, reason in reach.items() if reason is not None}
+    if missing:
+        example = next(iter(missing))
+        print(
+            f"not in reach, and skipped: {_shortened(missing)} (data={example}: {missing[example][:100].rstrip()}...). "
+            "data_root=DIR or ADBENCH_DATA says where data are"
+        )
+    nothing = [table for table, line in found.items() if line is None]
+    if nothing:
+        print(f"none of their data is in reach, and skipped: {', '.join(nothing)}")
+    return {table: line for table, line in found.items() if line is not None}
+
+
+def _shortened(names: Iterable[str]) -> str:
+    """`mvtec/{cable,pill}, cifar10`: names of a folder together."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(name.rpartition("/")[0], []).append(name.rpartition("/")[2])
+    return ", ".join(
+        f"{folder}/{{{','.join(inside)}}}"
+        if folder and len(inside) > 1
+        else ", ".join(f"{folder}/{one}" if folder else one for one in inside)
+        for folder, inside in folders.items()
+    )
+
+
 def command(table: str, quick: bool, reach: dict[str, str | None], overrides: list[str]) -> list[str] | None:
     """The arguments of the run command for a table on the data in reach, None if there is none.
 
     Args:
         table: an experiment's name.
         quick: take the methods' CPU presets, one seed, and no ImageNet weights.
-        reach: data set -> None, or why it cannot be had; filled as data sets are looked for, each said once.
+        reach: data set -> None, or why it cannot be had; filled as data sets are looked for.
         overrides: of the user, for every run.
     """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -75,8 +113,6 @@ def command(table: str, quick: bool, reach: dict[str, str | None], overrides: li
         for name in data:
             if name not in reach:
                 reach[name] = _missing(loader, name)
-                if reach[name]:
-                    print(f"data={name} is skipped: {reach[name]}")
     found = [name for name in data if reach[name] is None]
     if not found:
         return None

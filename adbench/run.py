@@ -26,9 +26,11 @@ OPTIONS = """\
   data.batch_size=N data.eval_batch_size=N data.workers=N
   method.KEY=VALUE             any hyper-parameter, named as in the paper (see conf/method/)
   results=DIR data_root=DIR cache_dir=DIR     also by ADBENCH_RESULTS, ADBENCH_DATA, ADBENCH_CACHE
-  resume=true overwrite=false  a finished run is not repeated, an interrupted one is continued
+  overwrite=true|stale         a finished run is not repeated, an interrupted one is continued: true trains anew
+                               whatever is there, stale what other code has trained
   -m, --multirun               every combination of comma-separated values
-  --cfg job                    print the composed configuration and stop
+  --cfg job                    print the composed configuration and stop; with -m that of the first job
+  'data.root=/my images (1)'   a value with spaces, brackets or = goes into single quotes for the shell
   --hydra-help                 Hydra's own options"""
 
 
@@ -73,7 +75,7 @@ def unknown_choice(arguments: list[str]) -> str | None:
             continue
         names = choices(group)
         for name in value.split(","):
-            if name not in names and name != "null":
+            if name not in names:
                 near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
                 return f"{group}={name} does not exist; {hint}"
@@ -96,7 +98,7 @@ def values_for_the_jobs(arguments: list[str]) -> list[str]:
         try:
             parsed[argument] = parser.parse_override(argument)
         except HydraException:
-            continue  # an option such as -m, or a mistake that Hydra explains itself
+            continue  # an option such as -m
         if parsed[argument].is_sweep_override():
             swept.add(parsed[argument].key_or_group)
 
@@ -109,6 +111,52 @@ def values_for_the_jobs(arguments: list[str]) -> list[str]:
         return f"{name}=choice({value})" if dot and group in swept else argument
 
     return [left_to_jobs(argument) for argument in arguments]
+
+
+def checked(arguments: list[str]) -> list[str]:
+    """The command line as Hydra shall get it.
+
+    Raises:
+        UserError: something in it is wrong.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from adbench.overrides import first_job, understood
+    from adbench.types import UserError
+
+    options = get_args_parser().parse_intermixed_args(arguments)
+    if options.hydra_help or options.shell_completion or options.experimental_rerun or options.config_path:
+        return arguments
+    if options.resolve and not options.cfg:
+        raise UserError("--resolve goes with --cfg job: it prints the configuration with every value worked out")
+    if options.run and options.multirun:
+        raise UserError("--run is one run and --multirun is a sweep: give one of them")
+    overrides = understood(options.overrides, options.multirun, options.config_dir)
+    theirs = [argument for argument in arguments if argument not in options.overrides]
+    if options.multirun and (options.cfg or options.info):
+        overrides, jobs = first_job(overrides, options.config_dir)
+        count = f"{jobs} job{'s' * (jobs != 1)}" if jobs else "a search"
+        print(f"# the first job of {count}", file=sys.stderr)
+        theirs = [argument for argument in theirs if argument not in ("-m", "--multirun")]
+    elif options.multirun and not any(override.startswith("hydra/sweeper=") for override in overrides):
+        overrides = values_for_the_jobs(overrides)
+    return [*theirs, *overrides]
+
+
+def next_steps(results: str) -> str:
+    """What to type after a first run."""
+    import shlex
+    import shutil
+
+    here = Path(sys.executable)
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(str(here))
+    if python != "python" and here.is_relative_to(Path.cwd()):
+        python = shlex.quote(str(here.relative_to(Path.cwd())))
+    return (
+        f"Next, the report of all runs:  {python} -m adbench.report {shlex.quote(results)}\n"
+        f"Your own images (DIR/train/good, DIR/test/good, DIR/test/<defect>):\n"
+        f"  {python} -m adbench.run data=folder data.name=NAME data.root=DIR"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,14 +175,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     from adbench import jobs, sweeps
     from adbench.runs import conf_dir
+    from adbench.types import UserError
 
-    if {"-m", "--multirun"} & set(arguments) and not any(a.startswith("hydra/sweeper=") for a in arguments):
-        arguments = values_for_the_jobs(arguments)
+    first_time = not arguments
+    try:
+        arguments = checked(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     codes: list[int] = []
+    results = []
 
-    def task(cfg: Any) -> int:
-        codes.append(jobs.execute(cfg))
-        return codes[-1]
+    def task(cfg: Any) -> Any:
+        results.append(str(cfg.results))
+        outcome = jobs.execute(cfg)
+        codes.append(outcome.code)
+        return outcome
 
     sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
     sweeps.outcomes.clear()
@@ -148,6 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     if sweeps.outcomes:
         print(sweeps.table(sweeps.outcomes))
         return stopped or sweeps.exit_code(sweeps.outcomes)
+    if first_time and codes == [0]:
+        print(next_steps(results[0]))
     return next((code for code in codes if code), 0)
 
 

@@ -22,7 +22,9 @@ from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
 from adbench.placement import cores, jobs_side_by_side
-from adbench.runs import RunFolder, note_other_settings, refuse_wrong_types
+from adbench.runs import RunFolder, build, digest, refuse_cut_short, refuse_wrong_types
+from adbench.standing import Data, look
+from adbench.states import Outcome
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -39,23 +41,37 @@ class Job:
     status: str = "not started"
     reason: str = ""
     metrics: Mapping[str, Any] | None = None
+    stale: bool = False  # finished, by other code than there is now
+    before: Any = ()  # the attempt that had finished before this command, which trains anew
 
     @property
     def done(self) -> bool:
-        return self.status in ("finished", "failed")
+        return self.status in ("finished", "failed", "refused")
 
     def look(self, since: float = 0.0) -> None:
         """Read from the folder what became of the job; what was written before `since` is of an earlier command."""
         if self.folder is None:
             return
-        record = RunFolder(self.folder).metrics()
+        folder = RunFolder(self.folder)
+        record = folder.metrics()
         status = record.get("status")
-        if status == "finished":
+        recent = lambda name: (self.folder / name).is_file() and (self.folder / name).stat().st_mtime >= since  # noqa: E731
+        if status == "finished" and record.get("attempt") != self.before:
             self.status, self.reason, self.metrics = "finished", "", record
-        elif status is not None and (self.folder / "metrics.json").stat().st_mtime >= since:
+        elif status is not None and status != "finished" and recent("metrics.json"):
             self.status, self.reason, self.metrics = status, record.get("error") or "", record
-            if status == "running" and not RunFolder(self.folder).owned():
+            if status == "running" and not folder.owned():
                 self.status, self.reason = "interrupted", "its process died; was it out of memory?"
+        elif recent(".lock") and not folder.owned():  # it came, and left nothing
+            self.status, self.reason = "interrupted", "its process died before training began; was it out of memory?"
+
+    def end(self, outcome: Outcome) -> None:
+        """Take over what the job's process has told; of what never began, or was finished before, no file tells."""
+        if not outcome.began:
+            self.status, self.reason, self.metrics = outcome.status, outcome.reason, None
+        elif outcome.status == "finished" and self.folder is not None:
+            self.status, self.reason, self.metrics = "finished", "", RunFolder(self.folder).metrics()
+            self.stale = outcome.stale
 
 
 class Recorder:
@@ -69,6 +85,7 @@ class Recorder:
 
     def __init__(self, launcher: Any, config: Any, config_loader: Any, objective: str | None = None) -> None:
         self.launcher, self.config, self.config_loader, self.objective = launcher, config, config_loader, objective
+        self._data: dict[str, Data | UserError] = {}  # by source: asked for once, however many jobs share it
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """What a Hydra launcher does, except that a job that fails is no exception."""
@@ -92,7 +109,8 @@ class Recorder:
             job.name = str(cfg.hydra.sweep.subdir)
             job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
             refuse_wrong_types(cfg, cfg.hydra.runtime.choices)
-            overwrite = bool(cfg.overwrite)
+            refuse_cut_short(cfg)
+            self._compare(job, cfg)
         except UserError as error:
             job.status, job.reason = "failed", str(error)
             log.error(f"#{job.number} {job.name} {job.reason}")
@@ -101,13 +119,42 @@ class Recorder:
             job.status, job.reason = "failed", f"does not compose: {str(error).strip().splitlines()[0]}"
             log.error(f"#{job.number} {job.name} {job.reason}")
             return
-        if not overwrite:
-            record = RunFolder(job.folder).metrics()
-            if record.get("status") == "finished":
-                job.status, job.metrics = "finished", record
-                log.info(f"#{job.number} already finished -> {job.name}")
-                if note := note_other_settings(record, cfg):
-                    log.warning(f"#{job.number} {note}; overwrite=true trains it again")
+
+    def _compare(self, job: Job, cfg: Any) -> None:
+        """Settle a job whose folder holds a finished run; what is not finished is the job's own to look at.
+
+        Raises:
+            UserError: the data that the run would be compared with cannot be had.
+        """
+        folder = RunFolder(str(job.folder))
+        record = folder.metrics()
+        if record.get("status") != "finished":
+            return
+        job.before = record.get("attempt")
+        if cfg.overwrite is True:
+            return
+        standing = look(folder, cfg, lambda: self._data_of(cfg))
+        if standing.action == "refuse":
+            job.status, job.reason = "refused", standing.reason
+            log.error(f"#{job.number} {job.name} {job.reason}")
+        elif standing.action in ("answer", "answer-stale"):
+            job.status, job.metrics, job.stale = "finished", standing.record, bool(standing.reason)
+            log.info(f"#{job.number} already finished -> {job.name}")
+            if job.stale:
+                log.warning(f"#{job.number} {standing.reason}")
+
+    def _data_of(self, cfg: Any) -> Data:
+        node = OmegaConf.to_container(cfg.data.source, resolve=True)
+        key = digest(node, 32)
+        if key not in self._data:
+            try:
+                self._data[key] = Data.of(build(node))
+            except UserError as error:
+                self._data[key] = error
+        found = self._data[key]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     def _run(self, jobs: list[Job]) -> None:
         """Run jobs until each has an outcome. A worker of joblib that is killed takes those beside it down, and nothing
@@ -117,9 +164,9 @@ class Recorder:
         while groups:
             now = groups.pop(0)
             since = time.time() - 1
-            broken = False
+            broken, returned = False, []
             try:
-                self.launcher.launch([job.overrides for job in now], initial_job_idx=now[0].number)
+                returned = self.launcher.launch([job.overrides for job in now], initial_job_idx=now[0].number)
             except BrokenProcessPool:
                 broken = True
             except Exception as error:
@@ -127,6 +174,9 @@ class Recorder:
             finally:
                 for job in now:
                     job.look(since)
+                for job, one in zip(now, returned, strict=False):
+                    if isinstance(one._return_value, Outcome):
+                        job.end(one._return_value)
             stopped = [job for job in now if job.status == "interrupted"]
             if broken and stopped and len(now) > 1:
                 log.error(f"error: a job's process was killed; the {len(stopped)} that ran go on one at a time.")
@@ -179,11 +229,14 @@ def table(jobs: Sequence[Job]) -> str:
     lines = [f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in count.items())}"]
     for job in jobs:
         auroc = ((job.metrics or {}).get("metrics") or {}).get("image_auroc")
-        lines.append(f"  {job.name:<{width}}  {job.status:<11}  {'' if auroc is None else f'{auroc:.4f}'}".rstrip())
+        shown = f"{'' if auroc is None else f'{auroc:.4f}'}{'  stale' if job.stale else ''}"
+        lines.append(f"  {job.name:<{width}}  {job.status:<11}  {shown}".rstrip())
     failed = [job for job in jobs if job.status != "finished"]
     if failed:
         lines.append(f"not finished ({len(failed)} of {len(jobs)}); the same command runs these again:")
         lines += [f"  {job.name}: {job.status}{f': {job.reason}' if job.reason else ''}" for job in failed]
+    if stale := sum(job.stale for job in jobs):
+        lines.append(f"stale ({stale} of {len(jobs)}): the code has changed since; overwrite=stale trains these anew")
     return "\n".join(lines)
 
 

@@ -24,3 +24,17 @@ class Scores(NamedTuple):
 
     image: Tensor  # (B,) float32, higher = more anomalous, any range
     maps: Tensor | None  # (B, 1, H, W) float32 at the input's H and W
+
+
+def chunk_sizes(rows: int, size: int) -> list[int]:
+    """Sizes of the pieces in which so many rows go through a network in training mode: `size`, and what is left.
+
+    No piece has one row, which batch normalisation cannot take, unless there is but one: the piece before it lends one
+    of its own, or, of a size of two or less, takes it in.
+    """
+    size = max(size, 2)
+    full, rest = divmod(rows, size)
+    sizes = [size] * full + [rest] * (rest > 0)
+    if rest == 1 and full:
+        sizes[-2:] = [size - 1, 2] if size > 2 else [3]
+    return sizes

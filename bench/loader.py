@@ -37,7 +37,7 @@ def measure() -> list[dict[str, object]]:
     """Images per second, ours and the baseline's: a list of {name, value, unit, baseline, ratio, note}."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        files = _photographs(root / "images")
+        files = photographs(root / "images", IMAGES, IMAGES - TRAINED)
         usual = _usual(files)
         first, later = _ours(root)
     note = (
@@ -51,20 +51,16 @@ def measure() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def _photographs(folder: Path) -> list[Path]:
-    """Pieces of real photographs, enlarged, with a sensor's noise."""
-    photographs = [
-        getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea", "brick", "grass", "gravel")
-    ]
-    photographs = [Image.fromarray(p).convert("RGB") for p in photographs]
-    files = [
-        folder / part / "good" / f"{i:03d}.png"
-        for i, part in enumerate(["train"] * TRAINED + ["test"] * (IMAGES - TRAINED))
-    ]
+def photographs(folder: Path, count: int, tested: int) -> list[Path]:
+    """Pieces of real photographs, enlarged, with a sensor's noise, in MVTec layout; the last are test images."""
+    names = ("astronaut", "coffee", "chelsea", "brick", "grass", "gravel")
+    sources = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in names]
+    parts = ["train"] * (count - tested) + ["test"] * tested
+    files = [folder / part / "good" / f"{i:03d}.png" for i, part in enumerate(parts)]
 
     def write(i: int) -> None:
         rng = np.random.default_rng(i)
-        photograph = photographs[i % len(photographs)]
+        photograph = sources[i % len(sources)]
         side = int(min(photograph.size) * rng.uniform(0.7, 1.0))
         left, top = (int(rng.integers(n - side + 1)) for n in photograph.size)
         piece = photograph.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
@@ -73,7 +69,7 @@ def _photographs(folder: Path) -> list[Path]:
         Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(files[i])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(write, range(IMAGES)))
+        list(pool.map(write, range(count)))
     return files
 
 

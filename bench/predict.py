@@ -20,9 +20,10 @@ from PIL import Image
 
 from adbench.detector import Detector, load
 from adbench.export import export
-from adbench.predict import _images
+from adbench.predict import Found, _images
 from adbench.run import main as run
-from bench.loader import IMAGES, SIDE, _photographs
+from adbench.runs import latest_run
+from bench.loader import IMAGES, SIDE, TRAINED, photographs
 
 METHOD, SIZE = "cbigan/small", 128
 
@@ -31,7 +32,7 @@ def measure() -> list[dict[str, object]]:
     """Images per second: a list of {name, value, unit, baseline, ratio, note}."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        files = _photographs(root / "images")
+        files = photographs(root / "images", IMAGES, IMAGES - TRAINED)
         folder = _trained(root)
         graph, _ = export(folder, "onnx", root / "m.onnx")
         engines = {"Python": load(folder), "ONNX": load(graph)}
@@ -54,7 +55,7 @@ def _trained(root: Path) -> Path:
                  f"results={root / 'results'}", f"cache_dir={root / 'cache'}", "trainer=smoke"]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         assert run(arguments) == 0
-    return Path((root / "results" / "latest").read_text().strip())
+    return latest_run(root / "results" / "latest")
 
 
 def _rate(work: Callable[[], int]) -> float:
@@ -68,9 +69,10 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def _predict(detector: Detector, files: list[Path], root: Path) -> int:
-    rows, unreadable = _images(detector, files, Namespace(batch_size=32, maps="none", out=root / "out"))
-    assert not unreadable
-    return len(rows)
+    found = Found([], [], [])
+    _images(detector, files, Namespace(batch_size=32, maps="none", out=root / "out"), found)
+    assert not found.unreadable
+    return len(found.rows)
 
 
 def _one_by_one(detector: Detector, files: list[Path]) -> int:

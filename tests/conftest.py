@@ -88,6 +88,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """`run("method=...", ...)` -> (exit code, folder): the command in this process, two batches of training."""
     from adbench.run import main
+    from adbench.runs import latest_run
 
     monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("ADBENCH_DATA", str(data_root))
@@ -96,7 +97,7 @@ def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactor
     def call(*arguments: str, smoke: bool = True) -> tuple[int, Path]:
         code = main([*arguments, *(["trainer=smoke"] if smoke else []), "trainer.threads=1"])
         latest = tmp_path / "results" / "latest"
-        return code, Path(latest.read_text().strip()) if latest.exists() else tmp_path
+        return code, latest_run(latest) if latest.exists() else tmp_path
 
     return call
 
@@ -105,6 +106,7 @@ def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactor
 def _finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path):
     """Finished smoke runs by their arguments, each made once."""
     from adbench.run import main
+    from adbench.runs import latest_run
 
     made: dict[tuple[str, ...], Path] = {}
 
@@ -114,7 +116,7 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path):
             cache = tmp_path_factory.getbasetemp() / "cache"
             places = (f"results={results}", f"data_root={data_root}", f"cache_dir={cache}")
             assert main([*arguments, *places, "trainer=smoke", "trainer.threads=1"]) == 0
-            made[arguments] = Path((results / "latest").read_text().strip())
+            made[arguments] = latest_run(results / "latest")
         return made[arguments]
 
     return call

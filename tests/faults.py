@@ -3,7 +3,8 @@
     python tests/faults.py --kills 20
 
 Half of the kills come at a time drawn from the run's length, half a few milliseconds after a file of a drawn kind
-appeared, because writing takes a small part of the time. Prints a line per kill and a summary.
+appeared, because writing takes a small part of the time. After the second half of the kills a wrong command comes
+before the right one: it must end with exit code 1 and change nothing. Prints a line per kill and a summary.
 """
 
 from __future__ import annotations
@@ -21,19 +22,44 @@ import time
 from collections import Counter
 from pathlib import Path
 
-COMMAND = ("method=autoencoder", "method.width=8", "method.latent=16", "data=digits", "data.batch_size=16",
-           "trainer=cpu", "trainer.threads=1", "budget.max_batches=60", "budget.checkpoint_every=2")  # fmt: skip
+COMMAND = ("method=autoencoder", "method.width=8", "method.latent=16", "data=npz", "data.name=digits",
+           "data.batch_size=16", "trainer=cpu", "trainer.threads=1", "budget.max_batches=60",
+           "budget.checkpoint_every=2")  # fmt: skip
 WRITTEN = ("checkpoints/last.ckpt", "checkpoints/.last-*", "calibration.csv", ".calibration-*", "split.json",
            "figures/*", "figures/.*", "scores.csv", ".scores-*", ".metrics-*")  # fmt: skip
+# What a hand slips on. The last two are other data, which a folder with nothing trained may take.
+WRONG = ("trainer.accelerator=nowhere", "data.workers=many", "overwrite=maybe", "+trainer.limit_test_batches=2",
+         "data.file={data}/nowhere.npz", "data.file={data}/other.npz", "data.file={data}/relabelled.npz")  # fmt: skip
 
 
-def started(place: Path) -> subprocess.Popen[str]:
+def write_data(place: Path) -> None:
+    """The digits as labelled arrays: digits.npz, with one pixel and with one label of the test rows changed as well."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = (digits.images * 15).astype(np.uint8), digits.target
+    place.mkdir(parents=True)
+    for name, pixel, label in (("digits", 0, 0), ("other", 1, 0), ("relabelled", 0, 1)):
+        x_test, y_test = x[1100:].copy(), y[1100:].copy()
+        x_test[0, 0, 0] += pixel
+        y_test[0] = (y_test[0] + label) % 10
+        np.savez(place / f"{name}.npz", x_train=x[:1100], y_train=y[:1100], x_test=x_test, y_test=y_test)
+
+
+def started(place: Path, *arguments: str) -> subprocess.Popen[str]:
     """The run, in a process of its own."""
     environment = os.environ | {
         "ADBENCH_RESULTS": str(place), "ADBENCH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }  # fmt: skip
-    line = [sys.executable, "-m", "adbench.run", *COMMAND]
+    line = [
+        sys.executable,
+        "-m",
+        "adbench.run",
+        *COMMAND,
+        *(arguments or [f"data.file={place.parent}/data/digits.npz"]),
+    ]
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -70,6 +96,26 @@ def worked_since(process: subprocess.Popen[str], place: Path) -> float:
     while process.poll() is None and run_folder(place) is None:
         time.sleep(0.001)
     return time.perf_counter()
+
+
+def contents(folder: Path | None) -> dict[str, bytes]:
+    """Every file of a run folder but its log and its lock."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("run.log", ".lock")] if folder else []
+    return {str(p.relative_to(place)): p.read_bytes() for p in files for place in [folder]}
+
+
+def slip(place: Path, rng: random.Random) -> str:
+    """Give a wrong command; returns which, with what it did that it must not."""
+    folder = run_folder(place)
+    trained = folder is not None and (folder / "checkpoints/last.ckpt").exists()
+    wrong = rng.choice(WRONG if trained else WRONG[:-2])
+    before = contents(folder)
+    argument = wrong.format(data=place.parent / "data")
+    data = [] if wrong.startswith("data.file") else [f"data.file={place.parent}/data/digits.npz"]
+    process = started(place, *data, argument)
+    out, _ = process.communicate(timeout=600)
+    after = contents(run_folder(place))
+    return wrong + ("" if process.returncode == 1 and after == before else f" WENT WRONG {process.returncode} {out}")
 
 
 def finish(place: Path) -> tuple[int, str, bytes]:
@@ -116,6 +162,7 @@ def kill_once(place: Path, rng: random.Random, length: float, by_file: bool) -> 
 def check(kills: int, seed: int, place: Path) -> list[str]:
     """Kill `kills` runs and resume each; returns what went wrong."""
     rng, wrong, seen = random.Random(seed), [], Counter()
+    write_data(place / "data")
     process = started(place / "whole")
     begin = worked_since(process, place / "whole")
     out, _ = process.communicate()
@@ -128,16 +175,20 @@ def check(kills: int, seed: int, place: Path) -> list[str]:
         what = kill_once(here, rng, length, by_file=k % 2 == 1)
         folder = run_folder(here)
         broken = torn(folder) if folder else []
+        slipped = slip(here, rng) if k >= kills // 2 else ""
         code, out, scores = finish(here)
         left = [p.name for p in (run_folder(here) or here).rglob(".*") if p.name not in (".hydra", ".lock")]
         same = scores == wanted
         print(
-            f"{k + 1:3} killed {what}: {'same scores' if same else 'OTHER SCORES'}, torn {broken}, left {left}",
+            f"{k + 1:3} killed {what}: {'same scores' if same else 'OTHER SCORES'}, torn {broken}, left {left}"
+            f"{f', after {slipped}' if slipped else ''}",
             flush=True,
         )
         seen[what.split(",")[0]] += 1
-        if code or not same or broken or left:
-            wrong.append(f"kill {k} ({what}): exit code {code}, same {same}, torn {broken}, left {left}\n{out[-500:]}")
+        if code or not same or broken or left or "WENT WRONG" in slipped:
+            wrong.append(
+                f"kill {k} ({what}): exit code {code}, same {same}, torn {broken}, left {left}, {slipped}\n{out[-500:]}"
+            )
         shutil.rmtree(here)
     print(
         f"{kills} kills ({', '.join(f'{n} {what}' for what, n in seen.items())}): {len(wrong)} runs differ or are torn"

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from adbench.checkpoints import WholeFiles, newest_readable, previous
+from adbench.checkpoints import WholeFiles, damaged, newest_readable, previous
 
 
 def save(path, k):
@@ -16,6 +17,22 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert found is not None
     assert found[0] == previous(path)
     assert found[1]["batches_seen"] == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"torn", b"PK\x03\x04", b"\x80\x02]q", b"\x00" * 4096])
+def test_a_file_that_is_no_checkpoint_is_damaged_and_not_taken(tmp_path, rest):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(rest)
+    assert newest_readable(path) is None
+    assert damaged(path)
+
+
+def test_a_checkpoint_of_another_attempt_is_not_taken_and_not_damaged(tmp_path):
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"batches_seen": 3, "attempt": "one"}, path)
+    assert newest_readable(path, "one")[1]["batches_seen"] == 3
+    assert newest_readable(path, "two") is None
+    assert not damaged(path)
 
 
 def test_without_any_checkpoint_there_is_nothing_to_resume(tmp_path):

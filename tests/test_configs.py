@@ -87,3 +87,37 @@ def test_what_changes_the_result_changes_the_folder_and_what_does_not_does_not()
 
 def test_what_the_readable_id_tells_is_not_hashed_again():
     assert folder_of("method=pca", "data=cifar10", "data.normal_class=3").endswith("pca/cifar10/3/one_class/none/seed0")
+
+
+TABLE = ("method=kde", "data=tabular", "data.name=t", "data.file=t.csv", "data.features=3")
+
+
+@pytest.mark.parametrize("line, keys, silent, loud", [
+    (("method=pca",), ("protocol.duplicates",), ["warn", "refuse"], "drop"),
+    (TABLE, ("data.label", "data.source.label"), ["null"], "y"),
+])  # fmt: skip
+def test_a_key_that_came_later_leaves_hash_and_folder_as_they_were_unless_it_changes_the_result(
+    line, keys, silent, loud
+):
+    without = composed(*line)
+    OmegaConf.set_struct(without, False)
+    for key in keys:
+        group, name = key.rsplit(".", 1)
+        del OmegaConf.select(without, group)[name]
+    for value in silent:
+        assert runs.config_hash(composed(*line, f"{keys[0]}={value}")) == runs.config_hash(without)
+        assert folder_of(*line, f"{keys[0]}={value}") == folder_of(*line)
+    assert runs.config_hash(composed(*line, f"{keys[0]}={loud}")) != runs.config_hash(without)
+    assert folder_of(*line, f"{keys[0]}={loud}") != folder_of(*line)
+
+
+def test_a_long_name_gives_a_folder_that_file_systems_take_and_two_long_names_give_two():
+    folders = [
+        folder_of("method=brightness", "data=folder", f"data.name={'x' * 300}{end}", "data.root=/r") for end in "ab"
+    ]
+    assert folders[0] != folders[1]
+    assert max(len(part.encode()) for folder in folders for part in folder.split("/")) <= 120
+    assert (
+        folder_of("method=brightness", "data=folder", f"data.name={'x' * 120}", "data.root=/r").split("/")[1]
+        == "x" * 120
+    )

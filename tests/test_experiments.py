@@ -10,10 +10,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
+from adbench.data.protocols import semi_supervised_counts
 from adbench.runs import conf_dir, flat
 
 # Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
 RUNS = {
+    "cbigan/alpha_textures": 2 * 5 * 3,
     "cbigan/table2": 2 * 15 * 3,
     "cbigan/table3": 2 * 15 * 3,
     "igd/preset": 1,
@@ -36,6 +38,7 @@ RUNS = {
     "pwae/ablation_small": 5 * 3 * 3,
     "pwae/table1": 15 * 3,
     "pwae/table2": 15 * 3,
+    "ssae/sizes": 3 * 2 * 10 * 3,
     "ssae/table2": 2 * 15 * 3,
     "ssae/table3": 2 * 15 * 3,
     "ssae/table4": 3 * 5 * 3,
@@ -46,6 +49,10 @@ RUNS = {
     "esad/table2": 4 * 3,
     "esad/table3": 7 * 6 * 10,
     "esad/table3_pretrained": 2 * 6 * 10,
+    "esad/table3_readings": 6 * 6 * 10,
+    "esad/figure2": 2 * 90 * 7,
+    "esad/figure2_cifar10": 90 * 7,
+    "esad/figure5": 90 * 6,
     "esad/table4": 3 * 2 * 10,
     "esad/table5": 2 * (10 + 90 * 4),
     "esad/table8": 2 * (10 + 90),
@@ -141,6 +148,18 @@ def test_the_commands_of_a_header_compose(name):
         assert cfg.method._target_.startswith("adbench.methods.")
 
 
+HOLDOUT = re.compile(r"\bheld[- ]out\b|\bholds? (\S+ ){1,3}out\b|\bvalidat")
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "/table" in name])
+def test_a_table_trains_on_the_papers_rows_or_its_head_says_what_needs_held_out_ones(name):
+    _, jobs = jobs_of(name)
+    head = "".join(line for line in FILES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    for overrides in {tuple(jobs[0]), tuple(jobs[-1])}:
+        cfg, _ = composed(overrides)
+        assert cfg.protocol.holdout == 0 or HOLDOUT.search(head), f"{name} holds out {cfg.protocol.holdout}"
+
+
 def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
     _, jobs = jobs_of("pwae/table1")
     sizes = {}
@@ -151,9 +170,85 @@ def test_the_capsule_of_p_wae_is_wide_and_the_others_are_square():
     assert sizes == {"mvtec/bottle": 300, "mvtec/capsule": [300, 1008], "mvtec/carpet": 300}
 
 
+@pytest.mark.parametrize("name", ["cbigan/table2", "cbigan/table3", "pwae/table1", "pwae/table2"])
+def test_tables_whose_metrics_need_no_held_out_rows_train_on_all_of_them(name):
+    _, jobs = jobs_of(name)
+    assert composed(jobs[0])[0].protocol.holdout == 0
+
+
+def test_ssaes_tables_hold_out_the_papers_share():
+    for table in (2, 3, 4):
+        assert composed(jobs_of(f"ssae/table{table}")[1][0])[0].protocol.holdout == 0.05
+
+
+def test_the_sizes_of_ssaes_objects_are_the_papers():
+    runs = [composed(job)[0] for job in jobs_of("ssae/sizes")[1][:18]]
+    assert {(run.data.image_size, run.method.image_size, run.method.kernel) for run in runs} == {
+        (side, side, kernel) for side in (256, 384, 512) for kernel in (3, 5)
+    }
+
+
 def test_every_paper_of_the_bench_has_its_tables():
     tables = {name.split("_")[0] for name in RUNS}
     assert {f"cbigan/table{t}" for t in (2, 3)} <= tables
     assert {f"igd/table{t}" for t in (1, 2, 3, 4, 5, 6, 7, "S1", "S2", "S3", "S4", "S5")} <= tables
     assert {f"pwae/table{t}" for t in (1, 2)} | {f"ssae/table{t}" for t in (2, 3, 4)} <= tables
     assert {f"esad/table{t}" for t in (1, 2, 3, 4, 5, 8, 9, 10)} <= tables
+
+
+def test_the_deep_sad_of_esad_s_table_2_has_esad_s_network_and_sees_what_esad_sees():
+    (line,) = re.findall(r"python -m adbench\.run (.*deep_sad.*)", FILES["esad/table2"].read_text())
+    overrides = [a for a in line.split() if not a.startswith(("-", "experiment="))]
+    _, jobs = jobs_of("esad/table2", *overrides)
+    _, esads = jobs_of("esad/table2")
+    for overrides, others in ((jobs[0], esads[0]), (jobs[-1], esads[-1])):
+        (cfg, _), (esad, _) = composed(overrides), composed(others)
+        assert (cfg.method.network, cfg.data.image_size, cfg.pretraining.epochs) == ("esad", 64, 150)
+        assert (cfg.data.id, cfg.data.image_size, cfg.protocol) == (esad.data.id, esad.data.image_size, esad.protocol)
+
+
+def test_deep_sad_with_esad_s_network_sees_objects_at_64_px_and_class_sets_at_32():
+    sizes = {
+        name: composed([f"data={name}", "method=deep_sad/esad"])[0].data.image_size
+        for name in ("camelyon16", "cifar10")
+    }
+    assert sizes == {"camelyon16": 64, "cifar10": 32}
+
+
+@pytest.mark.parametrize("name", ["esad/table1", "esad/table2", "esad/table5", "esad/table9", "esad/table10"])
+def test_the_image_tables_of_deep_sad_pretrain_as_deep_sad_does(name):
+    lines = [
+        line for line in FILES[name].read_text().splitlines() if "adbench.run" in line and "method=deep_sad" in line
+    ]
+    assert lines and all("pretraining=autoencoder_deep_sad" in line for line in lines)
+    cfg, _ = composed(["pretraining=autoencoder_deep_sad"])
+    found = {
+        key: cfg.pretraining[key] for key in ("epochs", "milestones", "batch_size", "lr", "weight_decay", "reduction")
+    }
+    assert found == {
+        "epochs": 150, "milestones": [], "batch_size": 128, "lr": 1e-4, "weight_decay": 0.5e-3, "reduction": "mean",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["esad/table8", "esad/table8_cifar10"])
+def test_the_deep_svdd_of_esad_s_table_8_has_images_as_they_are_and_both_of_its_variants(name):
+    text = FILES[name].read_text().replace("\\\n#", " ")
+    lines = re.findall(r"python -m adbench\.run (.*method=deep_svdd.*)", text)
+    assert lines
+    for line in lines:
+        _, jobs = jobs_of(name, *[a for a in line.split() if not a.startswith(("-", "experiment="))])
+        methods = [composed(job)[0].method for job in (jobs[0], jobs[1], jobs[-1])]
+        assert [m.contrast for m in methods] == [False] * 3
+        assert {m.soft_boundary for m in methods} == {False, True}
+
+
+def test_esad_s_table_2_takes_all_kinds_of_the_sets_whose_known_anomalies_the_paper_only_counts():
+    _, jobs = jobs_of("esad/table2")
+    known = {cfg.data.id: cfg.protocol for cfg, _ in map(composed, jobs[::3])}
+    kinds = {name: OmegaConf.to_container(protocol)["labelled_classes"] for name, protocol in known.items()}
+    assert kinds == {
+        "camelyon16": "all", "nih_chest_xray/subset": "all", "nih_chest_xray/pa": ["Infiltration"],
+        "nih_chest_xray/ap": ["Infiltration"],
+    }  # fmt: skip
+    for name, normal, anomalous in (("camelyon16", 7612, 200), ("nih_chest_xray/subset", 5110, 857)):
+        assert semi_supervised_counts(normal, known[name].labelled_ratio, 0.0).known_anomalous == anomalous

@@ -169,6 +169,7 @@ def test_nan_in_a_table_or_an_array_is_refused_before_training(run, tmp_path, ca
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_a_killed_loader_worker_ends_the_run_with_a_message_and_it_resumes(tmp_path, data_root):
     environment = os.environ | {
         "ADBENCH_RESULTS": str(tmp_path / "results"), "ADBENCH_DATA": str(data_root),

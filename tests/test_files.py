@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from adbench.files import whole, write_json
@@ -15,10 +16,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_refuses_a_number_that_json_does_not_have(tmp_path):
-    with pytest.raises(ValueError, match="Out of range"):
-        write_json(tmp_path / "metrics.json", {"value": float("nan")})
-    assert list(tmp_path.iterdir()) == []
+def test_a_number_that_json_does_not_have_becomes_null_wherever_it_stands(tmp_path):
+    value = {"a": float("nan"), "b": [1.5, float("-inf"), {"c": np.float64("inf")}], "d": (2, True, None, "nan")}
+    write_json(tmp_path / "metrics.json", value)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "a": None, "b": [1.5, None, {"c": None}], "d": [2, True, None, "nan"],
+    }  # fmt: skip
 
 
 def test_the_temporary_file_keeps_the_suffix_that_writers_choose_their_format_by(tmp_path):

@@ -10,9 +10,10 @@ BASE = {"types", "streams", "files", "__init__"}
 CORE = BASE | {"losses", "networks", "transforms"}
 MAY_IMPORT = {
     "types": set(), "streams": set(), "files": set(), "placement": set(), "checkpoints": BASE,
+    "states": set(), "codehash": set(), "stops": set(),
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
     "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
-    "runs": CORE | {"data", "methods", "checkpoints"},
+    "values": BASE, "runs": CORE | {"data", "methods", "checkpoints", "values"},
 }  # fmt: skip
 COMMANDS = {
     "run",
@@ -23,9 +24,13 @@ COMMANDS = {
     "report",
     "corruptions",
     "runs",
+    "standing",
     "sweeps",
+    "training",
     "ranks",
     "reproduce",
+    "overrides",
+    "values",
 }
 
 

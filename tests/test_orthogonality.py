@@ -1,8 +1,10 @@
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import adbench.orthogonality as command
 from adbench.orthogonality import orthogonality, write_curves
 from adbench.types import UserError
 
@@ -61,3 +63,13 @@ def test_the_curves_are_written_as_a_table_and_a_figure(tmp_path):
     assert [float(row["width"]) for row in rows] == [0.25, 0.5]
     assert float(rows[1]["distance_mean"]) == pytest.approx(points[1].distance_mean, rel=1e-4)
     assert figure.stat().st_size > 5000
+
+
+def test_the_command_writes_curves_and_moments_and_says_how_many_pairs_violate(tmp_path, monkeypatch, capsys):
+    cfg = SimpleNamespace(seed=0, data=SimpleNamespace(kind="texture"))
+    monkeypatch.setattr(command, "_of_run", lambda run: (normals(), lambda x: x, cfg))
+    assert command.main(["RUN", "--widths", "0.25", "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "orthogonality.csv", "orthogonality.png", "pixel_moments.png",
+    }  # fmt: skip
+    assert "0 of 660 pairs differ more inside" in capsys.readouterr().out

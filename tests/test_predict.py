@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from conftest import metrics_of, striped
 from PIL import Image
 
 import adbench
-from adbench.predict import listed, main, read_map, write_map
+from adbench.predict import _unique, listed, main, read_map, write_map
 from adbench.types import UserError
 
 PCA = ("method=pca", "data=mvtec/bottle", "data.image_size=32")
@@ -308,3 +309,83 @@ def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message
     assert evaluate([str(trained), override]) == 1
     assert message in capsys.readouterr().err
     assert not (trained / "evaluations").exists()
+
+
+# -- no score that was computed is lost ------------------------------------------------------------------------------
+
+
+def test_maps_of_long_names_and_deep_trees_are_written_under_shorter_names(trained, data_root, tmp_path):
+    image = data_root / "mvtec/bottle/test/good/000.png"
+    deep = tmp_path / "images" / Path(*["a-folder-with-a-long-name"] * 12)
+    deep.mkdir(parents=True)
+    long = tmp_path / "images" / f"{'x' * 250}.png"
+    names = [long, tmp_path / "images" / f"{'x' * 249}y.png", deep / "1.png", tmp_path / "images" / f"{'ü' * 120}.png"]
+    for path in names:
+        path.write_bytes(image.read_bytes())
+    assert predict(trained, tmp_path / "images", "--out", tmp_path / "out", "--false-alarm-rate", 0.4) == 0
+    assert {row["path"] for row in table(tmp_path / "out/scores.csv")} == {str(path) for path in names}
+    for folder in ("maps", "overlays"):
+        assert len(list((tmp_path / "out" / folder).iterdir())) == len(names)
+
+
+def test_names_that_differ_in_case_alone_or_that_a_number_would_repeat_keep_a_map_each():
+    paths = ["f/a.png", "f/A.png", "f/a_png_2", "f/sub/a.png", "f/sub_a.png", "f/\u00e9", "f/e\u0301"]
+    names = _unique([Path(path) for path in paths]).values()
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(paths)
+
+
+def test_a_name_that_is_no_text_keeps_its_bytes_in_the_scores(trained, data_root, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(path)).write_bytes((data_root / "mvtec/bottle/test/good/000.png").read_bytes())
+    assert predict(trained, os.fsdecode(path), "--out", tmp_path / "out", "--false-alarm-rate", 0.4) == 0
+    assert path in (tmp_path / "out/scores.csv").read_bytes()
+
+
+def test_maps_that_cannot_be_written_cost_no_score_and_are_counted_and_named(trained, data_root, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "overlays").write_text("a file is in the way")
+    images = data_root / "mvtec/bottle/test"
+    assert predict(trained, images, "--out", out, "--false-alarm-rate", 0.4, "--batch-size", 4) == 2
+    assert len(table(out / "scores.csv")) == 6
+    assert json.loads((out / "predict.json").read_text())["maps_not_written"] == 6
+    error = capsys.readouterr().err
+    assert error.count("its map could not be written") == 6 and "000.png" in error
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_scored(
+    trained, data_root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("adbench.detector.MethodEngine.score", lambda *_: pytest.fail("an image was scored"))
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        assert predict(trained, data_root / "mvtec/bottle/test", "--out", out) == 1
+        assert "cannot write to --out" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_written_are_printed(trained, data_root, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "scores.csv" / "a folder is in the way").mkdir(parents=True)
+    line = ("--out", out, "--false-alarm-rate", 0.4, "--maps", "none")
+    assert predict(trained, data_root / "mvtec/bottle/test", *line) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count(".png,") == 6 and "the scores were printed instead" in printed.err
+
+
+def test_scores_before_an_error_are_kept_apart_from_whole_ones(trained, data_root, tmp_path, monkeypatch):
+    from adbench.detector import MethodEngine
+
+    original, calls = MethodEngine.score, []
+
+    def score(self, rows):
+        calls.append(1)
+        if len(calls) > 2:
+            raise MemoryError
+        return original(self, rows)
+
+    monkeypatch.setattr(MethodEngine, "score", score)
+    with pytest.raises(MemoryError):
+        predict(trained, data_root / "mvtec/bottle/test", "--out", tmp_path / "out", "--batch-size", 2,
+                "--false-alarm-rate", 0.4)  # fmt: skip
+    assert len(table(tmp_path / "out/scores.partial.csv")) == 4
+    assert not (tmp_path / "out/scores.csv").exists()

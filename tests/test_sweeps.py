@@ -3,14 +3,16 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import metrics_of
+from conftest import metrics_of, write_mvtec
 
 from adbench import sweeps
 from adbench.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
@@ -45,7 +47,9 @@ def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):
     code, _ = run("-m", "method=pca", "data=mvtec/bottle", "method.components=2,few", *QUICK)
     assert code == 1
     assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
-    assert sweeps.outcomes[1].reason == "method.components must be a number, as in method.components=30; got 'few'"
+    assert (
+        sweeps.outcomes[1].reason == "method.components must be a whole number, as in method.components=30; got 'few'"
+    )
 
 
 @pytest.mark.parametrize(("axes", "wanted"), [((2, 2, 2), 4), ((3, 4), 6), ((5, 5, 2), 10), ((2, 3), 6), ((3,), 5)])
@@ -74,15 +78,87 @@ def test_the_table_names_every_job_and_why_some_failed(run, capfd):
 def test_a_repeated_sweep_runs_what_failed_and_skips_what_is_finished(run, tmp_path, data_root, monkeypatch):
     run("-m", "method=brightness", "data=mvtec/bottle,mvtec/cable", *QUICK)
     first = {job.name: (job.status, job.folder) for job in sweeps.outcomes}
-    stamps = {name: (folder / "metrics.json").stat().st_mtime_ns for name, (_, folder) in first.items()}
-    run("-m", "method=brightness", "data=mvtec/bottle,mvtec/cable", *QUICK)
-    for job in sweeps.outcomes:
-        written = (job.folder / "metrics.json").stat().st_mtime_ns
-        assert (written == stamps[job.name]) == (job.status == "finished"), job.name
+    assert sorted(status for status, _ in first.values()) == ["failed", "finished"]
+    folder = next(folder for status, folder in first.values() if status == "finished")
+    stamp = (folder / "metrics.json").stat().st_mtime_ns
+    write_mvtec(data_root / "mvtec", "cable")
+    try:
+        code, _ = run("-m", "method=brightness", "data=mvtec/bottle,mvtec/cable", *QUICK)
+    finally:
+        shutil.rmtree(data_root / "mvtec" / "cable")
+    assert code == 0
+    assert {job.name: job.folder.exists() for job in sweeps.outcomes} == dict.fromkeys(first, True)
+    assert (folder / "metrics.json").stat().st_mtime_ns == stamp
     code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,1", "overwrite=true", *QUICK)
     assert code == 0
-    bottle = next(folder for name, (_, folder) in first.items() if "bottle" in name)
-    assert (bottle / "metrics.json").stat().st_mtime_ns > stamps[next(n for n in stamps if "bottle" in n)]
+    assert (folder / "metrics.json").stat().st_mtime_ns > stamp
+
+
+def npz(path, number):
+    images = np.full((16, 8, 8), number, np.uint8)
+    np.savez(path, x_train=images[:12], y_train=np.zeros(12), x_test=images[12:], y_test=np.arange(4) % 2)
+
+
+def test_a_finished_job_of_other_data_is_refused_with_its_reason_and_the_others_go_on(
+    run, tmp_path, capfd, monkeypatch
+):
+    from adbench.data.classes import Npz
+
+    for name in ("one", "two"):
+        npz(tmp_path / f"{name}.npz", 10)
+    sweep = ("-m", "method=brightness,pca", "data=npz", "data.name=mine", f"data.file={tmp_path}/one.npz", "seed=0,1")
+    assert run(*sweep, *QUICK)[0] == 0
+    built = []
+    original = Npz.__init__
+    monkeypatch.setattr(Npz, "__init__", lambda self, *a, **k: (built.append(1), original(self, *a, **k))[1])
+    moved = [argument.replace("one.npz", "two.npz") for argument in sweep]
+    assert run(*moved, *QUICK)[0] == 0  # the same bytes elsewhere
+    assert len(built) == 1  # asked for once for four jobs
+    npz(tmp_path / "two.npz", 20)
+    moved[1] = "method=brightness,ocsvm"
+    before = {job.name: (job.folder / "metrics.json").read_bytes() for job in sweeps.outcomes}
+    code, _ = run(*moved, *QUICK)
+    out = capfd.readouterr().out
+    assert code == 1
+    assert {(job.name.split("/")[0], job.status) for job in sweeps.outcomes} == {
+        ("brightness", "refused"),
+        ("ocsvm", "finished"),
+    }
+    assert "refused: " in out[out.index("4 jobs: ") :]
+    assert "other data" in out
+    for job in sweeps.outcomes:
+        assert before.get(job.name, b"") in (b"", (job.folder / "metrics.json").read_bytes())
+
+
+def test_jobs_of_other_code_are_marked_as_stale_and_trained_anew_on_demand(run, capfd, monkeypatch):
+    from adbench import standing
+
+    sweep = ("-m", "method=brightness", "data=mvtec/bottle", "seed=0,1", *QUICK)
+    run(*sweep)
+    monkeypatch.setattr(standing, "code_of", lambda targets: "another edition")
+    capfd.readouterr()
+    code, _ = run(*sweep)
+    out = capfd.readouterr().out
+    assert code == 0
+    assert [job.stale for job in sweeps.outcomes] == [True, True]
+    assert "stale (2 of 2)" in out
+    code, _ = run(*sweep, "overwrite=stale")
+    assert (code, [job.stale for job in sweeps.outcomes]) == (0, [False, False])
+    code, _ = run(*sweep)
+    assert (code, [job.stale for job in sweeps.outcomes]) == (0, [False, False])
+
+
+def test_a_job_that_died_before_its_training_began_is_told_from_one_that_never_came(tmp_path):
+    from adbench.runs import RunFolder
+
+    since = time.time() - 1
+    job = sweeps.Job(0, [], "x", tmp_path / "x")
+    job.look(since)
+    assert job.status == "not started"
+    with RunFolder(tmp_path / "x"):
+        pass
+    job.look(since)
+    assert (job.status, "before training began" in job.reason) == ("interrupted", True)
 
 
 def test_a_job_whose_process_died_is_told_from_one_that_is_running(tmp_path):

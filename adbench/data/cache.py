@@ -11,18 +11,25 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
+from scipy import ndimage
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from adbench.data.images import Unreadable
+from adbench.data.notes import Notes
 from adbench.data.records import Source
-from adbench.transforms.image import resize_nearest, resized_bytes
+from adbench.transforms.image import resize_nearest, resized_bytes, resized_large
 from adbench.types import UserError
 
-VERSION = 2  # raise when the same source and size would give other bytes
+VERSION = 3  # raise when the same source and size would give other bytes
+HASH = 16  # bytes of the hash of an image's pixels
+NAMED = 20  # files that a message names
+LARGE = 2**24  # values of an image that are held as float64 at once: 128 MiB
 CHUNK = 256  # rows resized together where a source lies in memory
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
@@ -32,14 +39,18 @@ class Rows:
     """The rows of an array in a .npy file, mapped into memory where they are first read.
 
     It travels to a loader's worker as a path, not as the gigabytes behind it.
+
+    Args:
+        path: of the file.
+        places: the file's rows that count, in order; None for all.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, places: np.ndarray | None = None) -> None:
+        self.path, self.places = path, places
         self._array: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_array": None}
+        return {"path": self.path, "places": self.places, "_array": None}
 
     @property
     def array(self) -> np.ndarray:
@@ -48,27 +59,46 @@ class Rows:
         return self._array
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
+        return self.array[rows if self.places is None else self.places[rows]]
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.array if self.places is None else self.places)
+
+
+class Entry(NamedTuple):
+    """All of a source at one size."""
+
+    images: Rows  # (N, C, H, W) uint8, C 1 or 3
+    masks: Rows | None  # (M, H, W) bool of the M rows that have one, in order of rows; None without masks
+    pixels: Rows  # (N, 16) uint8: a hash of each image's pixels as they were read, before any resizing
 
 
 def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tuple[Rows, Rows | None]:
-    """All of a source's images and masks at one size.
+    """All of a source's images and masks at one size; see `entry`."""
+    found = entry(source, size, cache_dir)
+    return found.images, found.masks
 
-    Returns:
-        Images (N, C, H, W) uint8 with C 1 or 3, and masks (M, H, W) bool of the M rows that have one, in order of rows
-        (None where the source has no masks).
+
+def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry:
+    """All of a source's images, masks and hashes of pixels at one size, from the cache or into it.
+
+    The key is the source's content: data that moved, or that lie in two places, are read once.
+    What was odd about the files is added to the source's `report`; files that it is to skip leave its records.
 
     Raises:
-        UserError: a file is broken, a mask does not fit its image, or the cache cannot be written.
+        UserError: a file is broken or changes while it is read, a mask does not fit its image, or the cache cannot be
+            written.
     """
+    source.cache_dir = cache_dir
     folder = Path(cache_dir).expanduser() / "images"
-    key = hashlib.blake2b(f"{source.fingerprint()} {size} {VERSION}".encode(), digest_size=12).hexdigest()
+    fingerprint = source.fingerprint()
+    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
     masked = np.flatnonzero(source.records.mask != "")
-    channels = 3 if source.array is None else source.array.shape[-1]
-    shapes: Shapes = {"images": ((len(source.records), channels, *size), np.dtype(np.uint8))}
+    rows, channels = len(source.records), 3 if source.array is None else source.array.shape[-1]
+    shapes: Shapes = {
+        "images": ((rows, channels, *size), np.dtype(np.uint8)),
+        "pixels": ((rows, HASH), np.dtype(np.uint8)),
+    }
     if len(masked):
         shapes["masks"] = ((len(masked), *size), np.dtype(bool))
     paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
@@ -78,8 +108,18 @@ def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tupl
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / f"{key}.lock"):
                 if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
-                    _build(source, size, masked, paths, shapes, meta)
-    return Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None
+                    _build(source, fingerprint, size, masked, paths, shapes, meta)
+    noted = json.loads(meta.read_text())
+    found = Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
+    source.read_report = noted.get("report", {})
+    if noted.get("unreadable"):
+        if not _skips(source):
+            raise _refusal([f"{path}: {reason}" for path, reason in noted["unreadable"].items()])
+        found.images.places = found.pixels.places = source.leave_out(noted["unreadable"])
+        if found.masks is not None:
+            kept = found.images.places[source.records.mask != ""]
+            found.masks.places = np.searchsorted(masked, kept)
+    return found
 
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
@@ -118,6 +158,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _build(
     source: Source,
+    fingerprint: str,
     size: tuple[int, int],
     masked: np.ndarray,
     paths: dict[str, Path],
@@ -134,6 +175,7 @@ def _build(
     # The names are fixed and the lock is held, so what a killed job has left is overwritten, not added to.
     temporary = {name: path.with_suffix(".part") for name, path in paths.items()}
     meta.unlink(missing_ok=True)
+    notes = Notes()
     try:
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(path.open("wb")) for name, path in temporary.items()}
@@ -148,7 +190,12 @@ def _build(
                     done = os.pwrite(files[name].fileno(), content, offset)
                     content, offset = content[done:], offset + done
 
-            _fill(source, size, masked, put)
+            unreadable = _fill(source, size, masked, put, notes)
+            if source.fingerprint() != fingerprint:
+                raise UserError(
+                    f"files below {getattr(source, 'root', 'the data root')} changed while they were read; wait until "
+                    "they are all there, then type the same command again"
+                )
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -156,7 +203,7 @@ def _build(
         for name, path in temporary.items():
             path.replace(paths[name])
         part = meta.with_suffix(".part")
-        part.write_text(json.dumps(samples))
+        part.write_text(json.dumps({**samples, "report": notes.report(), "unreadable": unreadable}))
         part.replace(meta)
     finally:
         for path in temporary.values():
@@ -170,13 +217,16 @@ def _header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> int:
     return file.tell()
 
 
-def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -> None:
+def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any, notes: Notes) -> dict[str, str]:
+    """Read and write every row; returns what could not be read where the source skips that, by path with the reason."""
     place_of_mask = {int(row): place for place, row in enumerate(masked)}
     total = len(source.records)
+    source.notes = notes
 
     def whole_image(row: int) -> None:
         image = source.read_image(row)
         put("images", row, resized(image[None], size))
+        put("pixels", row, pixel_hashes(image[None]))
         if row in place_of_mask:
             put_mask(row, image.shape[:2])
 
@@ -188,7 +238,10 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
                 f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {of} is "
                 f"{expected[1]}x{expected[0]}; a mask must have its image's size (below {getattr(source, 'root', '')})"
             )
-        put("masks", place_of_mask[row], resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy())
+        small = resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy()
+        if source.records.label[row]:
+            _note_mask(notes, str(source.records.mask[row]), mask, small[0])
+        put("masks", place_of_mask[row], small)
 
     bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False)
     with bar:
@@ -196,27 +249,96 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any) -
             for start in range(0, total, CHUNK):
                 chunk = source.array[start : start + CHUNK]
                 put("images", start, resized(chunk, size))
+                put("pixels", start, pixel_hashes(chunk))
                 bar.update(len(chunk))
             for row in place_of_mask:
                 put_mask(row, source.array.shape[1:3])
-            return
+            return {}
+        failed: dict[int, UserError] = {}
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for future in [pool.submit(whole_image, row) for row in range(total)]:
-                future.result()
+            for row, future in enumerate([pool.submit(whole_image, row) for row in range(total)]):
+                try:
+                    future.result()
+                except UserError as error:
+                    failed[row] = error.with_traceback(None)  # which would keep the file's content in memory
                 bar.update()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)  # in builds without OpenMP the number is the process's
+    return _skipped(source, failed, size, place_of_mask, put)
+
+
+def _skipped(
+    source: Source, failed: dict[int, UserError], size: tuple[int, int], place_of_mask: dict[int, int], put: Any
+) -> dict[str, str]:
+    """Paths and reasons of rows that a source skips, which become black in the file.
+
+    Raises:
+        UserError: naming all files that are not to be skipped.
+    """
+    refused = [error for error in failed.values() if not (_skips(source) and isinstance(error, Unreadable))]
+    if len(refused) == 1:
+        hint = "; data.unreadable=skip leaves it out" if isinstance(refused[0], Unreadable) else ""
+        raise UserError(f"{refused[0]}{hint}")
+    if refused:
+        raise _refusal([f"{e.path}: {e.reason}" if isinstance(e, Unreadable) else str(e) for e in refused])
+    for row in failed:
+        put("images", row, np.zeros((1, 3, *size), np.uint8))
+        if row in place_of_mask:
+            put("masks", place_of_mask[row], np.zeros((1, *size), bool))
+    return {
+        str(source.records.path[row]): error.reason if error.what == "image" else f"its {error.what}: {error.reason}"
+        for row, error in failed.items()
+        if isinstance(error, Unreadable)
+    }
+
+
+def _skips(source: Source) -> bool:
+    return getattr(source, "unreadable", "refuse") == "skip"
+
+
+def _refusal(files: list[str]) -> UserError:
+    more = f"; and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return UserError(
+        f"{len(files)} files cannot be used: {'; '.join(files[:NAMED])}{more}. Replace or remove them; "
+        "data.unreadable=skip leaves out those that cannot be read"
+    )
+
+
+def _note_mask(notes: Notes, name: str, mask: np.ndarray, small: np.ndarray) -> None:
+    """Note what the working size does to a mask of an anomalous image: (H, W) bool before and after."""
+    if not mask.any():
+        notes.add("masks_empty", name)
+        return
+    if not small.any():
+        notes.add("masks_empty_at_working_size", name)
+    neighbours = np.ones((3, 3))
+    regions, before = ndimage.label(mask, neighbours)
+    rows, columns = (
+        F.interpolate(torch.arange(was, dtype=torch.float64)[None, None], size=now, mode="nearest-exact")[0, 0].long()
+        for was, now in zip(mask.shape, small.shape, strict=True)
+    )
+    left = np.unique(regions[np.ix_(rows.numpy(), columns.numpy())])
+    after = ndimage.label(small, neighbours)[1]
+    notes.add_regions(name, before, after, before - int((left > 0).sum()))
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(B, H, W, C) uint8 -> (B, C, *size) uint8, resized with antialias and rounded once."""
-    image = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    image = torch.from_numpy(images if images.flags.writeable else np.array(images)).permute(0, 3, 1, 2)
     if tuple(image.shape[-2:]) != size:
-        image = resized_bytes(image, size)
-    return image.numpy()
+        rows = max(1, LARGE // image[:, :, 0].numel())
+        image = resized_large(image, size, rows) if rows < image.shape[-2] else resized_bytes(image.contiguous(), size)
+    return image.contiguous().numpy()
+
+
+def pixel_hashes(images: np.ndarray) -> np.ndarray:
+    """(B, H, W, C) uint8 -> (B, 16) uint8: the same for the same pixels in the same shape."""
+    shape = str(images.shape[1:]).encode()
+    digests = [hashlib.sha256(shape + image.tobytes()).digest()[:HASH] for image in images]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH)
 
 
 def _cores() -> int:

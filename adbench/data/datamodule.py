@@ -7,6 +7,7 @@ a run that resumes at k, or loads with another number of workers, sees the batch
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from adbench.data.cache import Rows, cached
+from adbench.data.cache import Rows, entry
+from adbench.data.duplicates import checked_policy, found, message, same, without
+from adbench.data.notes import lines
 from adbench.data.protocols import checked
 from adbench.data.records import Records, Source, Split
 from adbench.streams import numpy_stream
 from adbench.transforms.image import to_float, to_rgb
-from adbench.types import Batch, UserError
+from adbench.types import Batch, UserError, chunk_sizes
 
 Protocol = Callable[[Records, np.random.Generator, str], Split]
 
@@ -29,35 +32,78 @@ Protocol = Callable[[Records, np.random.Generator, str], Split]
 class TrainingRows(Sampler[np.ndarray]):
     """The rows of training batches start, start + 1, ...: each a pure function of (seed, k).
 
-    Epoch e goes through permutation e of the rows in full batches; what is left over waits for another epoch. Its
-    length counts the batches before `start` too: Lightning compares it with the number of batches seen in all.
+    A batch is made of steps. Pass e goes through permutation e of the rows in full steps, and what is left over waits
+    for another pass; a pass may end within a batch, so no step is lost, however many are loaded at once. Its length
+    counts the batches before `start` too: Lightning compares it with the number of batches seen in all.
+
+    Args:
+        rows: those that are passed through; with `labelled`, the unlabelled ones.
+        batch_size: rows of a batch over all ranks, a multiple of `step`.
+        seed, total, start: of the order; number of batches in all; the first batch that is asked for.
+        rank, world: this process gets every `world`-th row of a batch, from `rank` on.
+        step: rows of an optimizer step; None for a batch that is one.
+        labelled: rows of a stream of their own, passed through in the same way, without any left over.
+        labelled_per_step: how many of them close each step, >= 1 if there are any.
     """
 
     def __init__(
-        self, rows: np.ndarray, batch_size: int, seed: int, total: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        total: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        step: int | None = None,
+        labelled: np.ndarray | None = None,
+        labelled_per_step: int = 0,
     ) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.total, self.start, self.rank, self.world = total, start, rank, world
+        step = step or batch_size
+        self.steps = batch_size // step
+        self.streams = [_Stream(rows, step - labelled_per_step, seed, "rows", whole_steps=True)]
+        if labelled is not None and labelled_per_step:
+            self.streams.append(_Stream(labelled, labelled_per_step, seed, "labelled rows", whole_steps=False))
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        per_epoch = len(self.rows) // self.batch_size
-        epoch, order = -1, self.rows
         for k in range(self.start, self.total):
-            if k // per_epoch != epoch:
-                epoch = k // per_epoch
-                order = self.rows[numpy_stream(self.seed, "rows", epoch).permutation(len(self.rows))]
-            first = k % per_epoch * self.batch_size
-            yield order[first : first + self.batch_size][self.rank :: self.world]
+            parts = [stream.taken(k * self.steps, self.steps) for stream in self.streams]
+            yield np.concatenate(parts, axis=1).ravel()[self.rank :: self.world]
+
+
+class _Stream:
+    """Steps of `size` rows without end; `whole_steps` leaves out of a pass what does not fill a step."""
+
+    def __init__(self, rows: np.ndarray, size: int, seed: int, purpose: str, whole_steps: bool) -> None:
+        self.rows, self.size, self.seed, self.purpose = rows, size, seed, purpose
+        self.length = len(rows) // size * size if whole_steps else len(rows)  # of a pass
+        self._latest = (-1, rows)
+
+    def taken(self, first: int, count: int) -> np.ndarray:
+        """Steps first .. first + count - 1: (count, size) row numbers."""
+        passes, places = np.divmod(np.arange(first * self.size, (first + count) * self.size), self.length)
+        taken = np.empty(len(places), dtype=self.rows.dtype)
+        for number in range(int(passes[0]), int(passes[-1]) + 1):
+            here = passes == number
+            taken[here] = self._order(number)[places[here]]
+        return taken.reshape(count, self.size)
+
+    def _order(self, number: int) -> np.ndarray:
+        if self._latest[0] != number:
+            order = numpy_stream(self.seed, self.purpose, number).permutation(len(self.rows))
+            self._latest = number, self.rows[order]
+        return self._latest[1]
 
 
 class Fetch(Dataset[Batch]):
     """Row numbers -> a batch of bytes, by one indexed read of the cache.
 
     Args:
-        images: (N, C, H, W) uint8, or (N, D) float32.
+        images: (N, C, H, W) uint8, or (N, D) float64.
         masks: (M, H, W) bool and `mask_place`, the place in it of each record or -1; None where masks are withheld.
         label, semi_label: (N,) as the batch shall show them.
     """
@@ -93,11 +139,17 @@ class DataModule(LightningDataModule):
         protocol: who trains, is held out and is tested.
         image_size: side in pixels, or [height, width]; not looked at for tabular data.
         batch_size: rows of a training batch over all devices together; with fewer training rows it is all of them.
+        rows_per_step: rows of an optimizer step, where a method takes several of them from a batch (tables); None for
+            one step a batch. A batch is then cut to whole steps, and no step of an epoch is dropped.
+        labelled_stream: labelled rows come in a stream of their own beside the unlabelled ones: to each step as many as
+            their share of the training rows says, and at least one.
         eval_batch_size: rows of any other batch, per device.
         workers: loader processes, or "auto": none on two cores, where they only take turns with the training.
         seed: of the protocol's draws and of the order of rows.
         cache_dir: where decoded images are kept.
         supervision: the method's; only "semi" ones receive known anomalies.
+        duplicates: what to do about rows that are there more than once: "warn"; "refuse"; or "drop" them from the
+            training and the held-out rows (see `duplicates.without`).
     """
 
     def __init__(
@@ -112,14 +164,21 @@ class DataModule(LightningDataModule):
         seed: int,
         cache_dir: Path | str,
         supervision: str,
+        rows_per_step: int | None = None,
+        labelled_stream: bool = False,
+        duplicates: str = "warn",
     ) -> None:
         super().__init__()
+        source.cache_dir = cache_dir
         self.source, self.protocol, self.seed, self.supervision = source, protocol, seed, supervision
         self.records, self.has_masks = source.records, source.has_masks
         self.size = _size(image_size)
         self.batch_size = _positive("data.batch_size", batch_size)
         self.eval_batch_size = _positive("data.eval_batch_size", eval_batch_size)
+        self.rows_per_step = None if rows_per_step is None else _positive("method.rows_per_step", rows_per_step)
+        self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
+        self.duplicates = checked_policy(duplicates)
         self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
@@ -131,21 +190,58 @@ class DataModule(LightningDataModule):
         """Split the rows and read every image once; errors in the data come here, before any training."""
         if self._split is not None:
             return
-        split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
-        if self.supervision != "semi":
-            shown = split.semi_label != -1
-            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
-        split = checked(split, self.records)
+        split = self._divided()
+        if self.source.features is not None:
+            self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float64)
+            self._masks, content = None, self._images
+        else:
+            self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir)
+            if self.source.records is not self.records:  # without files that cannot be read
+                self.records, self.has_masks = self.source.records, self.source.has_masks
+                split = self._divided()
+            content = pixels[np.arange(len(self.records))]
         masked = self.records.mask != ""
         self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
-        if self.source.features is not None:
-            self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float32)
-            self._masks = None
-        else:
-            self._images, self._masks = cached(self.source, self.size, self.cache_dir)
+        split = self._without_duplicates(split, same(content))
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
+
+    def _divided(self) -> Split:
+        try:
+            split = self.protocol(self.records, numpy_stream(self.seed, "split"), self.supervision)
+        except UserError as error:  # too few rows: those that were left out may be why
+            left_out = lines(self.source.report()) if hasattr(self.source, "report") else []
+            raise UserError("; ".join([str(error), *left_out])) from error
+        if self.supervision != "semi":
+            shown = split.semi_label != -1
+            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+        return checked(split, self.records)
+
+    def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:
+        """The split after what the user wants done about rows that are there more than once."""
+        report = found(split, self.records, content)
+        text, dropped = message(report, "image" if self.source.features is None else "row"), 0
+        if text and self.duplicates == "refuse":
+            raise UserError(f"{text}; remove the copies, or take protocol.duplicates=drop or warn")
+        if self.duplicates == "drop":
+            smaller = without(split, content)
+            dropped = len(split.train) + len(split.holdout) - len(smaller.train) - len(smaller.holdout)
+            split = checked(smaller, self.records)
+        self._duplicates = {"policy": self.duplicates, "dropped": dropped, **report}
+        if text and (self.source.features is None or dropped):  # equal rows are usual in tables
+            done = (
+                f"{dropped} training and held-out rows were dropped" if dropped else "protocol.duplicates=drop|refuse"
+            )
+            warnings.warn(f"{text}; {done}", stacklevel=2)
+        return split
+
+    def data_report(self) -> dict[str, Any]:
+        """What is odd about the data, by kind, counted and named (`adbench.data.notes`), and `duplicates`, see
+        `duplicates.found`."""
+        self.setup()
+        listing = self.source.report() if hasattr(self.source, "report") else {}
+        return listing | getattr(self.source, "read_report", {}) | {"duplicates": self._duplicates}
 
     @property
     def split(self) -> Split:
@@ -155,6 +251,7 @@ class DataModule(LightningDataModule):
 
     def split_table(self) -> list[dict[str, Any]]:
         """Every record and its role, as it is written to split.json."""
+        self.setup()
         role = np.full(len(self.records), "unused", dtype="<U7")
         for name in ("train", "holdout", "test"):
             role[getattr(self.split, name)] = name
@@ -168,19 +265,41 @@ class DataModule(LightningDataModule):
     # -- training -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_per_batch(self) -> int:
-        """Rows of a training batch over all devices together."""
+    def rows_of_a_step(self) -> int:
+        """Rows of an optimizer step over all devices together."""
         _, world = self._place()
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
-        rows = min(self.batch_size, len(self.split.train)) // world * world
+        rows = min(self.rows_per_step or self.batch_size, self.batch_size, len(self.split.train)) // world * world
         if rows == 0:
             raise UserError(f"{len(self.split.train)} training rows are too few for {world} devices; use fewer devices")
         return rows
 
     @property
+    def rows_per_batch(self) -> int:
+        """Rows of a training batch over all devices together: whole steps."""
+        step = self.rows_of_a_step
+        return max(1, min(self.batch_size, len(self.split.train)) // step) * step
+
+    @property
+    def labelled_per_step(self) -> int:
+        """Labelled rows that close each step; 0 where they are mixed with the others, or where there are none."""
+        labelled = np.count_nonzero(self.split.semi_label)
+        if not self.labelled_stream or not 0 < labelled < len(self.split.train):
+            return 0
+        step = self.rows_of_a_step
+        return min(max(1, round(step * labelled / len(self.split.train))), step - 1)
+
+    @property
     def batches_per_epoch(self) -> int:
-        return len(self.split.train) // self.rows_per_batch
+        return self.batches_of(1)
+
+    def batches_of(self, epochs: float) -> int:
+        """Training batches of so many passes through the (unlabelled) rows; the last one is filled up with steps."""
+        labelled = self.labelled_per_step
+        unlabelled = len(self.split.train) - (np.count_nonzero(self.split.semi_label) if labelled else 0)
+        steps = int(epochs * (unlabelled // (self.rows_of_a_step - labelled)))
+        return -(-steps // (self.rows_per_batch // self.rows_of_a_step))
 
     def set_budget(self, max_batches: int, start: int = 0) -> None:
         """Train on batches start .. max_batches - 1; `start` is the number of batches that a checkpoint has seen."""
@@ -189,16 +308,25 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world = self._place()
         total = self.batches_per_epoch if self._max_batches is None else self._max_batches
-        rows = TrainingRows(self.split.train, self.rows_per_batch, self.seed, total, self._start, rank, world)
+        train, labelled = self.split.train, None
+        if per_step := self.labelled_per_step:
+            known = self.split.semi_label != 0
+            train, labelled = train[~known], train[known]
+        rows = TrainingRows(
+            train, self.rows_per_batch, self.seed, total, self._start, rank, world, self.rows_of_a_step, labelled,
+            per_step,
+        )  # fmt: skip
         return self._loader(self._withheld(), rows)
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
-        """All training rows in order, on every rank, as float on `device`."""
-        return self._batches(self._withheld(), self.split.train, device)
+        """All training rows in order, on every rank, as float on `device`; no batch of one row (see `chunk_sizes`)."""
+        rows = self.split.train
+        ends = np.cumsum(chunk_sizes(len(rows), self.eval_batch_size))
+        return self._batches(self._withheld(), np.split(rows, ends[:-1]), device)
 
     def holdout_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """The held-out normal rows in order, on every rank, as float on `device`."""
-        return self._batches(self._withheld(), self.split.holdout, device)
+        return self._batches(self._withheld(), _chunks(self.split.holdout, self.eval_batch_size), device)
 
     # -- testing --------------------------------------------------------------------------------------------------
 
@@ -211,12 +339,10 @@ class DataModule(LightningDataModule):
         return self._loader(fetch, _chunks(rows, self.eval_batch_size))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
-        """Bytes to RGB float in [0, 1], on the device; features stay as they are."""
-        image = batch.image
-        if image.dtype == torch.uint8:
-            image = to_float(to_rgb(image))
-        size = image.shape[-2:] if image.ndim == 4 else (1, 1)
-        return batch._replace(image=image, mask=batch.mask.expand(-1, -1, *size))
+        """Bytes to RGB float in [0, 1], on the device; features stay as they are, and so do the bytes that are trained
+        on where the method asks for them."""
+        trains = self.trainer is not None and self.trainer.training
+        return _shown(batch, as_bytes=trains and getattr(self.trainer.lightning_module, "takes_bytes", False))
 
     # -- how ------------------------------------------------------------------------------------------------------
 
@@ -244,13 +370,22 @@ class DataModule(LightningDataModule):
             generator=torch.Generator(),  # its draw for the workers' seeds stays out of the global stream
         )
 
-    def _batches(self, fetch: Fetch, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
-        for chunk in _chunks(rows, self.eval_batch_size):
-            yield self.on_after_batch_transfer(Batch(*(part.to(device) for part in fetch[chunk])))
+    def _batches(self, fetch: Fetch, chunks: list[np.ndarray], device: torch.device | str) -> Iterator[Batch]:
+        for chunk in chunks:
+            yield _shown(Batch(*(part.to(device) for part in fetch[chunk])))
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _shown(batch: Batch, as_bytes: bool = False) -> Batch:
+    """A loaded batch as a method sees it."""
+    image = batch.image
+    if image.dtype == torch.uint8 and not as_bytes:
+        image = to_float(to_rgb(image))
+    size = image.shape[-2:] if image.ndim == 4 else (1, 1)
+    return batch._replace(image=image, mask=batch.mask.expand(-1, -1, *size))
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from adbench.data.images import SUFFIXES, ImageFiles, center_crop, listed
+from adbench.data.images import ImageFiles, center_crop
+from adbench.data.listing import SUFFIXES, below, folders, listed
+from adbench.data.notes import Notes
 from adbench.data.records import Records
 from adbench.types import UserError
 
@@ -31,10 +34,16 @@ class ListedImages(ImageFiles):
         root: its folder.
         list_file: relative to `root`, or null for folders.
         expected: a paper's counts, of train_normal, train_anomalous, test_normal, test_anomalous; null checks none.
+        reading: `bits`, `max_pixels` and `unreadable` of `ImageFiles`.
     """
 
     def __init__(
-        self, name: str, root: Path | str, list_file: str | None = None, expected: Mapping[str, int] | None = None
+        self,
+        name: str,
+        root: Path | str,
+        list_file: str | None = None,
+        expected: Mapping[str, int] | None = None,
+        **reading: Any,
     ) -> None:
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -42,8 +51,9 @@ class ListedImages(ImageFiles):
                 f"{name} is not in {root}: there is no such folder; put it there as train/normal, test/normal and "
                 "test/<kind>, or point data_root=DIR or ADBENCH_DATA at the folder that has it"
             )
-        rows = _rows_of_list(root, list_file) if list_file is not None else _rows_of_folders(root)
-        super().__init__(root, _checked(name, root, rows, expected))
+        notes = Notes()
+        rows = _rows_of_list(root, list_file) if list_file is not None else _rows_of_folders(root, notes)
+        super().__init__(root, _checked(name, root, rows, expected), notes=notes, **reading)
 
 
 class ChestXrays(ImageFiles):
@@ -59,12 +69,19 @@ class ChestXrays(ImageFiles):
         root: the folder with Data_Entry_2017*.csv, the two lists, and the images anywhere below.
         view: "PA" or "AP".
         crop: side of the central square that is used, in pixels.
-        expected: see `ListedImages`.
+        expected, reading: see `ListedImages`.
     """
 
     COLUMNS = ("Image Index", "Finding Labels", "View Position")
 
-    def __init__(self, root: Path | str, view: str, crop: int = 768, expected: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        view: str,
+        crop: int = 768,
+        expected: Mapping[str, int] | None = None,
+        **reading: Any,
+    ) -> None:
         if view not in ("PA", "AP"):
             raise UserError(f"data.view is PA or AP, got {view}")
         root, self.crop = Path(root).expanduser(), crop
@@ -79,7 +96,7 @@ class ChestXrays(ImageFiles):
             if not (root / name).is_file():
                 raise UserError(f"{root / name} is missing: it is part of the published set and says who trains")
             split |= dict.fromkeys((root / name).read_text().split(), part)
-        places = {p.name: p.relative_to(root).as_posix() for p in root.rglob("*.png")}
+        places = {p.name: p.relative_to(root).as_posix() for p in below(root, (".png",))}
         rows: list[Row] = []
         for line in _csv(tables[0], self.COLUMNS):
             name, findings = line["Image Index"], line["Finding Labels"].split("|")
@@ -90,7 +107,7 @@ class ChestXrays(ImageFiles):
             normal = findings == ["No Finding"]
             kind = "good" if normal else findings[0] if len(findings) == 1 else "several"
             rows.append({"split": split[name], "label": int(not normal), "defect": kind, "path": places[name]})
-        super().__init__(root, _checked(f"NIH chest X-rays ({view})", root, rows, expected))
+        super().__init__(root, _checked(f"NIH chest X-rays ({view})", root, rows, expected), **reading)
 
     def read_image(self, row: int) -> np.ndarray:
         return center_crop(super().read_image(row), self.crop)
@@ -114,15 +131,15 @@ def _rows_of_list(root: Path, list_file: str) -> list[Row]:
     return rows
 
 
-def _rows_of_folders(root: Path) -> list[Row]:
+def _rows_of_folders(root: Path, notes: Notes) -> list[Row]:
     rows: list[Row] = []
     for split in ("train", "test"):
-        for folder in sorted(p for p in (root / split).glob("*") if p.is_dir()):
+        for folder in folders(root / split) if (root / split).is_dir() else ():
             label = int(folder.name.lower() not in NORMAL)
             kind = folder.name if label else "good"
             rows += [
                 {"split": split, "label": label, "defect": kind, "path": p.relative_to(root).as_posix()}
-                for p in listed(folder)
+                for p in listed(folder, notes, root)
             ]
     return rows
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from adbench.data.folder import mvtec_rows
-from adbench.data.images import ImageFiles
+from adbench.data.images import MAX_PIXELS, ImageFiles
+from adbench.data.notes import Notes
 from adbench.data.records import Records
 from adbench.types import UserError
 
@@ -25,9 +26,17 @@ class MVTec(ImageFiles):
     Args:
         root: the folder that holds the categories.
         category: one of `KINDS`.
+        bits, max_pixels, unreadable: see `ImageFiles`.
     """
 
-    def __init__(self, root: Path | str, category: str) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        category: str,
+        bits: int = 16,
+        max_pixels: int = MAX_PIXELS,
+        unreadable: str = "refuse",
+    ) -> None:
         if category not in KINDS:
             raise UserError(f"MVTec AD has no category {category}; it has {', '.join(sorted(KINDS))}")
         folder = Path(root).expanduser() / category
@@ -35,4 +44,5 @@ class MVTec(ImageFiles):
             "download MVTec AD from https://www.mvtec.com/company/research/datasets/mvtec-ad, unpack it as "
             f"<data root>/mvtec/{category}/train/good and so on, and give data_root=DIR or set ADBENCH_DATA"
         )
-        super().__init__(folder, Records.of(mvtec_rows(folder, advice)))
+        notes = Notes()
+        super().__init__(folder, Records.of(mvtec_rows(folder, advice, notes)), bits, max_pixels, unreadable, notes)

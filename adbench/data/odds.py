@@ -10,12 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.data.records import Records
+from adbench.data.tables import as_numbers, read_arrays, read_csv
 from adbench.streams import numpy_stream
 from adbench.types import UserError
 
 
 class Odds:
-    """A .mat or .npz file with X (N, D) and y (N,), 0 normal and 1 anomalous.
+    """A .mat or .npz file with X (N, D) and y (N,), 0 normal and 1 anomalous, or a CSV file with such a column.
 
     The collection has no split: each seed draws one, of normal and of anomalous rows alike.
 
@@ -24,15 +25,17 @@ class Odds:
 
     Args:
         name: of the data set; the file is <root>/<name>.mat, .npz or <number>_<name>.npz.
-        root: the folder of the files; or the file itself.
+        root: the folder of the files; or the file itself (.csv too).
         seed: of the split, the run's.
         features: D, which the file must have.
         expected: rows and anomalous rows of the published set, which the file must have; None does not check.
         train_share: of the rows of each label, in (0, 1).
+        label: the column of a CSV file that holds y, by name or by number from 1; all others are features.
     """
 
     has_masks = False
     array: ClassVar[np.ndarray | None] = None
+    cache_dir: Path | str | None = None
 
     def __init__(
         self,
@@ -42,11 +45,12 @@ class Odds:
         features: int,
         expected: Mapping[str, int] | None = None,
         train_share: float = 0.6,
+        label: str | int | None = None,
     ) -> None:
         if not 0 < train_share < 1:
             raise UserError(f"data.train_share is a share of the rows in (0, 1), got {train_share}")
         path = _find(name, Path(root).expanduser())
-        x, y = _read(path)
+        x, y = _read(path, label)
         if x.shape[1] != features:
             raise UserError(f"{path} has {x.shape[1]} features and {features} were expected; say data.features=N")
         found = {"rows": len(y), "anomalous": int(y.sum())}
@@ -63,7 +67,7 @@ class Odds:
             label=y,
             klass=np.full(len(y), ""),
             defect=np.where(y == 1, "anomalous", "good"),
-            path=np.array([f"{path.name}/{i}" for i in range(len(y))]),
+            path=np.array([f"row/{i}" for i in range(len(y))]),
             mask=np.full(len(y), ""),
         )
 
@@ -74,7 +78,9 @@ class Odds:
         raise LookupError("tabular data have no masks")
 
     def fingerprint(self) -> str:
-        return hashlib.blake2b(self.features.tobytes(), digest_size=16).hexdigest()
+        digest = hashlib.sha256(str(self.features.shape).encode())
+        digest.update(self.features.data)
+        return digest.hexdigest()[:32]
 
 
 def _find(name: str, root: Path) -> Path:
@@ -90,23 +96,37 @@ def _find(name: str, root: Path) -> Path:
     return found[0]
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 and (N,) int8."""
-    try:
-        if path.suffix == ".mat":
-            from scipy.io import loadmat
-
-            arrays = loadmat(path)
-            x, y = arrays["X"], arrays["y"]
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                x, y = arrays["X"], arrays["y"]
-    except Exception as error:  # each format has its own ways to break
-        raise UserError(f"cannot read X and y from {path}: {error}") from error
-    y = np.asarray(y).reshape(-1)
+def _read(path: Path, label: str | int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) float64 and (N,) int8."""
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, label)
+    if label is not None:
+        raise UserError(f"data.label={label} names a column of a CSV file; {path} has its labels in y: data.label=null")
+    x, y = read_arrays(path, ("X", "y"))
+    y = y.reshape(-1)
+    if y.dtype.kind not in "fiub":
+        raise UserError(
+            f"{path}: y is an array of dtype {y.dtype}; labels are the numbers 0 (normal) and 1 (anomalous)"
+        )
     if x.ndim != 2 or len(x) != len(y) or not np.isin(y, (0, 1)).all():
         raise UserError(f"{path} must hold X (N, D) and y (N,) of 0 and 1; it holds {x.shape} and {y.shape}")
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if not np.isfinite(x).all():
-        raise UserError(f"{path} has {int((~np.isfinite(x)).sum())} missing or infinite values; fill them in first")
-    return x, y.astype(np.int8)
+    return as_numbers(x, f"{path}: X"), y.astype(np.int8)
+
+
+def _read_csv(path: Path, label: str | int | None) -> tuple[np.ndarray, np.ndarray]:
+    names, values = read_csv(path)
+    width = values.shape[1]
+    has = f"its columns are {', '.join(names)}" if names else f"it has {width} columns and no names"
+    if label is None:
+        raise UserError(f"{path}: say which column holds the labels, by name or number: data.label=COLUMN; {has}")
+    if names and str(label) in names:
+        column = names.index(str(label))
+    elif str(label).isdigit() and 1 <= int(label) <= width:
+        column = int(label) - 1
+    else:
+        raise UserError(f"{path} has no column data.label={label}; {has}; numbers count from 1")
+    y = values[:, column]
+    if not np.isin(y, (0, 1)).all():
+        found = np.unique(y).tolist()[:5]
+        raise UserError(f"{path}: the column data.label={label} must be 0 (normal) or 1 (anomalous), got {found}")
+    return np.delete(values, column, axis=1), y.astype(np.int8)

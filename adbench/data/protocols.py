@@ -86,7 +86,7 @@ def semi_supervised(
     *,
     labelled_ratio: float,
     pollution_ratio: float = 0.0,
-    labelled_classes: int | Sequence[str | int] = 1,
+    labelled_classes: int | str | Sequence[str | int] = 1,
     labelled_normal_ratio: float = 0.0,
     holdout: float = 0.05,
 ) -> Split:
@@ -101,8 +101,8 @@ def semi_supervised(
         records, rng, supervision: see `one_class`.
         labelled_ratio: known anomalies as a share of all training rows, in [0, 1) (gamma_l).
         pollution_ratio: unknown anomalies as a share of the unlabelled rows, in [0, 1) (gamma_p).
-        labelled_classes: how many kinds of anomaly are known, drawn at random (0: no labels); or a list of their names
-            (k_l). Kinds are the defects, which in data sets of classes are the classes.
+        labelled_classes: how many kinds of anomaly are known, drawn at random (0: no labels); a list of their names; or
+            "all", however many there are (k_l). Kinds are the defects, which in data sets of classes are the classes.
         labelled_normal_ratio: known normals as a share of all training rows.
         holdout: share of the normal training rows kept back.
     """
@@ -178,10 +178,17 @@ def semi_supervised_counts(
 
 
 def _known_kinds(
-    records: Records, anomalous: np.ndarray, rng: np.random.Generator, wanted: int | Sequence[str | int]
+    records: Records, anomalous: np.ndarray, rng: np.random.Generator, wanted: int | str | Sequence[str | int]
 ) -> list[str]:
     """The names of the kinds of anomaly of which some are known."""
     present = sorted(set(records.defect[anomalous].tolist()))
+    if wanted == "all":
+        wanted = max(1, len(present))
+    if isinstance(wanted, str):
+        raise UserError(
+            f"protocol.labelled_classes is a number, a list of kinds such as [{', '.join(present)}], or all; "
+            f"got {wanted}"
+        )
     if isinstance(wanted, int):
         if not 0 <= wanted <= len(present):
             raise UserError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+from adbench.data.notes import Notes
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Records:
         }
         return cls(label=np.array([row["label"] for row in rows], dtype=np.int8), **columns)
 
+    def of_rows(self, rows: np.ndarray) -> Records:
+        """The records of some rows, in their order."""
+        return Records(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class Split:
@@ -57,7 +65,10 @@ class Source(Protocol):
     records: Records
     has_masks: bool
     array: ClassVar[np.ndarray | None]  # (N, H, W, C) uint8, C 1 or 3: read at once instead of row by row
-    features: ClassVar[np.ndarray | None]  # (N, D) float32: tabular data, neither resized nor cached
+    features: ClassVar[np.ndarray | None]  # (N, D) float64: tabular data, neither resized nor cached
+    cache_dir: Path | str | None  # where a source of files may remember their hashes; set before `fingerprint`
+    notes: Notes  # where reading adds what is odd about a file; set before rows are read
+    read_report: dict[str, Any]  # what was odd about the files, set once all have been read
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -65,5 +76,8 @@ class Source(Protocol):
     def read_mask(self, row: int) -> np.ndarray:
         """(H, W) bool, True where anomalous; called for rows whose `records.mask` is not ""."""
 
+    def leave_out(self, unreadable: Mapping[str, str]) -> np.ndarray:
+        """Take rows out of the records, by path with the reason; returns those kept. Only sources that skip have it."""
+
     def fingerprint(self) -> str:
-        """A text that changes whenever any image or mask does."""
+        """A text that changes whenever any image, mask or feature does, and with nothing else."""

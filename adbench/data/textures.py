@@ -10,7 +10,9 @@ An interval over the test crops is therefore narrower than one over independent 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +26,6 @@ from adbench.types import UserError
 PHOTOGRAPHS = ("brick", "grass", "gravel")
 FOREIGN = (*PHOTOGRAPHS, "coins", "page")  # where foreign texture may come from: any but the crop's own
 NOTICEABLE = 12.0  # grey levels by which a pixel's neighbourhood must have changed to count as anomalous
-GENERATOR = 1  # raise when a change here changes a pixel
 
 
 class Textures:
@@ -40,6 +41,7 @@ class Textures:
 
     has_masks = True
     features: ClassVar[np.ndarray | None] = None
+    cache_dir: Path | str | None = None
 
     def __init__(self, photograph: str, size: int = 128, train: int = 256, test: int = 120, seed: int = 0) -> None:
         if photograph not in PHOTOGRAPHS:
@@ -48,7 +50,6 @@ class Textures:
             raise UserError(f"textures: size must lie in 16..128 (crops of quadrants of 256 px), got {size}")
         if train < 2 or not 2 <= test <= 1000:
             raise UserError(f"textures: at least 2 training crops and 2 to 1000 test crops, got {train} and {test}")
-        self._name = f"textures/{photograph}/{size}/{train}/{test}/{seed}/generator{GENERATOR}"
         rng = np.random.default_rng([seed, *photograph.encode()])
         image = _photograph(photograph)
         half = image.shape[0] // 2
@@ -84,7 +85,10 @@ class Textures:
         return self._masks[row]
 
     def fingerprint(self) -> str:
-        return self._name
+        digest = hashlib.sha256(str(self.array.shape).encode())
+        digest.update(self.array.data)
+        digest.update(self._masks.data)
+        return digest.hexdigest()[:32]
 
 
 def _photograph(name: str) -> np.ndarray:

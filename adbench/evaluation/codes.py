@@ -1,7 +1,9 @@
 """Pictures of the codes of a method that has them: t-SNE of the tiles, interpolation, density and diversity.
 
 A method has codes if it offers `codes(image) -> (B, tiles, D)` (one tile for methods of whole images). If its attribute
-`decodes` is true, `decode(codes) -> (B, 3, H, W)` draws them. Source: P-WAE, Figures 5 to 7.
+`decodes` is true, `decode(codes) -> (B, 3, H, W)` draws them. A method with several codes of one image in place of
+tiles names them in `code_names`; they are drawn apart, and the first can be decoded. Source: P-WAE, Figures 5 to 7;
+ESAD, Figure 3.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ TILE_COLOURS = "tab10"
 
 class CodePanels(Callback):
     """Draws `codes_tsne.png`, `codes_density.png` and, where codes can be decoded, `codes_interpolation.png` when a
-    test ends, and keeps the codes in `codes.npz` for comparisons between runs. Nothing for methods without codes.
+    test ends, and keeps the codes in `codes.npz` for comparisons between runs. Nothing for methods without codes. Codes
+    with names have a `codes_tsne_<name>.png` each.
 
     Args:
         folder: where the pictures go.
         defects: defect kind of each row of the record table, "good" for normal rows.
-        at_most: test images whose codes are kept, per process, in the order of the test.
+        at_most: test images whose codes are kept, per process, in the order of the test; 0 draws nothing.
         seed: of t-SNE.
         steps: pictures along an interpolation, both ends included.
     """
@@ -80,18 +83,26 @@ class CodePanels(Callback):
             return
         rows = sorted(self._codes)
         codes, kinds = np.stack([self._codes[row] for row in rows]), self.defects[rows]
+        self._codes = {}
         save_codes(self.folder / "codes.npz", codes, kinds)
-        figures = {"codes_tsne": draw_tsne(tsne(codes, self.seed), kinds)}
+        if not np.isfinite(codes).all():  # nothing to draw; the numbers themselves are there
+            return
+        names = getattr(pl_module, "code_names", ())
+        apart = {f"_{name}": codes[:, [k]] for k, name in enumerate(names)} or {"": codes}
+        figures = {f"codes_tsne{name}": draw_tsne(tsne(one, self.seed), kinds) for name, one in apart.items()}
         normal = np.flatnonzero(kinds == "good")
-        shown = codes[normal] if len(normal) > 3 else codes
-        figures["codes_density"] = draw_density({type(pl_module).__name__: shown})
+        shown = normal if len(normal) > 3 else np.arange(len(codes))
+        title = type(pl_module).__name__
+        figures["codes_density"] = draw_density(
+            {title + name.replace("_", " ", 1): c[shown] for name, c in apart.items()}
+        )
+        codes = next(iter(apart.values()))
         if getattr(pl_module, "decodes", False) and len(normal) > 1:
             path = interpolations(codes[normal[0]], codes[normal[-1]], self.steps)
             with torch.no_grad():
                 pictures = [_decoded(pl_module, row) for row in path.values()]
             figures["codes_interpolation"] = draw_interpolations(dict(zip(path, pictures, strict=True)))
         publish(figures, self.folder, trainer)
-        self._codes = {}
 
 
 def _decoded(method: LightningModule, codes: Floats) -> Floats:
@@ -115,10 +126,16 @@ def load_codes(path: str | os.PathLike[str]) -> tuple[Floats, NDArray[np.str_]]:
 
 
 def tsne(codes: Floats, seed: int) -> Floats:
-    """Two-dimensional neighbours of all tiles' codes together: (N, tiles, D) -> (N, tiles, 2)."""
+    """Two-dimensional neighbours of all tiles' codes together: (N, tiles, D) -> (N, tiles, 2); zeros for codes that are
+    all alike (a collapse), on which scikit-learn's t-SNE crashes."""
     from sklearn.manifold import TSNE
 
     points = codes.reshape(-1, codes.shape[-1]).astype(np.float64)
+    points = points - points.mean(0)
+    spread = points.std()
+    if not spread:
+        return np.zeros((*codes.shape[:2], 2), np.float32)
+    points /= spread
     perplexity = min(30.0, (len(points) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points).reshape(*codes.shape[:2], 2)
 

@@ -92,9 +92,9 @@ class Evaluator(Callback):
             results[str(kind)] = curve(table["score"][rows], table["label"][rows]).auroc()  # type: ignore[union-attr]
         return results
 
-    def interval(self, seed: int = 0, draws: int = 1000) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """95 % bootstrap interval of the image AUROC, or None where it is undefined."""
-        return bootstrap_auroc(self.table()["score"], self.table()["label"], seed=seed, draws=draws)
+        return bootstrap_auroc(self.table()["score"], self.table()["label"])
 
     def curves(self) -> dict[str, list[float]]:
         """Points of the pixel curves (`fpr`, `tpr`, `precision`, `pro`) for plots; empty where undefined."""

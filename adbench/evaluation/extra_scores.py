@@ -19,8 +19,8 @@ from adbench.types import Batch, Scores
 class ExtraScores(Callback):
     """Reads `extra_scores(image) -> {name: (B,) or (B, n)}` of methods that have it, and asks nothing of the others.
 
-    Columns of one number per image are ranked by AUROC. All columns go to the method's `released_metrics(columns,
-    label, folder) -> {name: number}`, if it has one.
+    Columns of one number per image are ranked by AUROC. All columns go to the method's `extra_metrics(columns, label)
+    -> {name: number}` and `released_metrics(columns, label, folder) -> {name: number}`, if it has them.
 
     Args:
         defects: defect kind of each row of the record table, "good" for normal rows: a released program's folders.
@@ -32,7 +32,8 @@ class ExtraScores(Callback):
         self._results: dict[str, float | None] = {}
 
     def results(self) -> dict[str, float | None]:
-        """`ablation/<name>_image_auroc` and `released/<name>` of the last test; empty for methods without."""
+        """`ablation/<name>_image_auroc`, `ablation/<extra metric>` and `released/<name>` of the last test; empty for
+        methods without."""
         return dict(self._results)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,6 +70,8 @@ class ExtraScores(Callback):
             for name, column in columns.items()
             if column.ndim == 1
         }
+        if hasattr(pl_module, "extra_metrics"):
+            self._results |= {f"ablation/{k}": number for k, number in pl_module.extra_metrics(columns, label).items()}
         if hasattr(pl_module, "released_metrics"):
             folder = torch.from_numpy(np.unique(self.defects[index.numpy()], return_inverse=True)[1])
             numbers = pl_module.released_metrics(columns, label, folder)

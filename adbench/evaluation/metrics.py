@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 
-from adbench.streams import numpy_stream
+from adbench.evaluation import curves
+from adbench.evaluation.curves import Curve, area_up_to
 from adbench.types import UserError
 
 Floats = NDArray[np.float64]
@@ -35,75 +35,6 @@ PIXEL_METRICS = (
     "pixel_pro",
     "pixel_auroc_bound",
 )
-
-
-# -- one curve, every metric ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What is found at each threshold, from the highest down; entry 0 is "nothing is found".
-
-    Args:
-        threshold: (K + 1,) float, descending from +inf; a sample is found where its score >= threshold.
-        false: (K + 1,) float, normal samples found; the last entry is their number.
-        true: (K + 1,) float, anomalous samples found; the last entry is their number.
-    """
-
-    threshold: Floats
-    false: Floats
-    true: Floats
-
-    @property
-    def fpr(self) -> Floats:
-        return self.false / self.false[-1]
-
-    @property
-    def tpr(self) -> Floats:
-        return self.true / self.true[-1]
-
-    @property
-    def precision(self) -> Floats:
-        """Share of anomalous samples among those found; 1 where nothing is found."""
-        found = self.true + self.false
-        return np.divide(self.true, found, out=np.ones_like(found), where=found > 0)
-
-    def auroc(self) -> float:
-        """Chance that an anomalous sample outscores a normal one, ties counted half."""
-        return float(_area(self.false, self.true) / (self.false[-1] * self.true[-1]))
-
-    def average_precision(self) -> float:
-        """Sum of precision times the step in recall (no interpolation)."""
-        return float((np.diff(self.tpr) * self.precision[1:]).sum())
-
-    def f1_max(self) -> float:
-        """Largest F1 over all thresholds."""
-        return float((2 * self.true / (self.true + self.false + self.true[-1])).max())
-
-    def balanced_accuracy_max(self) -> float:
-        """Largest mean of true positive and true negative rate over all thresholds, at least 0.5."""
-        return float((1 + self.tpr - self.fpr).max() / 2)
-
-
-def _area(x: Floats, y: Floats) -> float:
-    return float((np.diff(x) * (y[1:] + y[:-1])).sum() / 2)
-
-
-def area_up_to(x: Floats, y: Floats, limit: float) -> float:
-    """Area under the polyline (x, y) for x from 0 to `limit`, divided by `limit`; linear between points.
-
-    Args:
-        x: (K,) float, ascending from 0 to at least `limit`.
-        y: (K,) float.
-        limit: > 0.
-    """
-    inside = int(np.searchsorted(x, limit, side="right"))
-    x_in, y_in = x[:inside], y[:inside]
-    if inside < len(x):
-        share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
-        x_in = np.append(x_in, limit)
-        y_in = np.append(y_in, y[inside - 1] + share * (y[inside] - y[inside - 1]))
-    return _area(x_in, y_in) / limit
 
 
 # -- images: exact ----------------------------------------------------------------------------------------------------
@@ -137,15 +68,7 @@ def curve(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> Curve | None:
     if anomalous in (0, len(label)):
         _undefined("image metrics", len(label) - anomalous, anomalous, "samples")
         return None
-    order = np.argsort(-score, kind="stable")
-    score, label = score[order], label[order]
-    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)  # of each run of equal scores
-    true = np.cumsum(label)[last]
-    return Curve(
-        threshold=np.append(np.inf, score[last]),
-        false=np.append(0.0, last + 1 - true),
-        true=np.append(0.0, true),
-    )
+    return curves.curve(score, label)
 
 
 def image_auroc(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> float | None:
@@ -201,45 +124,26 @@ def image_metrics(
 
 
 def bootstrap_auroc(
-    score: ArrayLike | Tensor,
-    label: ArrayLike | Tensor,
-    *,
-    seed: int,
-    draws: int = 1000,
-    level: float = 0.95,
+    score: ArrayLike | Tensor, label: ArrayLike | Tensor, *, seed: int = curves.SEED, draws: int | None = None
 ) -> tuple[float, float] | None:
-    """Percentile interval of the image AUROC under resampling with replacement, normal and anomalous apart.
+    """95 % percentile interval of the image AUROC under resampling with replacement, normal and anomalous apart.
 
-    Arguments and None as in `curve`; the same seed gives the same interval.
+    Arguments and None as in `curve`, `seed` and `draws` as in `curves.bootstrap`: what a report says of the same rows.
     """
     if curve(score, label) is None:
         return None
-    score, label = _vector(score), _vector(label)
-    values, rank = np.unique(score, return_inverse=True)
-    rng = numpy_stream(seed, "bootstrap")
-    chunk = max(1, 4_000_000 // (len(score) + len(values)))  # bounds the memory
-    areas = []
-    for start in range(0, draws, chunk):
-        rows = min(chunk, draws - start)
-        normal = _resampled_counts(rng, rank[label == 0], rows, len(values))
-        anomalous = _resampled_counts(rng, rank[label == 1], rows, len(values))
-        below = normal.cumsum(axis=1) - normal / 2
-        areas.append((below * anomalous).sum(axis=1) / normal.sum(axis=1) / anomalous.sum(axis=1))
-    low, high = np.quantile(np.concatenate(areas), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _resampled_counts(rng: np.random.Generator, rank: NDArray[np.int64], rows: int, values: int) -> NDArray[np.int64]:
-    """(rows, values): how often each distinct score occurs in each resample of the samples at `rank`."""
-    drawn = rank[rng.integers(len(rank), size=(rows, len(rank)))] + values * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * values).reshape(rows, values)
+    areas = curves.bootstrap(_vector(score), _vector(label), draws, seed)
+    return None if areas is None else curves.interval(areas)
 
 
 # -- thresholds from held-out normal samples --------------------------------------------------------------------------
 
 
 def held_out_threshold(
-    score: ArrayLike | Tensor, quantile: float = 0.95, origin: str = "held-out normal training samples"
+    score: ArrayLike | Tensor,
+    quantile: float = 0.95,
+    origin: str = "held-out normal training samples",
+    key: str = "evaluation.quantile",
 ) -> dict[str, Any] | None:
     """The threshold above which a sample is called anomalous: a quantile of held-out normal scores.
 
@@ -249,10 +153,12 @@ def held_out_threshold(
         score: (n,) float, scores of normal samples that took no part in training.
         quantile: in (0, 1); 1 - quantile is the false-alarm rate asked for.
         origin: where the scores come from, in words.
+        key: what the user sets, as messages name it: `evaluation.quantile`, or a name of the rate itself.
 
     Returns:
         `value`, `quantile`, `n`, `origin` and `false_alarm_rate` (what can be expected: the rate asked for, or
-        1 / (n + 1) where n is too small for it, with a warning). None, with a warning, without scores.
+        1 / (n + 1), that of the largest of n scores, where n is too small for it, with a warning). None, with a
+        warning, without scores.
 
     Raises:
         UserError: the quantile is outside (0, 1) or a score is NaN.
@@ -268,15 +174,27 @@ def held_out_threshold(
         warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)
         return None
     rate = 1 - quantile
-    if rate * n < 1 - 1e-9:
+    least = 1 / (n + 1)  # of a new normal sample to exceed the largest of n others
+    if rate < least - 1e-9:
+        asked, attainable = _told_apart(rate, least)
+        said = f"{quantile:.6g} (a false-alarm rate of {asked})" if key == "evaluation.quantile" else asked
+        above = np.ceil(least * 1e4) / 1e4  # what is typed is rounded to the side that can be had
+        other = f"{1 - above:.6g}" if key == "evaluation.quantile" else f"{above:.6g}"
         warnings.warn(
-            f"a false-alarm rate of {rate:.3g} cannot be set from {n} held-out normal samples; the threshold is their "
-            f"maximum, which gives about {1 / (n + 1):.3g}. Hold out at least {int(np.ceil(1 / rate - 1e-9))}.",
+            f"{key}={said} is out of reach of {n} held-out normal samples: the threshold is the largest of their "
+            f"scores, with a rate of about {attainable}. Hold out at least {int(np.ceil(1 / rate - 1 - 1e-9))} "
+            f"(protocol.holdout, in training), or set {key}={other}",
             stacklevel=2,
         )
-        rate = 1 / (n + 1)
+        rate = least
     value = float(np.quantile(score, quantile, method="inverted_cdf"))
     return {"value": value, "quantile": quantile, "n": n, "origin": origin, "false_alarm_rate": rate}
+
+
+def _told_apart(*numbers: float) -> list[str]:
+    """Numbers with as many digits as it takes to see that they differ, three at least."""
+    digits = next(d for d in range(3, 18) if len({f"{number:.{d}g}" for number in numbers}) == len(numbers))
+    return [f"{number:.{digits}g}" for number in numbers]
 
 
 def conformal_p_value(score: ArrayLike | Tensor, held_out: ArrayLike | Tensor) -> Floats:

@@ -20,13 +20,27 @@ def squared_norm(x: Tensor, reduction: Reduction) -> Tensor:
     return x.square().mean(over) if reduction == "mean" else x.square().sum(over)
 
 
-def group_mean(value: Tensor, member: Tensor) -> Tensor:
-    """Mean of the (B,) values whose row is a (B,) bool member, 0 if there is none: ()."""
+def group_mean(value: Tensor, member: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of the (B,) values whose row is a (B,) bool member, 0 if there is none: ().
+
+    Args:
+        value, member: the rows of this device.
+        count: () what to divide by; None for the members among these rows.
+    """
     member = member.to(value.dtype)
-    return value @ member / member.sum().clamp_min(1)
+    count = member.sum() if count is None else count
+    return value @ member / torch.where(count > 0, count, 1)
 
 
-def reconstruction(x_hat: Tensor, target: Tensor, semi_label: Tensor, reduction: Reduction) -> Tensor:
+def _both_means(value: Tensor, semi_label: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The means over unlabelled and over labelled rows: () twice."""
+    unlabelled, labelled = (None, None) if counts is None else counts
+    return group_mean(value, semi_label == 0, unlabelled), group_mean(value, semi_label != 0, labelled)
+
+
+def reconstruction(
+    x_hat: Tensor, target: Tensor, semi_label: Tensor, reduction: Reduction, counts: Tensor | None = None
+) -> Tensor:
     """Mean of ‖x̂ - Φ(x)‖² over the unlabelled rows, plus its mean over the labelled ones.
 
     Source: Huang et al. 2021 (ESAD), Eq. 5.
@@ -34,15 +48,19 @@ def reconstruction(x_hat: Tensor, target: Tensor, semi_label: Tensor, reduction:
     Args:
         x_hat, target: (B, ...) float; target is Φ(x).
         semi_label: (B,) int, +1 known normal, 0 unlabelled, -1 known anomalous.
+        counts: (2,) float, what the sums over unlabelled and labelled rows are divided by; None for their numbers
+            here. With 1 / d of their numbers in a batch over d devices, the mean over devices is that of the batch.
 
     Returns:
         () float, >= 0; a group that is not in the batch adds 0.
     """
-    error = squared_norm(x_hat - target, reduction)
-    return group_mean(error, semi_label == 0) + group_mean(error, semi_label != 0)
+    unlabelled, labelled = _both_means(squared_norm(x_hat - target, reduction), semi_label, counts)
+    return unlabelled + labelled
 
 
-def norm(z_hat: Tensor, semi_label: Tensor, reduction: Reduction, eps: float = 1e-3) -> Tensor:
+def norm(
+    z_hat: Tensor, semi_label: Tensor, reduction: Reduction, eps: float = 1e-3, counts: Tensor | None = None
+) -> Tensor:
     """Mean of ‖ẑ‖² over the unlabelled rows, plus the mean of (‖ẑ‖²)^y over the labelled ones.
 
     Source: Huang et al. 2021 (ESAD), Eq. 6.
@@ -51,26 +69,56 @@ def norm(z_hat: Tensor, semi_label: Tensor, reduction: Reduction, eps: float = 1
         z_hat: (B, ...) float.
         semi_label: (B,) int, y where it is not 0.
         eps: added to ‖ẑ‖² where y = -1: bounds the term by 1 / eps and leaves it a gradient.
+        counts: see `reconstruction`.
 
     Returns:
         () float, >= 0.
     """
     energy = squared_norm(z_hat, reduction)
-    labelled = torch.where(semi_label < 0, 1 / (energy + eps), energy)
-    return group_mean(energy, semi_label == 0) + group_mean(labelled, semi_label != 0)
+    unlabelled, labelled = _both_means(torch.where(semi_label < 0, 1 / (energy + eps), energy), semi_label, counts)
+    return unlabelled + labelled
 
 
-def assistance(z: Tensor, z_hat: Tensor, reduction: Reduction) -> Tensor:
-    """Mean of ‖ẑ - z‖² over all rows: ().
+def assistance(
+    z: Tensor,
+    z_hat: Tensor,
+    reduction: Reduction,
+    semi_label: Tensor | None = None,
+    labelled_share: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Mean of ‖ẑ - z‖² over all n + m rows: ().
 
     Source: Huang et al. 2021 (ESAD), Eq. 7.
+
+    Args:
+        z, z_hat: (B, ...) float.
+        semi_label, labelled_share: (B,) int and () float, m / (n + m): a batch that holds labelled rows more often than
+            the training rows do counts its groups by that share. None takes the rows of the batch as they are.
+        counts: see `reconstruction`.
     """
-    return squared_norm(z_hat - z, reduction).mean()
+    gap = squared_norm(z_hat - z, reduction)
+    if semi_label is None or labelled_share is None:
+        return gap.mean()
+    unlabelled, labelled = _both_means(gap, semi_label, counts)
+    return (1 - labelled_share) * unlabelled + labelled_share * labelled
 
 
-def score(x: Tensor, x_hat: Tensor, z_hat: Tensor, lambda_1: float, reduction: Reduction) -> Tensor:
-    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row: (B,), >= 0.
+def score(
+    x: Tensor,
+    x_hat: Tensor,
+    z_hat: Tensor,
+    lambda_1: float,
+    reduction: Reduction,
+    code_reduction: Reduction | None = None,
+) -> Tensor:
+    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row: (B,), >= 0. `code_reduction` is that of the codes where it is another.
 
     Source: Huang et al. 2021 (ESAD), Eq. 9.
     """
-    return squared_norm(x_hat - x, reduction) + lambda_1 * squared_norm(z_hat, reduction)
+    return squared_norm(x_hat - x, reduction) + lambda_1 * squared_norm(z_hat, code_reduction or reduction)
+
+
+def unsquared_score(x: Tensor, x_hat: Tensor, z_hat: Tensor, lambda_1: float) -> Tensor:
+    """‖x̂ - x‖ + λ1 ‖ẑ‖ of each row: (B,), >= 0. A reading of Eq. 9 without its squares, not what the paper prints."""
+    return squared_norm(x_hat - x, "sum").sqrt() + lambda_1 * squared_norm(z_hat, "sum").sqrt()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adbench.losses.similarity import downsample, ms_ssim, ssim_maps
+from adbench.losses.similarity import ms_ssim_of, ssim_pyramid
 
 #: Mean and standard deviation of the pixels that IGD's networks see, and the range that a normalised pixel can span.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,6 +37,37 @@ def distance_sums(count: Tensor, total: Tensor, squares: Tensor, center: Tensor)
     """Sum over each batch of ||z - mu||^2 from its moments: (n,), (n, Z), (n,) and mu (Z,) -> (n,) float64, >= 0."""
     mu = center.double()
     return (squares - 2 * total @ mu + count * (mu @ mu)).clamp_min(0)
+
+
+def feature_moments(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, sum and second moments of a batch of features, enough for the moments of any linear map of them.
+
+    Args:
+        features: (B, F).
+
+    Returns:
+        (), (F,) and sum of f f^T (F, F), float64.
+    """
+    f = features.double()
+    return f.new_full((), len(f)), f.sum(dim=0), f.T @ f
+
+
+def projected_moments(
+    count: Tensor, total: Tensor, second: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`moments` of z = W f + b from the `feature_moments` of f.
+
+    Args:
+        count, total, second: (), (F,) and (F, F).
+        weight: W, (Z, F). bias: b, (Z,).
+
+    Returns:
+        (), (Z,) and sum of |z|^2 (), float64.
+    """
+    w, b = weight.double(), bias.double()
+    mapped = w @ total
+    squares = ((w @ second) * w).sum() + 2 * b @ mapped + count * (b @ b)
+    return count, mapped + count * b, squares
 
 
 def floored_center(mean: Tensor, floor: float = 0.1) -> Tensor:
@@ -90,6 +121,16 @@ def one_minus_exp(distance: Tensor, variance: Tensor | float) -> Tensor:
     return -torch.expm1(-distance / variance)
 
 
+def pyramid(x: Tensor, x_hat: Tensor, *, window: int, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """The similarity of two images at every scale, which `reconstruction` and `residual_map` both need.
+
+    Args:
+        x, x_hat: (B, C, H, W), normalised pixels.
+        window, weights: see `similarity.ms_ssim`.
+    """
+    return ssim_pyramid(x, x_hat, data_range=DATA_RANGE, window=window, scales=len(weights))
+
+
 def reconstruction(
     x: Tensor,
     x_hat: Tensor,
@@ -97,8 +138,9 @@ def reconstruction(
     rho: float,
     window: int,
     weights: Sequence[float],
-    data_range: float = DATA_RANGE,
     signed: bool = False,
+    printed: bool = False,
+    levels: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """l_r = rho mean|x - x_hat| / L + (1 - rho) (1 - MS-SSIM).
 
@@ -109,13 +151,19 @@ def reconstruction(
         rho: weight of the absolute error, in [0, 1].
         window, weights: see `similarity.ms_ssim`.
         signed: average x - x_hat without the absolute value (what the released local test code does).
+        printed: Eq. 12 to the letter: the sum over the H W pixels of rho |x - x_hat| + (1 - rho) (1 - m), the error a
+            mean over channels and not divided by L, m the image's MS-SSIM at every pixel.
+        levels: `pyramid(x, x_hat)` where it is known already.
 
     Returns:
-        (B,) float; in [0, 1] for pixels inside the data range (unless signed).
+        (B,) float; in [0, 1] for pixels inside the data range (unless signed or printed).
     """
     residual = x.float() - x_hat.float()
-    error = (residual if signed else residual.abs()).mean(dim=(1, 2, 3)) / data_range
-    return rho * error + (1 - rho) * (1 - ms_ssim(x, x_hat, data_range=data_range, window=window, weights=weights))
+    error = (residual if signed else residual.abs()).mean(dim=(1, 2, 3))
+    similarity = ms_ssim_of(levels or pyramid(x, x_hat, window=window, weights=weights), weights)
+    if printed:
+        return x.shape[-2] * x.shape[-1] * (rho * error + (1 - rho) * (1 - similarity))
+    return rho * (error / DATA_RANGE) + (1 - rho) * (1 - similarity)
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -170,8 +218,9 @@ def residual_map(
     rho: float,
     window: int,
     weights: Sequence[float],
-    data_range: float = DATA_RANGE,
     released: bool = False,
+    printed: bool = False,
+    levels: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """The reconstruction terms at every pixel, as one grey map.
 
@@ -183,6 +232,8 @@ def residual_map(
         rho, window, weights: see `reconstruction`.
         released: resize by nearest neighbour and leave the structural part without its factor 1 - rho, as the released
             code does; else bilinear, with the factor.
+        printed: the absolute error is not divided by L, as in Eq. 17.
+        levels: `pyramid(x, x_hat)` where it is known already.
 
     Returns:
         (B, 1, H, W) float, >= 0; 0 where the reconstruction is perfect.
@@ -190,14 +241,11 @@ def residual_map(
     resized = _nearest if released else partial(F.interpolate, mode="bilinear", align_corners=False)
     x, x_hat = x.float(), x_hat.float()
     structure = torch.zeros_like(x)
-    a, b = x, x_hat
-    for scale, weight in enumerate(weights):
-        full, _ = ssim_maps(a, b, data_range=data_range, window=window)
+    for (full, _), weight in zip(levels or pyramid(x, x_hat, window=window, weights=weights), weights, strict=True):
         structure = structure + weight * resized(1 - full.clamp_min(0), size=x.shape[-2:])
-        if scale < len(weights) - 1:
-            a, b = downsample(a), downsample(b)
     structural_weight = 1.0 if released else 1 - rho
-    return grey((rho * (x - x_hat).abs() / data_range + structural_weight * structure).clamp_min(0))
+    error = rho * (x - x_hat).abs() / (1.0 if printed else DATA_RANGE)
+    return grey((error + structural_weight * structure).clamp_min(0))
 
 
 def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -37,23 +37,46 @@ def student_t(uniform: Tensor, nu: float, location: Tensor | float = 0.0, scale:
     return location + scale * (nu * (u.pow(-2.0 / nu) - 1.0)).sqrt() * torch.cos(2.0 * math.pi * v)
 
 
-def sliced_wasserstein(z: Tensor, prior: Tensor, directions: Tensor) -> Tensor:
-    """Squared sliced 2-Wasserstein distance between codes and prior samples, for all tiles at once.
+def prior_moments(prior: Literal["student_t", "gaussian"], nu: float, location: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of a number of a code whose tile is not known: the mixture of all tiles' priors.
 
-    Source: Eqs. 17, 18. The order p is not given there; p = 2 and no root. In one dimension the optimal transport plan
-    between two samples of equal size pairs them in sorted order.
+    Source: ours, from Eq. 11 by the law of total variance. T(nu, mu, 1) has the variance nu / (nu - 2); where that is
+    infinite (nu <= 2) the scale 1 stands in.
+
+    Args:
+        prior: "student_t" or "gaussian".
+        nu: degrees of freedom of the former.
+        location: (K, ...) the priors' locations.
+
+    Returns:
+        two floats, the second > 0.
+    """
+    within = nu / (nu - 2.0) if prior == "student_t" and nu > 2 else 1.0
+    between = location.double().var(unbiased=False)
+    return float(location.double().mean()), math.sqrt(within + float(between))
+
+
+def sliced_wasserstein(z: Tensor, prior: Tensor, directions: Tensor, root: bool = False) -> Tensor:
+    """Sliced 2-Wasserstein distance between codes and prior samples, for all tiles at once.
+
+    Source: Eqs. 17, 18. The order p is not given there; p = 2. In one dimension the optimal transport plan between two
+    samples of equal size pairs them in sorted order.
 
     Args:
         z: (m, K, d) codes, tile k of sample i at [i, k].
         prior: (m, K, d) samples of the K priors.
         directions: (K, P, d) unit vectors.
+        root: W_2 of each direction as Eq. 9 defines it, in place of its square.
 
     Returns:
-        (K,) >= 0: mean over the P directions and the m pairs. Eq. 18 is its sum.
+        (K,) >= 0: mean over the P directions. Eq. 18 is its sum.
     """
     projected = torch.einsum("smkd,kpd->skpm", torch.stack((z, prior)), directions)
     ours, theirs = projected.sort(dim=-1).values
-    return (ours - theirs).square().mean(dim=(1, 2))
+    squared = (ours - theirs).square().mean(dim=2)
+    if root:  # an infinite slope at 0
+        squared = torch.where(squared > 0, squared.clamp_min(1e-30).sqrt(), squared)
+    return squared.mean(dim=1)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, location: Tensor | float) -> Tensor:

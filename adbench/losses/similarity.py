@@ -104,15 +104,30 @@ def ms_ssim(
     Returns:
         (B,) float in [0, 1].
     """
-    product = torch.ones((), dtype=x.dtype, device=x.device)
-    for scale, weight in enumerate(weights):
-        full, cs = ssim_maps(x, y, data_range=data_range, window=window, sigma=sigma)
-        last = scale == len(weights) - 1
-        level = (full if last else cs).mean(dim=(2, 3))  # (B, C)
+    levels = ssim_pyramid(x, y, data_range=data_range, window=window, scales=len(weights), sigma=sigma)
+    return ms_ssim_of(levels, weights)
+
+
+def ssim_pyramid(
+    x: Tensor, y: Tensor, *, data_range: float, window: int, scales: int, sigma: float = 1.5
+) -> list[tuple[Tensor, Tensor]]:
+    """`ssim_maps` of two images and of their halves, quarters, ...: `scales` pairs (ssim, cs), finest first."""
+    levels = []
+    for scale in range(scales):
+        levels.append(ssim_maps(x, y, data_range=data_range, window=window, sigma=sigma))
+        if scale < scales - 1:
+            x, y = downsample(x), downsample(y)
+    return levels
+
+
+def ms_ssim_of(levels: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> Tensor:
+    """`ms_ssim` from an `ssim_pyramid` with as many levels as weights: (B,) float in [0, 1]."""
+    product: Tensor | float = 1.0
+    for scale, ((full, cs), weight) in enumerate(zip(levels, weights, strict=True)):
+        level = (full if scale == len(weights) - 1 else cs).mean(dim=(2, 3))  # (B, C)
         # the slope of 0^w is infinite: a level clamped at 0 passes no gradient instead of a NaN
         product = product * torch.where(level > 0, level.clamp_min(1e-30).pow(weight), 0.0)
-        if not last:
-            x, y = downsample(x), downsample(y)
+    assert isinstance(product, Tensor)
     return product.mean(dim=1)
 
 

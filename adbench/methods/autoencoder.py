@@ -90,9 +90,26 @@ class Autoencoder(SeveralSteps):
         x = self.input(batch.image)
         return {"reconstruction": self.errors(x, self.decoder(self.encoder(x))).mean()}
 
+    def _code(self, x: Tensor) -> Tensor:
+        """The code whose reconstruction scores."""
+        return self.encoder(x)
+
     def _decoded(self, x: Tensor) -> Tensor:
         """The reconstruction that scores."""
-        return self.decoder(self.encoder(x))
+        return self.decoder(self._code(x))
+
+    def codes(self, image: Tensor) -> Tensor:
+        """(B, 1, latent): the code of each image or row, of a variational autoencoder its mean."""
+        return self._code(self.input(image))[:, None]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` draws pictures: not of tables."""
+        return not self.tabular
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, 1, latent) codes -> (B, 3, H, W) in [0, 1]."""
+        return self.decoder(codes[:, 0])
 
     def score(self, image: Tensor) -> Scores:
         x = self.input(image)
@@ -140,8 +157,8 @@ class VariationalAutoencoder(Autoencoder):
         """Mean and logarithm of the variance of the code."""
         return self.encoder(x).chunk(2, dim=1)
 
-    def _decoded(self, x: Tensor) -> Tensor:
-        return self.decoder(self._posterior(x)[0])
+    def _code(self, x: Tensor) -> Tensor:
+        return self._posterior(x)[0]
 
     def _divergence(self, x: Tensor) -> Tensor:
         return self.divergence_weight * losses.gaussian_divergence(*self._posterior(x)) / x[0].numel()

@@ -36,6 +36,8 @@ class Method(LightningModule):
     gradient_free: ClassVar[tuple[str, ...]] = ()
     #: Whether `score` returns anomaly maps.
     has_maps: ClassVar[bool] = True
+    #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
+    takes_bytes: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,11 +278,15 @@ class Adversarial(Method):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self.record(self.turns(batch))
+
+    def turns(self, batch: Batch, names: Sequence[str] | None = None) -> Terms:
+        """One turn of each phase that acts on this batch (of the phases in `names` alone); the terms of all."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         terms: Terms = {}
         for phase, optimizer, parameters in zip(self._phases, optimizers, self._phase_parameters, strict=True):
-            if not phase.acts(self.batches_seen):
+            if not phase.acts(self.batches_seen) or (names is not None and phase.name not in names):
                 continue
             _apply_schedule(optimizer.optimizer, self._schedule, self.progress)
             with self._only_training(parameters):
@@ -292,7 +298,7 @@ class Adversarial(Method):
                 optimizer.step()
             terms.update({f"{phase.name}/{name}": term for name, term in phase_terms.items()})
             self.after_phase(phase)
-        self.record(terms)
+        return terms
 
     def _only_training(self, parameters: list[nn.Parameter]) -> _OnlyTraining:
         return _OnlyTraining([p for group in self._phase_parameters for p in group], parameters)

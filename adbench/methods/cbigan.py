@@ -29,6 +29,7 @@ from adbench.networks.averaging import WeightAverage
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.residual_bigan import Critic, Encoder, Generator
 from adbench.transforms.geometry import rotate, rotated_crop, tile, untile
+from adbench.transforms.image import to_rgb
 from adbench.types import Batch, Scores, UserError
 
 
@@ -90,6 +91,7 @@ class CBiGAN(Adversarial):
     ) -> None:
         super().__init__(optimizers, schedule)
         self.is_texture = _known(kind, "kind", ("object", "texture", "small")) == "texture"
+        self.takes_bytes = self.is_texture  # crops show a 64th of a texture's pixels; only these become float
         height, width_ = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height != width_:
             raise UserError(f"CBiGAN takes square images, got {height}x{width_}; set data.image_size=128")
@@ -142,11 +144,11 @@ class CBiGAN(Adversarial):
         ]
 
     def view(self, image: Tensor) -> Tensor:
-        """What the encoder is shown in training of images in [0, 1]: turned, cropped, scaled to [-1, 1]."""
+        """What the encoder is shown in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
         low, high = self.rotation
         degrees = low + (high - low) * self.rand("rotation", len(image))
         if self.is_texture:
-            image = rotated_crop(image, degrees, self.rand("crop", len(image), 2), self.side)
+            image = to_rgb(rotated_crop(image, degrees, self.rand("crop", len(image), 2), self.side))
         elif high > low:
             image = rotate(image, degrees)
         return _signed(image)

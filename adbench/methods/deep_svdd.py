@@ -110,17 +110,21 @@ class _Hypersphere(SeveralSteps):
         }
 
     def before_pretraining(self, batches: Iterable[Batch]) -> None:
-        if self.input.fitted:
+        if self.tabular or self.input.fitted:
             self.input.fit(batch.image for batch in batches)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """The input's range, then the center; both once, over the rows that train (after any pretraining)."""
         rows: Iterable[Tensor] = (batch.image for batch in batches)
-        if self.input.fitted:
+        if self.tabular or self.input.fitted:
             rows = list(rows)
             self.input.fit(rows)
         embedding = torch.cat([self.encoder(self.input(x)) for x in rows])
         self.center.copy_(hypersphere.kept_off_zero(embedding.mean(0), self.center_floor))
+
+    def codes(self, image: Tensor) -> Tensor:
+        """The embedding of the whole image: (B, 1, E). Source: Huang et al. 2021 (ESAD), Figure 3 (a)."""
+        return self.encoder(self.input(image)).float()[:, None]
 
     def distance(self, image: Tensor) -> Tensor:
         """Squared distance from the center: (B,)."""

@@ -28,8 +28,8 @@ from adbench.methods.several_steps import SeveralSteps
 from adbench.networks import esad as deep
 from adbench.networks import lenet
 from adbench.networks.mlp import FeatureScaling, mlp
-from adbench.transforms.displacement import permuted, quarter_turned
-from adbench.types import Batch, Scores
+from adbench.transforms.displacement import other_rows, permuted, quarter_turned
+from adbench.types import Batch, Scores, UserError
 
 
 class ESAD(SeveralSteps):
@@ -41,12 +41,16 @@ class ESAD(SeveralSteps):
         network: of images: "deep" (the paper's) or the name of a LeNet (Table 5, shallow).
         mlp: of tabular data: `hidden` widths and `embedding` width.
         scaling: of tabular data, see `FeatureScaling`; min_max ends the decoder in a sigmoid, the others do not.
+        labelled_stream: every step has labelled rows, from a stream of their own (the datamodule reads this, too), so
+            that Eqs. 5 and 6 have their weights; False mixes them with the others, and a step may have none.
         widths: channels of the deep network.
         batch_norm, code_bn: of the deep network, see `networks.esad.encoder`.
         pad: border of zeros around images, in pixels.
         lambda_1, lambda_2: Eq. 8.
-        phi: `turn` (images), `permutation` (features) and `noise` (standard deviation); all off leaves Φ(x) = x.
-        reduction: of ‖.‖² over elements, "mean" or "sum".
+        phi: `turn` (images), `permutation` (features), `noise` (standard deviation) and `normal` (a random unlabelled
+            row in place of the known anomaly); all off leaves Φ(x) = x.
+        reduction, code_reduction: of ‖.‖² over elements, of inputs and of codes, "mean" or "sum".
+        squared_score: Eq. 9; False scores with ‖x̂ - x‖ + λ1 ‖ẑ‖.
         inverse_eps: bounds the inverse norm, see `losses.esad.norm`.
         second_encoder: False leaves it out, and z takes the place of ẑ (Table 4, vanilla autoencoder).
         optimizer, schedule, rows_per_step, clip: see `SeveralSteps`.
@@ -70,6 +74,9 @@ class ESAD(SeveralSteps):
         lambda_2: float,
         phi: Mapping[str, Any],
         reduction: losses.Reduction,
+        code_reduction: losses.Reduction,
+        squared_score: bool,
+        labelled_stream: bool,
         inverse_eps: float,
         second_encoder: bool,
         optimizer: OptimizerFactory,
@@ -79,9 +86,15 @@ class ESAD(SeveralSteps):
     ) -> None:
         super().__init__(optimizer, schedule, rows_per_step, clip)
         self.tabular, self.pad = kind == "tabular", 0 if kind == "tabular" else pad
-        self.lambda_1, self.lambda_2, self.reduction, self.inverse_eps = lambda_1, lambda_2, reduction, inverse_eps
-        self.phi = dict(phi)
+        for name, value in (("reduction", reduction), ("code_reduction", code_reduction)):
+            if value not in ("mean", "sum"):
+                raise UserError(f"method.{name} is mean or sum, got {value!r}")
+        self.lambda_1, self.lambda_2, self.inverse_eps = lambda_1, lambda_2, inverse_eps
+        self.reduction, self.code_reduction, self.squared_score = reduction, code_reduction, squared_score
+        self.phi, self.labelled_stream = dict(phi), labelled_stream
+        self.register_buffer("labelled_share", torch.zeros(()))  # m / (n + m)
         self.scaling: nn.Module = FeatureScaling(image_size, scaling) if self.tabular else nn.Identity()
+        self.side = image_size + 2 * self.pad if network == "deep" and not self.tabular else None  # of a map of codes
         build = self._perceptrons if self.tabular else self._deep if network == "deep" else self._shallow
         self.encoder, self.decoder, other = build(image_size + 2 * self.pad, network, mlp, widths, batch_norm, code_bn)
         self.second_encoder: nn.Module | None = other if second_encoder else None
@@ -132,30 +145,83 @@ class ESAD(SeveralSteps):
         return moved if self.tabular else moved.clamp(0, 1)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
+        """The features' scaling, and the labelled share of the training rows."""
+        if not (self.tabular or self.labelled_stream):
+            return
+        rows, labels = zip(
+            *((batch.image if self.tabular else None, batch.semi_label) for batch in batches), strict=True
+        )
         if self.tabular:
-            self.scaling.fit(batch.image for batch in batches)
+            self.scaling.fit(rows)
+        self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 
     def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
         """(x, Φ(x)): what the networks see, and what they are to reconstruct."""
         x = self._input(batch.image)
         anomalous = (batch.semi_label < 0).view(-1, *[1] * (x.ndim - 1))
-        return x, torch.where(anomalous, self.displaced(x), x)
+        source = x
+        if self.phi["normal"]:
+            source = other_rows(x, batch.semi_label == 0, self.rand("phi normal", len(x)))
+        return x, torch.where(anomalous, self.displaced(source), x)
+
+    def _counts(self, semi_label: Tensor) -> Tensor | None:
+        """See `losses.esad.reconstruction`: (2,), None where this device has all rows of the step."""
+        if self.ranks == 1:
+            return None
+        counts = torch.stack([(semi_label == 0).sum(), (semi_label != 0).sum()]).float()
+        return self.trainer.strategy.reduce(counts, reduce_op="mean")
 
     def objective(self, batch: Batch, *both: Tensor) -> Terms:
         x, target = both or self.at_once(batch)
         z, x_hat, z_hat = self._codes(x)
+        semi, counts = batch.semi_label, self._counts(batch.semi_label)
+        norm = losses.norm(z_hat, semi, self.code_reduction, self.inverse_eps, counts)
         terms = {
-            "reconstruction": losses.reconstruction(x_hat, target, batch.semi_label, self.reduction),
-            "norm": self.lambda_1 * losses.norm(z_hat, batch.semi_label, self.reduction, self.inverse_eps),
+            "reconstruction": losses.reconstruction(x_hat, target, semi, self.reduction, counts),
+            "norm": self.lambda_1 * norm,
         }
         if self.second_encoder is not None:
-            terms["assistance"] = self.lambda_2 * losses.assistance(z, z_hat, self.reduction)
+            groups = (semi, self.labelled_share, counts) if self.labelled_stream else ()
+            terms["assistance"] = self.lambda_2 * losses.assistance(z, z_hat, self.code_reduction, *groups)
         return terms
 
     def score(self, image: Tensor) -> Scores:
         x = self._input(image)
         _, x_hat, z_hat = self._codes(x)
-        return Scores(losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction), None)
+        if self.squared_score:
+            return Scores(losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction, self.code_reduction), None)
+        return Scores(losses.unsquared_score(x, x_hat, z_hat, self.lambda_1), None)
+
+    def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
+        """Both terms of the score alone, and other readings of Eq. 9 from the same networks: each (B,)."""
+        x = self._input(image)
+        _, x_hat, z_hat = self._codes(x)
+        return {
+            "reconstruction": losses.squared_norm(x_hat - x, self.reduction),
+            "norm": losses.squared_norm(z_hat, self.code_reduction),
+            "unsquared": losses.unsquared_score(x, x_hat, z_hat, self.lambda_1),
+            "means": losses.score(x, x_hat, z_hat, self.lambda_1, "mean", "mean"),
+            "sums": losses.score(x, x_hat, z_hat, self.lambda_1, "sum", "sum"),
+        }
+
+    code_names: ClassVar[tuple[str, ...]] = ("z", "z_hat")
+
+    def codes(self, image: Tensor) -> Tensor:
+        """z and ẑ, as vectors: (B, 2, D). Source: Huang et al. 2021 (ESAD), Figures 1 (b) and 3."""
+        z, _, z_hat = self._codes(self._input(image))
+        return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` can draw codes: those of images."""
+        return not self.tabular
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """z of (B, 1, D) -> x̂ without its border, (B, 3, H, W)."""
+        z = codes[:, 0]
+        if self.side is not None:
+            z = z.unflatten(1, (-1, self.side // 16, self.side // 16))
+        return F.pad(self.decoder(z), [-self.pad] * 4)
 
     def reconstruct(self, image: Tensor) -> Tensor | None:
         if self.tabular:

@@ -30,7 +30,7 @@ from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule,
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
 from adbench.transforms.sliding import all_windows, chosen_windows, fold_windows
-from adbench.types import Batch, Scores, UserError
+from adbench.types import Batch, Scores, UserError, chunk_sizes
 
 PATCH, STRIDE = 32, 16
 #: Weights of (l_r, l_h) in the released detection script. Source: released code, not the paper.
@@ -46,6 +46,15 @@ class _Decoded(NamedTuple):
     mixed: Tensor | None  # (n, Z) interpolated embeddings
     mixed_hat: Tensor | None
     alpha: Tensor | None  # (n, 1)
+    zeta: Tensor | float | None  # (n, 1, 1, 1) or a number
+
+
+class _Parts(NamedTuple):
+    """What one scale finds in each image: its samples' terms (one of a whole image, n of its patches) and the map."""
+
+    residual: Tensor  # (B, n) l_r
+    anomalous: Tensor | None  # (B, n) l_h
+    maps: Tensor  # (B, 1, S, S)
 
 
 class IGD(Adversarial):
@@ -58,25 +67,31 @@ class IGD(Adversarial):
         latent: Z, size of the embedding.
         width: multiplies every number of channels (1 is the paper's).
         trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar" or "residual".
+        decoder: "residual", as released, or "resnet18", a ResNet-18 reversed.
         rho: weight of the absolute error in l_r (Eq. 12).
         lambda_1, lambda_2: weights of the critic's and of the reconstruction's constraint (Eq. 7).
         lambda_3: weight of the adversarial term (Eq. 11).
         residual: "similarity" (Eq. 12) or "squared" (the MSE row of the ablation).
+        pixels: "mean" over the image's pixels in l_r, or their "sum" as Eq. 12 is printed.
         gaussian: train and score with l_h (the GAC row of the ablation).
         interpolation: train with critic and interpolation (the INTER row).
         zeta: share of the image in the critic's blend (below Eq. 10), or "uniform" for U(0, 1) per sample.
         critic_first: the critic's turn comes first and reuses the decoder's pass of the batch, which is exact because
             the decoder has not moved. False: it comes last and decodes again, as released.
-        critic_sigmoid: scale -> whether its critic ends in a sigmoid.
-        critic_broadcast: compare every prediction with every alpha in the global critic, as released.
+        critic_sigmoid: scale ("global", "local", "small") -> whether its critic ends in a sigmoid.
+        critic_broadcast: compare every prediction with every alpha in the critic of whole images, as released; 32-px
+            images and patches are compared one by one.
         pairing: x2 of a pair is the "next" sample of the batch, or its "mirror" image along the batch as released.
         bn_frozen: the decoder's batch normalisation keeps its initial statistics, as released.
+        decoder_statistics: at test the decoder normalises as "trained", a running mean over plain and interpolated
+            embeddings; or by statistics of "plain" ones, from a pass over the training rows after the last batch.
         freeze: hold a pretrained trunk fixed; one without pretraining always trains.
         e_step_every: epochs between two E-steps.
         e_steps: so many over the whole training instead, the one before it included; None goes by epochs.
         e_step_order: "center_first", or "variance_first" (with the old center, and floored per batch) as released.
         center_floor, variance_floor: see losses.igd.
         patches_per_image: patches drawn per image and batch for the local descriptor; None takes all.
+        local_steps: steps of the local descriptor within a batch, among which the batch's patches are dealt out.
         e_step_patches: patches drawn per image in the E-step; None takes all.
         flip: mirror half of the training images left-right; a truth value or one per data kind.
         fusion: "paper" (l_r + l_h, summed over scales) or "released" (weights 0.1, 0.9 and halves).
@@ -125,6 +140,10 @@ class IGD(Adversarial):
         eval_patches: int,
         optimizers: Mapping[str, OptimizerFactory],
         schedule: Schedule | None,
+        local_steps: int = 1,
+        decoder: Literal["residual", "resnet18"] = "residual",
+        pixels: Literal["mean", "sum"] = "mean",
+        decoder_statistics: Literal["trained", "plain"] = "trained",
     ) -> None:
         side = _square(image_size)
         scales = _scales(kind, side, scales)
@@ -140,11 +159,16 @@ class IGD(Adversarial):
             ("fusion", fusion, ("paper", "released")),
             ("fold", fold, ("mean", "sum")),
             ("maps", maps, ("paper", "released")),
+            ("decoder", decoder, ("residual", "resnet18")),
+            ("pixels", pixels, ("mean", "sum")),
+            ("decoder_statistics", decoder_statistics, ("trained", "plain")),
         ):
             if value not in choices:
                 raise UserError(f"method.{name} must be {' or '.join(choices)}, got {value!r}")
         if not 0 <= rho <= 1:
             raise UserError(f"method.rho weighs two errors and must be in [0, 1], got {rho}; the paper's is 0.15")
+        if isinstance(local_steps, bool) or not isinstance(local_steps, int) or local_steps < 1:
+            raise UserError(f"method.local_steps must be a whole number of at least 1, got {local_steps!r}")
         self.side, self.scales = side, scales
         self.rho, self.lambda_1, self.lambda_2, self.lambda_3 = rho, lambda_1, lambda_2, lambda_3
         self.residual, self.gaussian, self.interpolation, self.zeta = residual, gaussian, interpolation, zeta
@@ -152,7 +176,8 @@ class IGD(Adversarial):
         self.bn_frozen, self.freeze = bn_frozen, freeze
         self.e_step_every, self.e_steps, self.e_step_order = e_step_every, e_steps, e_step_order
         self.center_floor, self.variance_floor = center_floor, variance_floor
-        self.patches_per_image, self.e_step_patches = patches_per_image, e_step_patches
+        self.patches_per_image, self.e_step_patches, self.local_steps = patches_per_image, e_step_patches, local_steps
+        self.pixels, self.decoder_statistics = pixels, decoder_statistics
         self.flip = flip[kind] if isinstance(flip, Mapping) else flip
         self.fusion, self.fold, self.released_maps, self.signed_error = fusion, fold, maps == "released", signed_error
         self.eval_patches = eval_patches
@@ -160,19 +185,22 @@ class IGD(Adversarial):
         self.descriptors = nn.ModuleDict()
         self._window: dict[str, dict[str, Any]] = {}
         for scale in scales:
-            small = side == PATCH
+            name = "small" if side == PATCH else scale
             descriptor = Descriptor(
                 PATCH if scale == "local" else side,
-                trunk=trunks["small" if small else scale],
+                trunk=trunks[name],
                 latent=latent,
                 width=width,
                 critic=interpolation,
-                sigmoid=critic_sigmoid[scale],
+                sigmoid=critic_sigmoid.get(name, critic_sigmoid[scale]),
+                decoder=decoder,
             )
             self.descriptors[scale] = descriptor
             window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
             self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
+        self._features: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # moments of a frozen trunk's features, by scale
+        self._tested: tuple[Tensor, dict[str, _Parts]] | None = None
         self.frozen = False  # whether the trunks are held fixed
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
@@ -198,6 +226,7 @@ class IGD(Adversarial):
         """Called once the trunks are filled: they are held fixed from now on (with `freeze`)."""
         self.pretrained.fill_(True)
         self.frozen = self.freeze
+        self._features.clear()
         for descriptor in self.descriptors.values():
             descriptor.encoder.trunk.requires_grad_(not self.frozen)
         self.train(self.training)
@@ -243,31 +272,51 @@ class IGD(Adversarial):
         if not self.gaussian:
             return
         with self._without_gradient(training=first and not self.frozen):
-            collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
-            for number, batch in enumerate(batches):
-                for scale in self.scales:
-                    x = self._e_step_input(scale, batch.image, number)
-                    z = torch.cat([self.descriptors[scale].encoder(part) for part in x.split(self.eval_patches)])
-                    collected[scale].append(loss.moments(z))
-            for scale, parts in collected.items():
-                self._update_gaussian(
-                    self.descriptors[scale], *(torch.stack(p) for p in zip(*parts, strict=True)), first
-                )
+            for scale, parts in self._moments(batches).items():
+                self._update_gaussian(self.descriptors[scale], *parts, first)
+
+    def _moments(self, batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
+        """Each scale's `losses.igd.moments`, of every batch: (n,), (n, Z), (n,).
+
+        The features of a trunk that is held fixed never change, so the moments of any projection of them follow from
+        their own, which one pass over the rows gives. (As released, the floor is on each batch, and drawn patches are
+        others each time: these look again.)
+        """
+        once = [scale for scale in self.scales if self._fixed_features(scale)]
+        wanted = [scale for scale in self.scales if not (scale in once and scale in self._features)]
+        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
+        for number, batch in enumerate(batches if wanted else ()):
+            for scale in wanted:
+                encoder, x = self.descriptors[scale].encoder, self._e_step_input(scale, batch.image, number)
+                network = encoder.trunk if scale in once else encoder
+                y = torch.cat([network(piece) for piece in x.split(chunk_sizes(len(x), self.eval_patches))])
+                if scale not in once:
+                    found[scale].append(loss.moments(y))
+                else:  # one sum: a second moment has as many numbers as a layer has weights
+                    sums = found[scale].pop() if found[scale] else (0.0, 0.0, 0.0)
+                    found[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
+        for scale in once:
+            if found[scale]:
+                self._features[scale] = found[scale][0]
+            projection = self.descriptors[scale].encoder.projection
+            found[scale] = [loss.projected_moments(*self._features[scale], projection.weight, projection.bias)]
+        return {scale: [torch.stack(part) for part in zip(*parts, strict=True)] for scale, parts in found.items()}
+
+    def _fixed_features(self, scale: str) -> bool:
+        every_patch = scale == "global" or self.e_step_patches is None
+        return self.frozen and every_patch and self.e_step_order == "center_first"
 
     def _update_gaussian(self, d: Descriptor, count: Tensor, total: Tensor, squares: Tensor, first: bool) -> None:
-        sums = self._over_ranks(torch.cat([count.sum().view(1), total.sum(dim=0)]))
-        center = loss.floored_center((sums[1:] / sums[0]).float(), self.center_floor)
+        center = loss.floored_center((total.sum(dim=0) / count.sum()).float(), self.center_floor)
         released = self.e_step_order == "variance_first"
         about = d.center if released and not first else center
         distances = loss.distance_sums(count, total, squares, about)
-        per_batch = (distances / count).clamp_min(self.variance_floor)
-        pieces = (per_batch.sum(), count.new_tensor(len(count))) if released else (distances.sum(), count.sum())
-        numerator, denominator = self._over_ranks(torch.stack(pieces))
-        d.variance.copy_(loss.floored_variance(numerator, denominator, self.variance_floor))
+        variance = loss.floored_variance(distances, count, self.variance_floor, per_batch=released)
+        if self.ranks > 1:  # every rank has seen all rows; their last digits may differ
+            agreed = self.trainer.strategy.reduce(torch.cat([center.double(), variance.view(1)]), reduce_op="mean")
+            center, variance = agreed[:-1], agreed[-1]
+        d.variance.copy_(variance)
         d.center.copy_(center)
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        return sums if self._trainer is None else self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     def _e_step_input(self, scale: str, image: Tensor, number: int) -> Tensor:
         x = self.normalize(image)
@@ -301,11 +350,59 @@ class IGD(Adversarial):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if self.interpolation and len(batch.image) < 2:
             raise UserError("interpolation needs two images in a batch, got one; set data.batch_size=2 or more")
-        image = self._augmented(batch.image)
-        # Made before any player's turn, while all parameters require a gradient; then critic and generator share it.
-        self._decoded = {scale: self._decode(scale, image) for scale in self.scales}
-        super().training_step(batch, batch_idx)
+        image = self.normalize(self._augmented(batch.image))
+        terms: Terms = {}
+        for scale in self.scales:
+            names = [f"{scale}_{player}" for player in self._players]
+            steps = []
+            for step, x in enumerate(self._samples(scale, image)):
+                # Made before any player's turn, while all parameters require a gradient; critic and generator share it.
+                self._decoded = {scale: self._decode(scale, x, step)}
+                steps.append(self.turns(batch, names))
+            terms |= {name: torch.stack([one[name] for one in steps]).mean() for name in steps[0]}
         self._decoded = {}
+        self.record(terms)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        last = self.batches_seen == self.total_batches  # here, so that the last checkpoint has them
+        if last and self.decoder_statistics == "plain" and not self.bn_frozen:
+            self._take_plain_statistics(self.trainer.datamodule.training_batches(self.device))
+
+    def _take_plain_statistics(self, batches: Iterable[Batch]) -> None:
+        """Set the decoders' running statistics to their means over the batches, of plain embeddings alone."""
+        with self._without_gradient(training=False):
+            norms = [
+                module
+                for descriptor in self.descriptors.values()
+                for module in descriptor.decoder.modules()
+                if isinstance(module, nn.BatchNorm2d)
+            ]
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean
+                norm.train()
+            for number, batch in enumerate(batches):
+                for scale, d in self.descriptors.items():
+                    x = self._e_step_input(scale, batch.image, number)
+                    for piece in x.split(chunk_sizes(len(x), self.eval_patches)):
+                        d.decoder(d.encoder(piece))
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    def _samples(self, scale: str, x: Tensor) -> Sequence[Tensor]:
+        """What each step of a scale within a batch sees: the images, or a share of their patches in every step."""
+        if scale == "global":
+            return [x]
+        patches = self._patches(x, self.patches_per_image, "patches")
+        least = 2 if self.interpolation else 1
+        if len(patches) < least * self.local_steps:
+            raise UserError(
+                f"{len(patches)} patches of a batch are too few for method.local_steps={self.local_steps}; "
+                "take fewer steps, or more with method.patches_per_image"
+            )
+        return patches.tensor_split(self.local_steps)
 
     def _augmented(self, image: Tensor) -> Tensor:
         if not self.flip:
@@ -313,20 +410,20 @@ class IGD(Adversarial):
         mirrored = self.rand("flip", len(image), 1, 1, 1) < 0.5
         return torch.where(mirrored, image.flip(-1), image)
 
-    def _decode(self, scale: str, image: Tensor) -> _Decoded:
-        d, x = self.descriptors[scale], self.normalize(image)
-        if scale == "local":
-            x = self._patches(x, self.patches_per_image, "patches")
+    def _decode(self, scale: str, x: Tensor, step: int = 0) -> _Decoded:
+        """The pass of one step within a batch; what it draws is a function of seed, batch and step."""
+        d, which = self.descriptors[scale], f"/{step}" if step else ""
         with torch.set_grad_enabled(not self.frozen):
             features = d.encoder.trunk(x)
         z = d.encoder.projection(features)
         x_hat = d.decoder(z)
         if not self.interpolation:
-            return _Decoded(x, z, x_hat, None, None, None)
-        alpha = self.rand(f"{scale}/alpha", len(x), 1) / 2
+            return _Decoded(x, z, x_hat, None, None, None, None)
+        alpha = self.rand(f"{scale}/alpha{which}", len(x), 1) / 2
+        zeta = self.rand(f"{scale}/zeta{which}", len(x), 1, 1, 1) if self.zeta == "uniform" else self.zeta
         other = z.roll(1, 0) if self.pairing == "next" else z.flip(0)
         mixed = loss.interpolate(z, other, alpha)
-        return _Decoded(x, z, x_hat, mixed, d.decoder(mixed), alpha)
+        return _Decoded(x, z, x_hat, mixed, d.decoder(mixed), alpha, zeta)
 
     def generator_objective(self, scale: str, batch: Batch) -> Terms:
         """l_h + lambda_2 (l_r + lambda_3 mean d(x_hat_alpha)^2). Source: Eqs. 7, 8 and 11."""
@@ -346,19 +443,20 @@ class IGD(Adversarial):
         if not self.critic_first:
             with torch.no_grad():
                 mixed_hat, x_hat = d.decoder(decoded.mixed), d.decoder(d.encoder(decoded.x))
-        zeta = self.rand(f"{scale}/zeta", len(x_hat), 1, 1, 1) if self.zeta == "uniform" else self.zeta
-        inputs = torch.cat([mixed_hat.float(), loss.blend(decoded.x, x_hat.float(), zeta)])
+        inputs = torch.cat([mixed_hat.float(), loss.blend(decoded.x, x_hat.float(), decoded.zeta)])
         of_mixed, of_blend = d.critic(inputs).chunk(2)  # normalised per sample: one pass equals two
-        broadcast = self.critic_broadcast and scale == "global"
+        broadcast = self.critic_broadcast and d.side != PATCH
         return {
             "coefficient": self.lambda_1 * loss.coefficient(of_mixed, decoded.alpha, broadcast=broadcast),
             "blend": self.lambda_1 * loss.zero_prediction(of_blend),
         }
 
-    def _residual(self, scale: str, x: Tensor, x_hat: Tensor, signed: bool = False) -> Tensor:
+    def _residual(self, scale: str, x: Tensor, x_hat: Tensor, **options: Any) -> Tensor:
         if self.residual == "squared":
             return loss.squared_error(x, x_hat)
-        return loss.reconstruction(x, x_hat, rho=self.rho, signed=signed, **self._window[scale])
+        return loss.reconstruction(
+            x, x_hat, rho=self.rho, printed=self.pixels == "sum", **self._window[scale], **options
+        )
 
     def _patches(self, x: Tensor, number: int | None, purpose: str) -> Tensor:
         """(B, 3, S, S) -> patches of all images, drawn anew for each image and purpose."""
@@ -370,40 +468,111 @@ class IGD(Adversarial):
 
     def score(self, image: Tensor) -> Scores:
         """Image scores (Eqs. 13 to 15) and anomaly maps (Eqs. 16 and 17) of (B, 3, S, S) images in [0, 1]."""
+        return self._joined(self._parts(image))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Scores:
+        with torch.autocast(batch.image.device.type, enabled=False):
+            parts = self._parts(batch.image)
+        self._tested = batch.image, parts  # `extra_scores` of the same images follows
+        return self._joined(parts)
+
+    def _joined(self, parts: Mapping[str, _Parts]) -> Scores:
+        share = 1 / len(parts) if self.fusion == "released" else 1
+        image = share * torch.stack(list(self._scale_scores(parts, self.fusion).values())).sum(dim=0)
+        maps = share * torch.stack([part.maps for part in parts.values()]).sum(dim=0)
+        return Scores(image.float(), maps.float())
+
+    def _scale_scores(self, parts: Mapping[str, _Parts], fusion: str) -> dict[str, Tensor]:
+        """s of each scale, (B,): the whole image's, or the worst patch's."""
+        scores = {}
+        for scale, (residual, anomalous, _) in parts.items():
+            weights = (1.0, 1.0)
+            if fusion == "released" and self.gaussian:
+                weights = RELEASED_WEIGHTS[scale if len(parts) == 2 else "alone"]
+            scores[scale] = loss.worst_patch(loss.scale_score(residual, anomalous, weights))
+        return scores
+
+    def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
+        """Scores beside the main one, each (B,): both fusions, each scale's score, and each scale's l_r and l_h alone
+        (the largest of an image's patches)."""
+        tested, self._tested = self._tested, None
+        parts = tested[1] if tested is not None and tested[0] is image else self._parts(image)
+        paper, released = (self._scale_scores(parts, fusion) for fusion in ("paper", "released"))
+        found = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
+        if self.gaussian:
+            found["released"] = torch.stack(list(released.values())).mean(dim=0)
+        if len(parts) > 1:
+            found |= {f"s_{scale}": value for scale, value in paper.items()}
+        for scale, (residual, anomalous, _) in parts.items():
+            found[f"l_r_{scale}"] = loss.worst_patch(residual)
+            if anomalous is not None:
+                found[f"l_h_{scale}"] = loss.worst_patch(anomalous)
+        return found
+
+    def extra_metrics(self, columns: Mapping[str, Tensor], label: Tensor) -> dict[str, float]:
+        """Accuracy at the paper's threshold of 0.5 on the score as it is, of both fusions of `extra_scores`. Source:
+        "Implementation Details"; the sum of four terms in [0, 1) is not made for it."""
+        return {
+            f"{name}_accuracy_at_0.5": ((columns[name] > 0.5).long() == label).double().mean().item()
+            for name in ("sum", "released")
+            if name in columns
+        }
+
+    def _parts(self, image: Tensor) -> dict[str, _Parts]:
         if image.shape[-2:] != (self.side, self.side):
             raise UserError(f"this IGD was built for {self.side}x{self.side} images, got {tuple(image.shape[-2:])}")
         x = self.normalize(image)
-        parts = [self._score_scale(scale, x) for scale in self.scales]
-        share = 1 / len(parts) if self.fusion == "released" else 1
-        total, pixels = (share * torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
-        return Scores(total.float(), pixels.float())
+        return {scale: self._scale_parts(scale, x) for scale in self.scales}
 
-    def _score_scale(self, scale: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale_parts(self, scale: str, x: Tensor) -> _Parts:
         d = self.descriptors[scale]
         samples = all_windows(x, PATCH, STRIDE) if scale == "local" else x
         chunks = [samples] if torch.compiler.is_exporting() else samples.split(self.eval_patches)
-        score, pixels = (torch.cat(p) for p in zip(*(self._score_samples(scale, d, c) for c in chunks), strict=True))
+        parts = [self._sample_parts(scale, d, chunk) for chunk in chunks]
+        number = ((self.side - PATCH) // STRIDE + 1) ** 2 if scale == "local" else 1
+        residual, maps = (torch.cat([part[k] for part in parts]).unflatten(0, (-1, number)) for k in (0, 2))
+        anomalous = torch.cat([part[1] for part in parts]).unflatten(0, (-1, number)) if self.gaussian else None
         if scale == "local":
-            windows = ((self.side - PATCH) // STRIDE + 1) ** 2
-            score = loss.worst_patch(score.unflatten(0, (-1, windows)))
-            pixels = pixels.squeeze(1).unflatten(0, (-1, windows))
-            pixels = fold_windows(pixels, self.side, self.side, STRIDE, average=self.fold == "mean")
-        return score, pixels
+            maps = fold_windows(maps.squeeze(2), self.side, self.side, STRIDE, average=self.fold == "mean")
+        else:
+            maps = maps.squeeze(1)
+        return _Parts(residual, anomalous, maps)
 
-    def _score_samples(self, scale: str, d: Descriptor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_parts(self, scale: str, d: Descriptor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """l_r (n,), l_h (n,) and map (n, 1, S, S) of whole images or patches."""
         x = x.contiguous(memory_format=torch.channels_last)
         z = d.encoder(x)
         x_hat = d.decoder(z).float()
         anomalous = loss.gaussian(z, d.center, d.variance) if self.gaussian else None
-        residual = self._residual(scale, x, x_hat, signed=self.signed_error and scale == "local")
-        weights = (1.0, 1.0)
-        if self.fusion == "released" and self.gaussian:
-            weights = RELEASED_WEIGHTS[scale if len(self.scales) == 2 else "alone"]
         if self.residual == "squared":
-            pixels = loss.grey((x - x_hat).square())
-        else:
-            pixels = loss.residual_map(x, x_hat, rho=self.rho, released=self.released_maps, **self._window[scale])
-        return loss.scale_score(residual, anomalous, weights), pixels
+            return loss.squared_error(x, x_hat), anomalous, loss.grey((x - x_hat).square())
+        levels = loss.pyramid(x, x_hat, **self._window[scale])
+        residual = self._residual(scale, x, x_hat, signed=self.signed_error and scale == "local", levels=levels)
+        pixels = loss.residual_map(
+            x, x_hat, rho=self.rho, released=self.released_maps, printed=self.pixels == "sum", levels=levels,
+            **self._window[scale],
+        )  # fmt: skip
+        return residual, anomalous, pixels
+
+    # -- codes --------------------------------------------------------------------------------------------------------
+
+    #: Codes can be drawn, by `decode`.
+    decodes = True
+
+    def codes(self, image: Tensor) -> Tensor:
+        """(B, 1, Z): the embedding of each image; with patches alone, of each image's worst patch."""
+        x = self.normalize(image)
+        if self.scales == ["local"]:
+            residual, anomalous, _ = self._parts(image)["local"]
+            worst = loss.scale_score(residual, anomalous).argmax(dim=1)
+            x = chosen_windows(x, PATCH, STRIDE, worst.unsqueeze(1))
+        return self.descriptors[self.scales[0]].encoder(x).unsqueeze(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, 1, Z) -> (B, 3, H, W) in [0, 1]: whole images, or with patches alone a patch each."""
+        return (self.descriptors[self.scales[0]].decoder(codes.squeeze(1)) * self.std + self.mean).clamp(0, 1)
+
+    # -- pictures -----------------------------------------------------------------------------------------------------
 
     def reconstruct(self, image: Tensor) -> Tensor | None:
         """The global descriptor's reconstruction, or the local one's patches averaged, in [0, 1]."""

@@ -25,10 +25,14 @@ from adbench.losses import pwae as loss
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
-from adbench.transforms.jigsaw import distant_permutations, join_tiles, permute_tiles, split_tiles
+from adbench.transforms.jigsaw import (
+    distant_permutations,
+    join_tiles,
+    permute_tiles,
+    random_permutations,
+    split_tiles,
+)
 from adbench.types import Batch, Scores, UserError
-
-POOLED = 30  # side of the image that the HSIC term sees
 
 
 def inverse_decay(rate: float, power: float) -> Schedule:
@@ -63,12 +67,17 @@ class PWAE(SingleObjective):
         location_step: distance of the priors of neighbouring tiles (tile k at k times it); 0 gives all tiles one prior.
         divergence: "sliced_wasserstein", or "kl" to Gaussian priors with a reparameterised posterior.
         projections: directions per tile and batch.
+        divergence_root: distances of Eq. 18 as Eq. 9 defines them, in place of their squares.
         hsic: "normalised" (Eq. 14) or "alignment".
         hsic_epsilon: of Eq. 14.
         hsic_sigma: kernel width in units of sqrt(dimension), or "median".
         hsic_standardized: measure the input's dimensions in standard deviations over the training images.
+        hsic_side: side to which the input of the HSIC term is pooled; None leaves it every pixel.
         permutations: |S| without the identity.
+        permutation_choice: "distant" from each other, or "random".
         permutation_seed: of their choice.
+        jigsaw_input: what the jigsaw head sees: "codes" as they are, or "standardised" by mean and deviation of the
+            tiles' priors together, which are constants and say nothing of a tile's place.
         identity_share: share of training images whose tiles stay in place, a class of its own; None has no such class.
         error: "norm" (Eqs. 22, 23) or "released".
         tau_whole, tau_tile: thresholds of the normalised errors whose rule the score carries.
@@ -99,12 +108,16 @@ class PWAE(SingleObjective):
         location_step: float,
         divergence: Literal["sliced_wasserstein", "kl"],
         projections: int,
+        divergence_root: bool,
         hsic: Literal["normalised", "alignment"],
         hsic_epsilon: float,
         hsic_sigma: float | Literal["median"],
         hsic_standardized: bool,
+        hsic_side: int | None,
         permutations: int,
+        permutation_choice: Literal["distant", "random"],
         permutation_seed: int,
+        jigsaw_input: Literal["codes", "standardised"],
         identity_share: float | None,
         error: Literal["norm", "released"],
         tau_whole: float,
@@ -123,6 +136,8 @@ class PWAE(SingleObjective):
             ("prior", prior, ("student_t", "gaussian")),
             ("divergence", divergence, ("sliced_wasserstein", "kl")),
             ("hsic", hsic, ("normalised", "alignment")),
+            ("permutation_choice", permutation_choice, ("distant", "random")),
+            ("jigsaw_input", jigsaw_input, ("codes", "standardised")),
             ("error", error, ("norm", "released")),
         ):
             if value not in choices:
@@ -134,6 +149,8 @@ class PWAE(SingleObjective):
         if kind not in enlarge:
             raise UserError(f"method.enlarge has no factor for data of kind {kind}; it has {', '.join(enlarge)}")
         height, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if hsic_side is not None and hsic_side < 1:
+            raise UserError(f"method.hsic_side is a number of pixels from 1, or null for all of them, got {hsic_side}")
         self.image_size = (height, width_px)
         self.grid, self.tiles, self.enlarge = grid, grid * grid, int(enlarge[kind])
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
@@ -144,7 +161,8 @@ class PWAE(SingleObjective):
         self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
         self.hsic, self.hsic_epsilon, self.hsic_sigma = hsic, hsic_epsilon, hsic_sigma
-        self.hsic_standardized, self.identity_share = hsic_standardized, identity_share
+        self.hsic_standardized, self.hsic_side = hsic_standardized, hsic_side
+        self.divergence_root, self.identity_share = divergence_root, identity_share
         self.reconstruction_form, self.error, self.tau_whole, self.tau_tile = reconstruction, error, tau_whole, tau_tile
 
         self.encoder = TileEncoder(backbone, width, latent, divergence == "kl", normalize_input)
@@ -155,14 +173,19 @@ class PWAE(SingleObjective):
         self.decoder = Decoder(self.encoder.features, width, size, decoder, output)
         self.jigsaw_head = None
         if lambda_3:
-            table = distant_permutations(permutations, self.tiles, permutation_seed)
+            choose = {"distant": distant_permutations, "random": random_permutations}[permutation_choice]
+            table = choose(permutations, self.tiles, permutation_seed)
             self.register_buffer("permutations", table if identity_share is not None else table[1:])
             self.jigsaw_head = nn.Linear(self.tiles * latent, len(self.permutations))
 
         location = location_step * torch.arange(1.0, self.tiles + 1)[:, None]  # (K, 1), by true tile
         self.register_buffer("location", location, persistent=False)
-        self.register_buffer("pooled_mean", torch.zeros(3 * POOLED**2))
-        self.register_buffer("pooled_std", torch.ones(3 * POOLED**2))
+        self.jigsaw_mean, self.jigsaw_std = 0.0, 1.0
+        if jigsaw_input == "standardised":
+            self.jigsaw_mean, self.jigsaw_std = loss.prior_moments(prior, nu, location)
+        seen = 3 * (height * width_px if hsic_side is None else hsic_side**2)
+        self.register_buffer("pooled_mean", torch.zeros(seen if hsic_standardized else 0))
+        self.register_buffer("pooled_std", torch.ones(seen if hsic_standardized else 0))
         self.register_buffer("maxima", torch.zeros(1 + self.tiles))
 
         untouched = [f"decoder.{name}" for name in self.decoder.idle_biases()]
@@ -196,15 +219,17 @@ class PWAE(SingleObjective):
     # -- training -------------------------------------------------------------------------------------------------
 
     def prepare(self, batches: Iterable[Batch]) -> None:
+        if not self.hsic_standardized:
+            return
         rows = [self._pooled(batch.image) for batch in batches]
         pooled = torch.cat(rows).double()
         self.pooled_mean.copy_(pooled.mean(0))
         # A pixel that never changes by a grey level tells nothing, and must not be blown up to a deviation of 1.
         self.pooled_std.copy_(pooled.std(0, unbiased=False).clamp_min(1 / 255))
 
-    @staticmethod
-    def _pooled(image: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(image, POOLED).flatten(1)
+    def _pooled(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D): X of Eq. 14."""
+        return (image if self.hsic_side is None else F.adaptive_avg_pool2d(image, self.hsic_side)).flatten(1)
 
     def objective(self, batch: Batch) -> Terms:
         image = batch.image
@@ -240,7 +265,7 @@ class PWAE(SingleObjective):
             )
             directions = F.normalize(directions, dim=-1)
             prior = self._joined(self._prior("divergence prior", len(z)))
-            return z, loss.sliced_wasserstein(self._joined(z), prior, directions).sum()
+            return z, loss.sliced_wasserstein(self._joined(z), prior, directions, self.divergence_root).sum()
 
     def _prior(self, purpose: str, rows: int) -> Tensor:
         """(rows, K, d) samples of the priors of the K tiles."""
@@ -274,7 +299,9 @@ class PWAE(SingleObjective):
         else:
             other = 1 + (which * (len(self.permutations) - 1)).long()
             classes = torch.where(stay < self.identity_share, torch.zeros_like(other), other)
-        shuffled = permute_tiles(z, self.permutations[classes])
+        # As printed, the priors' locations give the head inputs of a squared norm of 36,480, on which the paper's SGD
+        # leaves the cross-entropy above that of guessing.
+        shuffled = (permute_tiles(z, self.permutations[classes]) - self.jigsaw_mean) / self.jigsaw_std
         return loss.jigsaw(self.jigsaw_head(shuffled.flatten(1)).float(), classes)
 
     def _joined(self, rows: Tensor) -> Tensor:

@@ -141,6 +141,8 @@ class IsolationForest(Shallow):
         if trees < 1 or rows_per_tree < 2:
             raise UserError(f"a forest needs a tree and trees need 2 rows, got {trees} trees of {rows_per_tree} rows")
         self.trees, self.rows_per_tree = trees, rows_per_tree
+        if isinstance(self.input, FeatureScaling):
+            self.input.far = torch.finfo(torch.float32).max  # cuts compare, they square nothing
 
     def fit_rows(self, rows: Tensor) -> None:
         import numpy as np

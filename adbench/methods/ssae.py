@@ -37,6 +37,7 @@ from adbench.transforms.corruption import (
     Elastic,
     Occlusion,
     Rotated,
+    Swap,
     Untouched,
     read_bank,
 )
@@ -83,8 +84,8 @@ class SSAE(SingleObjective):
         squared_norm: squared norms, or norms as printed.
         kernel, width: of the network, see `DilatedAutoencoder`.
         initialization: its first weights, "kaiming" or "mirrored" (`DilatedAutoencoder.start_linear`).
-        corruption: what training does to clean images: elastic, occlusion, cutout or none.
-        elastic, occlusion, cutout: these corruptions with their numbers.
+        corruption: what training does to clean images: elastic, occlusion, cutout, swap or none.
+        elastic, occlusion, cutout, swap: these corruptions with their numbers.
         occlusion_probability: by data set, how often it takes the place of `corruption`.
         rotation_probability: by data set, how often the corrupted image is turned.
         foreign: folder of images that occluding shapes show; None shows procedural noise.
@@ -124,6 +125,7 @@ class SSAE(SingleObjective):
         elastic: Elastic,
         occlusion: Occlusion,
         cutout: Cutout,
+        swap: Swap,
         occlusion_probability: Mapping[str, float],
         rotation_probability: Mapping[str, float],
         foreign: str | None,
@@ -166,7 +168,9 @@ class SSAE(SingleObjective):
                 network.start_linear()
         self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
 
-        kinds: dict[str, Any] = {"elastic": elastic, "occlusion": occlusion, "cutout": cutout, "none": Untouched()}
+        kinds: dict[str, Any] = {
+            "elastic": elastic, "occlusion": occlusion, "cutout": cutout, "swap": swap, "none": Untouched()
+        }  # fmt: skip
         if corruption not in kinds:
             raise UserError(f"method.corruption must be one of {', '.join(kinds)}, got {corruption!r}")
         self._corruptions, self._corruption_name = kinds, corruption
@@ -219,6 +223,15 @@ class SSAE(SingleObjective):
             raise UserError(f"method.tolerance_1 and tolerance_4 must be at least 1, or null; got {given}")
 
     # -- training -------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        rows = self.trainer.datamodule.rows_per_batch // self.ranks if self._corruption_name == "swap" else 2
+        if rows < 2:
+            raise UserError(
+                "method.corruption=swap takes patches from other images of a batch, and a batch has one image on each "
+                f"device; set data.batch_size={2 * self.ranks} or more"
+            )
+        super().on_fit_start()
 
     def corruption(self) -> Corruption:
         """What training does to clean images of this data set."""

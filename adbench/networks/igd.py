@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,49 @@ def patch_decoder(latent: int, width: float = 1.0) -> nn.Sequential:
     )
 
 
+class ReverseBlock(nn.Module):
+    """ResNet's basic block run backwards: (B, i, H, W) -> (B, o, H, W), or (B, o, 2H, 2W) with `double`."""
+
+    def __init__(self, inputs: int, outputs: int, double: bool) -> None:
+        super().__init__()
+        enlarge = [nn.Upsample(scale_factor=2, mode="nearest")] if double else []
+        self.main = nn.Sequential(
+            nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            *enlarge,
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        same = inputs == outputs and not double
+        projection = [*enlarge, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.shortcut = nn.Identity() if same else nn.Sequential(*projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.main(x) + self.shortcut(x))
+
+
+def reverse_resnet18(side: int, latent: int, width: float = 1.0) -> nn.Sequential:
+    """ResNet-18 backwards, stage by stage: (B, Z) -> (B, 3, S, S), unbounded; S a multiple of 32.
+
+    Source: "Resnet18 and its reverse architecture" (Implementation Details), which says no more. Here a linear layer
+    makes the last stage's map from the embedding, strides and pooling become nearest-neighbour doubling, and the stem's
+    7 x 7 convolution ends the network.
+    """
+    if side % 32:
+        raise UserError(f"a reversed ResNet-18 makes images whose side is a multiple of 32, got {side}")
+    c, start = _channels(width, 512, 256, 128, 64), side // 32
+    stages = [(i, o, True) for i, o in pairwise(c)] + [(c[-1], c[-1], False)]  # ResNet's first stage does not stride
+    blocks = [block for i, o, double in stages for block in (ReverseBlock(i, i, False), ReverseBlock(i, o, double))]
+    return nn.Sequential(
+        nn.Linear(latent, c[0] * start**2),
+        nn.Unflatten(1, (c[0], start, start)),
+        *blocks,
+        nn.Upsample(scale_factor=4, mode="nearest"),  # the stem's pooling and stride
+        nn.Conv2d(c[-1], 3, 7, padding=3),
+    )
+
+
 def patch_critic(width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
     """(B, 3, 32, 32) -> (B,)."""
     c = _channels(width, 64, 128, 256, 512)
@@ -242,10 +286,19 @@ class Descriptor(nn.Module):
         width: multiplies every number of channels.
         critic: whether it has one (interpolation is trained).
         sigmoid: whether the critic ends in one.
+        decoder: "residual", or "resnet18", the trunk's architecture reversed.
     """
 
     def __init__(
-        self, side: int, *, trunk: str, latent: int, width: float = 1.0, critic: bool = True, sigmoid: bool = False
+        self,
+        side: int,
+        *,
+        trunk: str,
+        latent: int,
+        width: float = 1.0,
+        critic: bool = True,
+        sigmoid: bool = False,
+        decoder: Literal["residual", "resnet18"] = "residual",
     ) -> None:
         super().__init__()
         if trunk not in TRUNKS:
@@ -255,7 +308,10 @@ class Descriptor(nn.Module):
         self.side = side
         self.published = trunk == "resnet18" and width == 1  # weights for the trunk can be had
         self.encoder = Encoder(TRUNKS[trunk](width), latent)
-        self.decoder = patch_decoder(latent, width) if side == 32 else image_decoder(side, latent, width)
+        if decoder == "resnet18":
+            self.decoder = reverse_resnet18(side, latent, width)
+        else:
+            self.decoder = patch_decoder(latent, width) if side == 32 else image_decoder(side, latent, width)
         self.critic = None
         if critic:
             self.critic = patch_critic(width, sigmoid) if side == 32 else image_critic(side, width, sigmoid)

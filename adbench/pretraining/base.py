@@ -188,8 +188,8 @@ class Trained:
         """What is trained on: the training rows."""
         return Images(datamodule.training_batches(device), device)
 
-    def data_key(self, datamodule: Any) -> Any:
-        """What `images` depends on."""
+    def data_key(self, datamodule: Any, kept: Path) -> Any:
+        """What `images` depends on; `kept` is the folder of the cache."""
         rows = hashlib.sha256(datamodule.split.train.tobytes()).hexdigest()
         return [datamodule.source.fingerprint(), rows, list(datamodule.size)]
 
@@ -197,29 +197,45 @@ class Trained:
         self, method: Any, datamodule: Any, *, cache_dir: Path | str, seed: int, max_batches: int | None = None
     ) -> None:
         images: Images | None = None
+        kept = Path(cache_dir).expanduser() / "pretraining"
+        kept.mkdir(parents=True, exist_ok=True)
+        data = self.data_key(datamodule, kept)
         for name, encoder in encoders_of(method, self.name).items():
             options = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-            data = self.data_key(datamodule)
             key = digest([self.name, options, signature(encoder), data, seed, name, max_batches])
-            path = Path(cache_dir).expanduser() / "pretraining" / f"{self.name}-{key}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = kept / f"{self.name}-{key}.safetensors"
             with FileLock(path.with_suffix(".lock")):
                 if not _load(path, encoder.network):
                     device = next(encoder.network.parameters()).device
                     images = images or self.images(datamodule, device)
                     partial = path.with_suffix(".partial")
                     encoder.network.train()
-                    self.train(
-                        encoder,
-                        images,
-                        seed=derived_seed(seed, self.name, name),
-                        max_batches=max_batches,
-                        partial=partial,
-                    )
+                    with _single_rows_refused(self, images):
+                        self.train(
+                            encoder,
+                            images,
+                            seed=derived_seed(seed, self.name, name),
+                            max_batches=max_batches,
+                            partial=partial,
+                        )
                     _save(path, encoder.network)
                     partial.unlink(missing_ok=True)
                     _load(path, encoder.network)
         finish(method)
+
+
+@contextmanager
+def _single_rows_refused(pretraining: Any, images: Images) -> Iterator[None]:
+    """Say in our words what torch says when batch normalisation sees one value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"pretraining={pretraining.name} needs batches of at least two images for this encoder's batch "
+            f"normalisation; there are {len(images.rows)} images and pretraining.batch_size={pretraining.batch_size}"
+        ) from None
 
 
 def _save(path: Path, network: nn.Module) -> None:

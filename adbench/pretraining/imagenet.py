@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adbench.files import whole
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
 from adbench.pretraining.views import Views
 from adbench.types import UserError
 
+log = logging.getLogger("adbench")
+
 WAIT = 5.0  # seconds for the hub to answer: offline it is the checkpoint option that helps, not patience
+OWN = "own"  # the run's own training rows
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -150,6 +156,41 @@ class ImageNet:
 # -- distillation -----------------------------------------------------------------------------------------------------
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Every image of a folder tree, in the order of their paths.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"pretraining.images={folder} holds no images ({', '.join(SUFFIXES)})")
+    return files
+
+
+def content_digest(folder: Path, files: list[Path], kept: Path) -> str:
+    """One name for the paths below `folder` and the bytes of all files, wherever the folder lies.
+
+    The bytes are read once: `kept` remembers the name under sizes and times of change.
+    """
+    names = [path.relative_to(folder).as_posix() for path in files]
+    stats = [path.stat() for path in files]
+    listing = digest([(n, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for n, s in zip(names, stats, strict=True)])
+    known = kept / f"images-{listing}.txt"
+    if known.exists():
+        return known.read_text().strip()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = digest(list(zip(names, pool.map(_file_digest, files), strict=True)))
+    with whole(known) as temporary:
+        temporary.write_text(f"{found}\n")
+    return found
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class FolderImages(Images):
     """Random batches from any images of a folder tree, decoded as they are needed.
 
@@ -161,9 +202,7 @@ class FolderImages(Images):
 
     def __init__(self, folder: Path, device: torch.device, side: int) -> None:
         self.device, self.vectors, self.side = device, False, side
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not self.files:
-            raise UserError(f"pretraining.images={folder} holds no images ({', '.join(SUFFIXES)})")
+        self.files = image_files(folder)
         self.rows = torch.arange(len(self.files))
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
@@ -171,14 +210,17 @@ class FolderImages(Images):
         import numpy as np
         from PIL import Image
 
-        with Image.open(self.files[row]) as file:
-            image = file.convert("RGB")
-            scale = self.side / min(image.size)
-            width, height = (max(self.side, round(s * scale)) for s in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            left, top = ((s - self.side) // 2 for s in image.size)
-            image = image.crop((left, top, left + self.side, top + self.side))
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        try:
+            with Image.open(self.files[row]) as file:
+                image = file.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{self.files[row]} cannot be read as an image ({error}); remove it or mend it") from None
+        scale = self.side / min(image.size)
+        width, height = (max(self.side, round(s * scale)) for s in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = ((s - self.side) // 2 for s in image.size)
+        image = image.crop((left, top, left + self.side, top + self.side))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def batch(self, k: int, size: int, seed: int) -> Tensor:
         size = min(size, len(self.files))
@@ -195,7 +237,7 @@ class Distillation(Trained):
     Args:
         teacher: timm model name with its weights' tag.
         checkpoint: a local file with the teacher's weights; None looks in the hub's cache, then asks the hub.
-        images: a folder of any images; None takes the training images.
+        images: a folder of images, ImageNet's in the paper; "own" (or None) takes the run's own training rows.
         published: an encoder that has published weights gets those instead of a distilled copy (as IGD's released code
             does for whole images); with `checkpoint` that file is used where it is the same network.
         iterations, batch_size, lr, weight_decay: of Adam.
@@ -222,7 +264,8 @@ class Distillation(Trained):
         teacher_side: int,
         save_every: int,
     ) -> None:
-        self.teacher, self.published, self.folder = teacher, published, images
+        self.teacher, self.published = teacher, published
+        self._folder = None if images in (None, OWN) else Path(images).expanduser()
         self.iterations, self.batch_size, self.lr, self.weight_decay = iterations, batch_size, lr, weight_decay
         self.crop, self.flip_p, self.teacher_side, self.save_every = list(crop), flip_p, teacher_side, save_every
         self._checkpoint = checkpoint
@@ -231,8 +274,13 @@ class Distillation(Trained):
 
     def check(self, method: Any) -> None:
         super().check(method)
-        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
-            raise UserError(f"pretraining.images={self.folder} is not a folder")
+        if self._folder is not None and not self._folder.is_dir():
+            raise UserError(
+                f"pretraining.images={self._folder} is not a folder; give a folder of images, or "
+                f"pretraining.images={OWN} for the run's own training rows"
+            )
+        if self._folder is not None:
+            image_files(self._folder)
         self._file = weights_file(self.teacher, self._checkpoint)
         self._load_teacher()
 
@@ -256,16 +304,29 @@ class Distillation(Trained):
         return self._teacher
 
     def images(self, datamodule: Any, device: torch.device) -> Images:
-        if self.folder is None:
+        if self._folder is None:
             return super().images(datamodule, device)
-        return FolderImages(Path(self.folder).expanduser(), device, max(datamodule.size))
+        return FolderImages(self._folder, device, max(datamodule.size))
 
-    def data_key(self, datamodule: Any) -> Any:
-        weights = digest([self._file.name, self._file.stat().st_size]) if self._file else None
-        if self.folder is None:
-            return [weights, super().data_key(datamodule)]
-        files = sorted(p for p in Path(self.folder).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
-        return [weights, list(datamodule.size), [(str(p), p.stat().st_size) for p in files]]
+    def images_used(self) -> dict[str, Any]:
+        """What the distillation learns from, as the run's metrics.json has it."""
+        if self._folder is None:
+            return {"source": OWN}
+        return {"source": "folder", "folder": str(self._folder), "files": len(image_files(self._folder))}
+
+    def data_key(self, datamodule: Any, kept: Path) -> Any:
+        weights = _file_digest(self._file or weights_file(self.teacher, self._checkpoint))
+        if self._folder is None:
+            return [weights, super().data_key(datamodule, kept)]
+        return [weights, list(datamodule.size), content_digest(self._folder, image_files(self._folder), kept)]
+
+    def __call__(self, method: Any, datamodule: Any, **options: Any) -> None:
+        if self._folder is None:
+            log.warning(
+                "pretraining=imagenet_kd distils on this run's own training rows (pretraining.images=own), which is "
+                "not the paper's way: that is ImageNet, pretraining.images=DIR"
+            )
+        super().__call__(method, datamodule, **options)
 
     def augmentation(self, side: int) -> nn.Module:
         from kornia import augmentation as A

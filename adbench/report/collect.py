@@ -17,12 +17,21 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from adbench.codehash import code_of, targets_of
+
 COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
 TRACES = {"scores.csv", "calibration.csv", "split.json", ".lock"}
+HELD_OUT = 0.05  # the protocols' default share, for runs that do not tell theirs
+PROTOCOLS = {  # ours -> the values that tell a run's protocol from another's
+    "one_class": (),
+    "small_train": ("fraction",),
+    "contaminated": ("ratio",),
+    "semi_supervised": ("labelled_ratio", "labelled_classes", "pollution_ratio", "labelled_normal_ratio"),
+}
 IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data.normal_class", "data.source.")
 
 
@@ -47,6 +56,7 @@ class Variant(NamedTuple):
     protocol: tuple[tuple[str, Any], ...]  # ("protocol", name) and the values that define it
     budget: str  # "paper", "quick", "quick, 400 batches", ...
     changed: tuple[tuple[str, str], ...]  # other values that differ from the files' defaults, as JSON
+    holdout: float = HELD_OUT  # share of the normal training rows that was kept from training
 
     @property
     def label(self) -> str:
@@ -61,7 +71,11 @@ class Variant(NamedTuple):
     @property
     def protocol_label(self) -> str:
         (_, name), *values = self.protocol
-        return " ".join([name, *(f"{key}={value:g}" for key, value in values)])
+        return " ".join([name, *(f"{key}={plain(value)}" for key, value in values)])
+
+    @property
+    def held_out(self) -> str:
+        return f"{100 * self.holdout:g} %"
 
 
 @dataclass
@@ -77,6 +91,7 @@ class Run:
     metrics: dict[str, float | None]
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
+    stale: bool = False  # the code behind it is other than the code here
     areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
     interval: tuple[float, float] | None = None
 
@@ -113,6 +128,11 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def plain(value: Any) -> str:
+    """A protocol's value for people: 0.1, Infiltration."""
+    return str(value) if isinstance(value, bool | str) else f"{value:g}"
 
 
 def _whole(value: Any) -> int | None:
@@ -154,10 +174,14 @@ def read_run(path: Path, results: Path) -> Run:
     data = str(_at(config, "data", "id") or _data_from(folder, record))
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
     run = Run(path, folder, record, data, variant_of(record, config, data), data, metrics, notes=notes)
+    behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
+    run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
     known = _at(config, "protocol", "labelled_classes")
     if isinstance(known, list) and "labelled_classes" in dict(run.variant.protocol):
         run.experiment = f"{data} knowing {', '.join(map(str, known))}"
     if run.status == "finished":
+        if run.stale:
+            notes.append("stale: the code has changed since; overwrite=stale trains such runs anew")
         try:
             run.rows = read_rows(path / "scores.csv")
         except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -220,19 +244,55 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
     kept = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()
-        if not key.startswith(("budget.", "protocol.", *IDENTITY)) or key == "protocol.holdout"
+        if not key.startswith(("budget.", "protocol.", *IDENTITY))
     }
+    images = (_at(config, "pretraining") or {}).get("images", "")
+    if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
+        kept["pretraining.images"] = '"own"'  # a departure, though no value was changed
+    stored = _at(config, "protocol")
+    values = {key[9:]: value for key, value in changed.items() if key.startswith("protocol.")}
+    values |= stored if isinstance(stored, Mapping) else {}
+    if values.get("duplicates") in ("warn", "refuse"):  # which train on the same rows
+        del values["duplicates"]
     return Variant(
         method=method,
         pretraining=record["pretraining"],
-        protocol=protocol_of(record["protocol"], _at(config, "protocol") or {}),
+        protocol=protocol_of(record["protocol"], values),
         budget=_budget(record, config, changed),
         changed=tuple(sorted(kept.items())),
+        holdout=_holdout(record, values),
     )
 
 
+def _holdout(record: Mapping[str, Any], values: Mapping[str, Any]) -> float:
+    """The share of the normal training rows that a run kept from training."""
+    share = number(values.get("holdout"))
+    if share is None:
+        rows = number((record.get("counts") or {}).get("holdout"))
+        share = 0.0 if rows == 0 else HELD_OUT
+    return share
+
+
 def protocol_of(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """A protocol by what it does: its limits (all rows, no contamination, no labels) are `one_class`."""
+    """A protocol by what it does.
+
+    The limits of ours (all rows, no contamination, no labels) are `one_class`. Of a protocol from elsewhere, whose
+    limits nobody knows here, every value but the share held out is part of what it is.
+    """
+    target = str(values.get("_target_") or "adbench.data.protocols.")
+    ours = PROTOCOLS.get(name) if target.startswith("adbench.data.protocols.") else None
+    found = (("protocol", name),) if ours is None else _own_protocol(name, values)
+    others = {
+        key: value if isinstance(value, str) or number(value) is not None else json.dumps(value, sort_keys=True)
+        for key, value in values.items()
+        if key not in ("id", "holdout", "_target_", "_partial_", *(ours or ()))
+    }
+    if others and found[0][1] != name:  # a limit of ours with a value more is no limit
+        found = (("protocol", name),)
+    return (*found, *sorted(others.items()))
+
+
+def _own_protocol(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     known = values.get("labelled_classes", 1)
     given = {
         key: number(values.get(key)) or 0.0
@@ -304,7 +364,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "error": record.get("error"), "notes": "; ".join(run.notes) or None,
             "budget": run.variant.budget, "batches": _whole(budget.get("batches")),
             "batch_size": _whole(budget.get("batch_size")),
-            "selection": record.get("selection"), "changed": run.variant.changes or None,
+            "selection": record.get("selection"), "stale": run.stale, "changed": run.variant.changes or None,
             **{name: run.metrics.get(name) for name in names},
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
             **{key: _whole(counts.get(key)) for key in COUNTS},

@@ -12,9 +12,22 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from adbench.evaluation import curves
 from adbench.report import statistics
 from adbench.report.charts import COLOURS, Series, thinned
-from adbench.report.collect import TRIVIAL, NotARun, Run, Skipped, Variant, by_variant, folders, number, read_run
+from adbench.report.collect import (
+    PROTOCOLS,
+    TRIVIAL,
+    NotARun,
+    Run,
+    Skipped,
+    Variant,
+    by_variant,
+    folders,
+    number,
+    plain,
+    read_run,
+)
 from adbench.report.published import Cell, answered, unanswering
 from adbench.report.statistics import Estimate, estimate
 
@@ -112,12 +125,12 @@ def _add_intervals(run: Run) -> None:
     if run.rows is None:
         return
     score, label = run.rows.score, run.rows.label
-    run.areas = statistics.bootstrap(score, label)
-    run.interval = None if run.areas is None else statistics.interval(run.areas)
+    run.areas = curves.bootstrap(score, label)
+    run.interval = None if run.areas is None else curves.interval(run.areas)
     key = "transductive/image_balanced_accuracy"
     if run.metrics.get(key) is None:
         run.metrics[key] = statistics.transductive_accuracy(score, label)
-    ours, stored = statistics.auroc(score, label), run.metrics.get("image_auroc")
+    ours, stored = curves.auroc(score, label), run.metrics.get("image_auroc")
     if ours is not None and stored is not None and abs(ours - stored) > 1e-3:
         run.notes.append(
             f"scores.csv gives image AUROC {ours:.4f}, metrics.json {stored:.4f}: they are not of one test"
@@ -129,6 +142,9 @@ def _notes(runs: list[Run]) -> list[str]:
     smoke = sum(run.status == "finished" and not run.counts_in_tables for run in runs)
     if smoke:
         notes.append(f"{smoke} smoke runs show that a thing runs, not how well: they are in the list of runs only.")
+    stale = sum(run.status == "finished" and run.stale for run in runs)
+    if stale:
+        notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
     return notes
 
 
@@ -140,7 +156,7 @@ def _lines(groups: Mapping[Variant, Mapping[str, Mapping[int, Run]]], alone: set
             values = {name: estimate([run.metrics.get(name) for run in runs]) for name in METRICS}
             areas = [run.areas for run in runs if run.areas is not None]
             joint = len({len(one) for one in areas}) == 1 and len(areas) == len(runs)
-            interval = statistics.interval(np.mean(areas, axis=0)) if joint else None
+            interval = curves.interval(np.mean(areas, axis=0)) if joint else None
             beside = (variant, experiment) not in alone and variant.method not in TRIVIAL
             lines.append(Line(variant, experiment, values, interval, beside, runs))
     return sorted(lines, key=lambda line: (line.experiment, line.variant.method in TRIVIAL, line.variant))
@@ -239,16 +255,19 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
             (_, protocol), *values = line.variant.protocol
             given = dict(values)
             for key in {**given, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
+                if number(given.get(key, 0.0)) is None:
+                    continue  # a word is no axis
                 x, others = given.get(key, 0.0), tuple((k, v) for k, v in values if k != key)
                 curve = points.setdefault((family(run.data), key), {}).setdefault((base, protocol, others), {})
                 curve.setdefault(float(x), {}).setdefault(place, []).append(value)
     charts = []
-    for (group, key), curves in sorted(points.items()):
+    for (group, key), levels_of in sorted(points.items()):
         title, end = AXES.get(key, (key, 0.0))
         found = []
-        for (base, _protocol, others), levels in curves.items():
-            # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known.
-            if all(k == "labelled_classes" for k, _ in others):
+        for (base, protocol, others), levels in levels_of.items():
+            # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known. Where a
+            # protocol from elsewhere ends, nobody knows here.
+            if protocol in PROTOCOLS and all(k == "labelled_classes" for k, _ in others):
                 for _, run, value in anchors[group, base]:
                     levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
             joined, shared = _over_seeds(levels)
@@ -256,14 +275,16 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
                 sets = ", ".join(shared) if len(shared) < 4 else f"{len(shared)} sets of {group}"
                 told = {
                     "changes": base.changes, "sets": f"on {sets}",
-                    "others": ", ".join(f"{k} {v:g}" for k, v in others if k != "labelled_classes"),
-                    "budget": f"budget {base.budget}",
+                    "others": ", ".join(f"{k} {plain(v)}" for k, v in others if k != "labelled_classes"),
+                    "budget": f"budget {base.budget}", "holdout": f"{base.held_out} held out",
                 }  # fmt: skip
                 found.append((base, told, joined))
         if found:
             # What all curves of a chart share stands in its title, the rest behind their names.
             common = {k for k, v in found[0][1].items() if v and all(t[k] == v for _, t, _ in found)}
-            heading = ", ".join([f"{group}: {METRICS[metric]}", *(v for k, v in found[0][1].items() if k in common)])
+            heading = ", ".join(
+                [f"{group}: {METRICS[metric]}", *(v for k, v in found[0][1].items() if k in common - {"holdout"})]
+            )
             series, counts = [], []
             for at, (base, told, joined) in enumerate(found):
                 own = [v for k, v in told.items() if k not in common and v]
@@ -299,8 +320,8 @@ def _over_seeds(
 
 def roc_series(run: Run, name: str, colour: tuple[str, bool]) -> Series | None:
     """The exact ROC curve of scores.csv, thinned."""
-    curve = None if run.rows is None else statistics.roc(run.rows.score, run.rows.label)
-    return None if curve is None else Series(name, *thinned(*curve), *colour)
+    curve = None if run.rows is None else curves.curve(run.rows.score, run.rows.label)
+    return None if curve is None else Series(name, *thinned(curve.fpr, curve.tpr), *colour)
 
 
 def pixel_series(run: Run, name: str, colour: tuple[str, bool], what: str) -> Series | None:

@@ -258,14 +258,15 @@ def _robustness(contents: Contents) -> str:
 
 
 def _settings(contents: Contents) -> str:
-    words = ("method", "data", "protocol", "budget", "published row")
+    words = ("method", "data", "protocol", "held out", "budget", "published row")
     header = [(name, name not in words) for name in (*SETTINGS_COLUMNS, "published row")]
     body, kinds = [], []
     for line in contents.lines:
         v, low = line.variant, line.interval[0] if line.interval else None
         trivial = v.method in TRIVIAL
         body.append([
-            text(v.label)._replace(classes="wrap"), text(line.experiment), text(v.protocol_label), text(v.budget),
+            text(v.label)._replace(classes="wrap"), text(line.experiment), text(v.protocol_label), text(v.held_out),
+            text(v.budget),
             num(str(len(line.runs)), len(line.runs)),
             value_td(line.values["image_auroc"]), num(shown_interval(line.interval), low),
             *(value_td(line.values[name]) for name in list(METRICS)[1:]),

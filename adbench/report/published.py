@@ -53,7 +53,7 @@ class Cell:
     metric: str  # as printed
     setting: str
     variant: Variant
-    kind: str  # paper, small, variant, released, oracle, trivial
+    kind: str  # paper, literal, small, variant, released, oracle, trivial
     value: Estimate
     expected: int | None  # members or experiments a complete value has
     found: int | None
@@ -106,8 +106,8 @@ def _templates(row: Row) -> list[tuple[str, str]]:
 
 
 def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
-    setting = mapping()["settings"][row.setting]
-    return protocol_of(setting["protocol"], {"labelled_classes": 1, **setting})
+    setting = dict(mapping()["settings"][row.setting])
+    return protocol_of(setting.pop("protocol"), setting)
 
 
 def _protocol_fits(variant: Variant, row: Row) -> bool:
@@ -121,11 +121,11 @@ def _protocol_fits(variant: Variant, row: Row) -> bool:
 
 
 class Match(NamedTuple):
-    kind: str  # paper, small, variant
+    kind: str  # paper, literal, small, variant
     spec: Mapping[str, Any]
 
 
-def match(variant: Variant, paper: str, printed: Iterable[str]) -> dict[str, Match]:
+def match(variant: Variant, paper: str, table: str, printed: Iterable[str]) -> dict[str, Match]:
     """Which of a table's printed methods a variant answers, and as what.
 
     A variant that has changed what one printed method asks for (`with`) answers that method and no more general one.
@@ -135,20 +135,28 @@ def match(variant: Variant, paper: str, printed: Iterable[str]) -> dict[str, Mat
     found: dict[str, tuple[int, Match]] = {}
     for name in printed:
         spec = mapping()["methods"].get(paper, {}).get(name)
+        spec = spec and spec | spec.get("in_table", {}).get(table, {})
         if spec is None or ("pretraining" in spec and variant.pretraining not in spec["pretraining"]):
             continue
         asked = {key: json.dumps(value) for key, value in spec.get("with", {}).items()}
         if any(key not in changed or json.loads(changed[key]) != json.loads(value) for key, value in asked.items()):
             continue
-        for kind, key in (("paper", "ours"), ("small", "small"), ("variant", "variants")):
+        for kind, key in (("paper", "ours"), ("literal", "literal"), ("small", "small"), ("variant", "variants")):
             if method in spec.get(key, ()):
                 found[name] = (len(asked), Match(kind, spec))
     most = max((asked for asked, _ in found.values()), default=0)
     return {name: m for name, (asked, m) in found.items() if asked == most}
 
 
-def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str) -> list[str]:
-    """What a reader must know of one of our values."""
+def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, paper: str) -> list[str]:
+    """What a reader must know of one of our values beside a paper's: what departs from the paper, not what follows it.
+
+    Args:
+        kind: as in `Cell`.
+        spec: of the printed method in mapping.yaml.
+        metric: name of our metric.
+        paper: whose table it stands in.
+    """
     marks = []
     if kind == "trivial":
         marks.append("trivial baseline")
@@ -158,10 +166,26 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str) 
         marks.append("small preset")
     elif kind == "variant":
         marks.append("variant")
+    elif kind == "literal":
+        marks.append("to the letter of the print")
     elif kind == "paper" and not spec.get("own"):
         marks.append("our implementation of a cited baseline")
-    asked = spec.get("with", {})
-    changed = [f"{key}={value}" for key, value in variant.changed if key not in asked]
+    theirs = mapping()["held_out"].get(paper, 0.0)
+    if abs(variant.holdout - theirs) > 1e-9:
+        marks.append(f"{variant.held_out} held out" + (f", the paper's is {100 * theirs:g} %" if theirs else ""))
+    asked, printed = spec.get("with", {}), spec.get("printed", {})
+    changed = [
+        f"{key}={value}"
+        for key, value in variant.changed
+        if key not in (*asked, "pretraining.images") and json.loads(value) not in printed.get(key, ())
+    ]
+    if images := dict(variant.changed).get("pretraining.images"):
+        own = json.loads(images) == "own"
+        marks.append(
+            "distilled on the run's own training rows, the paper's way is ImageNet"
+            if own
+            else f"distilled on {json.loads(images)}"
+        )
     if changed:
         marks.append(f"changed: {', '.join(changed)}")
     if variant.pretraining not in spec.get("expected_pretraining", [variant.pretraining]):
@@ -225,7 +249,7 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
     """Every value of ours that belongs beside a table's rows: place by place in their order, trivial baselines last."""
     wanted = tables()[paper, table]
     printed = list(dict.fromkeys(row.method for row in wanted))
-    matches = {variant: match(variant, paper, printed) for variant in groups}
+    matches = {variant: match(variant, paper, table, printed) for variant in groups}
     cells: list[Any] = []
     for row in wanted:
         for variant, found in matches.items():
@@ -247,7 +271,7 @@ def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterat
             ours = joined(row, template, groups[variant], key)
             if ours is None or (not _complete(ours) and _shows_members(row)):
                 continue
-            marks = marks_of(variant, matched.kind, matched.spec, key)
+            marks = marks_of(variant, matched.kind, matched.spec, key, row.paper)
             marks += [*selection_marks(ours.runs), *_coverage(ours, stands_in)]
             place = (row.dataset, row.category, row.metric, row.setting)
             yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks))
@@ -285,7 +309,7 @@ def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
                 ours = joined(cell.row, template, groups[variant], metric)
                 if ours is None or (not _complete(ours) and _shows_members(cell.row)):
                     continue
-                marks = (*marks_of(variant, "trivial", {}, metric), *_coverage(ours, stands_in))
+                marks = (*marks_of(variant, "trivial", {}, metric, cell.row.paper), *_coverage(ours, stands_in))
                 yield Cell(None, *place, variant, "trivial", ours.value, ours.expected, ours.found, marks)
 
 

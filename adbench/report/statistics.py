@@ -1,10 +1,9 @@
-"""Numbers of scored test sets and of tables of them: NumPy only, no training library."""
+"""Numbers of tables of scored test sets: NumPy only, no training library. Curves are evaluation.curves'."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-DRAWS = 1000
-LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
@@ -30,58 +27,6 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
     if not found:
         return None
     return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None, len(found))
-
-
-def roc(score: Floats, label: NDArray[np.int8]) -> tuple[Floats, Floats] | None:
-    """False and true positive rates at every distinct score, from (0, 0) to (1, 1); None if a label is absent."""
-    anomalous = int(label.sum())
-    if anomalous in (0, len(label)):
-        return None
-    order = np.argsort(-score, kind="stable")
-    score, label = score[order], label[order]
-    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)
-    true = np.cumsum(label, dtype=np.int64)[last]
-    false = last + 1 - true
-    return np.append(0.0, false / (len(label) - anomalous)), np.append(0.0, true / anomalous)
-
-
-def auroc(score: Floats, label: NDArray[np.int8]) -> float | None:
-    """Chance that an anomalous row outscores a normal one, ties counted half."""
-    curve = roc(score, label)
-    return None if curve is None else float(np.trapezoid(curve[1], curve[0]))
-
-
-def bootstrap(score: Floats, label: NDArray[np.int8], draws: int | None = None, seed: int = 0) -> Floats | None:
-    """(draws,) image AUROCs of test sets resampled with replacement, normal and anomalous rows apart.
-
-    Two sets of the same sizes get the same draws, so that the mean over seeds can be resampled row by row. Large sets
-    get fewer draws (200 at the least): their intervals are narrow anyway.
-    """
-    if not 0 < label.sum() < len(label):
-        return None
-    draws = draws or int(np.clip(2_000_000 // len(score), 200, DRAWS))
-    normal, anomalous = score[label == 0], score[label == 1]
-    order = np.argsort(normal, kind="stable")
-    found = np.zeros((len(normal) + 1, draws), dtype=np.float32)  # of each draw, normal rows up to each sorted one
-    np.cumsum(resampled(len(normal), draws, seed)[order], axis=0, out=found[1:])
-    below, up_to = (np.searchsorted(normal[order], anomalous, side) for side in ("left", "right"))
-    wins = (found[below] + found[up_to]) / 2
-    times = resampled(len(anomalous), draws, seed + 1)
-    return np.einsum("rd,rd->d", wins, times, dtype=np.float64) / len(normal) / len(anomalous)
-
-
-@lru_cache(maxsize=8)
-def resampled(rows: int, draws: int, seed: int) -> NDArray[np.float32]:
-    """(rows, draws) how often each row is in each resample; runs on one data set share it."""
-    drawn = np.random.default_rng(seed).integers(rows, size=(draws, rows))
-    drawn += rows * np.arange(draws)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * draws).reshape(draws, rows).T.astype(np.float32, order="C")
-
-
-def interval(areas: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval."""
-    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:

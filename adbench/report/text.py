@@ -169,7 +169,7 @@ def settings_rows(found: Iterable[Line]) -> Iterable[list[str]]:
     for line in found:
         v = line.variant
         yield [
-            v.label, line.experiment, v.protocol_label, v.budget, str(len(line.runs)),
+            v.label, line.experiment, v.protocol_label, v.held_out, v.budget, str(len(line.runs)),
             shown(line.values["image_auroc"]), shown_interval(line.interval),
             *(shown(line.values[name]) for name in list(METRICS)[1:]),
         ]  # fmt: skip
@@ -179,6 +179,7 @@ SETTINGS_COLUMNS = (
     "method",
     "data",
     "protocol",
+    "held out",
     "budget",
     "seeds",
     "image AUROC",
@@ -241,7 +242,8 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
 LEGEND = (
     "Ours is mean ± sample standard deviation over n seeds (over all experiments where the paper does so); intervals "
     "are 95 % bootstrap intervals over test images. Differences are ours minus published. A value marked with a budget "
-    "other than the paper's, as a small preset or as a variant is not a reproduction of the published row."
+    "other than the paper's, as a small preset or as a variant is not a reproduction of the published row; a share of "
+    "the training rows that is held out is marked where the paper trains on them."
 )
 
 

@@ -491,6 +491,35 @@ class Cutout:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Replace a rectangular patch by the same place of another image of the batch: Section 3.2, "patch swapping", the
+    boundary case x̂_S = y_S of Proposition 1.
+
+    On several devices the other image is one of the device's own. An image that is alone in its batch stays as it is,
+    with an empty mask.
+
+    Args:
+        patch: smallest and largest side of the patch, as shares of the image's.
+    """
+
+    patch: tuple[float, float] = (0.10, 0.40)
+
+    def __post_init__(self) -> None:
+        _check_shares("corruption.patch", self.patch)
+
+    def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        box = draw_boxes(draws, 1, tuple(image.shape[-2:]), self.patch).of(
+            torch.zeros(len(image), dtype=torch.long, device=image.device)
+        )
+        further = draws.integers(low=1, high=max(1, len(image) - 1))
+        if len(image) == 1:
+            return image, torch.zeros_like(image[:, :1])
+        mask = _box_mask(box, image)
+        partner = (torch.arange(len(image), device=image.device) + further) % len(image)
+        return torch.where(mask.bool(), image[partner], image), mask
+
+
+@dataclass(frozen=True)
 class Untouched:
     """No corruption and an empty mask: objective (1) is then a plain autoencoder's."""
 

@@ -35,3 +35,18 @@ def permuted(features: Tensor, draw: Tensor) -> Tensor:
     """
     cycle = draw.argsort(1)
     return torch.zeros_like(features).scatter(1, cycle, features.gather(1, cycle.roll(1, 1)))
+
+
+def other_rows(rows: Tensor, wanted: Tensor, draw: Tensor) -> Tensor:
+    """For each row one of the wanted rows, at random; any row where none is wanted.
+
+    Source: Huang et al. 2021 (ESAD), section 3.3, the strategy that the paper tries and rejects: known anomalies are
+    reconstructed as normal data.
+
+    Args:
+        rows: (B, ...).
+        wanted: (B,) bool.
+        draw: (B,) in [0, 1).
+    """
+    first = (~wanted).to(torch.uint8).argsort(stable=True)  # the wanted ones come first
+    return rows[first[(draw * wanted.sum()).long().clamp(max=len(rows) - 1)]]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adbench.transforms.image import to_float
 from adbench.types import UserError
 
 
@@ -37,23 +38,24 @@ def rotate(image: Tensor, degrees: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     top_left = torch.zeros(len(image), 2, device=image.device)
-    return _sample_rotated(image, degrees, top_left, height, width)
+    grid = _turned_grid(image, degrees, top_left, height, width).to(image.dtype)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def rotated_crop(image: Tensor, degrees: Tensor, position: Tensor, size: int) -> Tensor:
     """Turn each square image clockwise, cut away the empty corners and take one crop of what is left.
 
     Equal to `rotate`, then a central crop to `inscribed_square`, then a crop at a whole pixel, in one sampling which
-    touches only the crop's pixels. At 0 degrees the pixels are the image's own.
+    touches only the crop's pixels. At 0 degrees the pixels are the image's own. Bytes become float after the crop.
 
     Args:
-        image: (B, C, S, S) float.
+        image: (B, C, S, S) float, or uint8 0..255.
         degrees: (B,) one angle per image.
         position: (B, 2) in [0, 1), row and column, uniform for a uniform crop.
         size: side of the crop.
 
     Returns:
-        (B, C, size, size), in the range of the image.
+        (B, C, size, size) float, in the range of the image; of bytes in [0, 1].
 
     Raises:
         UserError: the images are not square.
@@ -65,11 +67,33 @@ def rotated_crop(image: Tensor, degrees: Tensor, position: Tensor, size: int) ->
     margin = ((height - inscribed_square(height, degrees)) / 2 - 1e-3).ceil().clamp_min(0)
     free = (height - 2 * margin - size + 1).clamp_min(1)  # number of places for the crop along a side
     top_left = margin[:, None] + (position * free[:, None]).floor().minimum(free[:, None] - 1)
-    return _sample_rotated(image, degrees, top_left, size, size)
+    return _bilinear(image, _turned_grid(image, degrees, top_left, size, size))
 
 
-def _sample_rotated(image: Tensor, degrees: Tensor, top_left: Tensor, height: int, width: int) -> Tensor:
-    """The window (top_left in rows and columns, height x width) of each turned image."""
+def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
+    """`grid_sample` with the border continued, which takes no bytes: it reads four pixels of (B, C, H, W) for each of
+    (B, h, w, 2), and bytes become float only then."""
+    height, width = image.shape[-2:]
+    x = ((grid[..., 0] + 1) * (width / 2) - 0.5).clamp(0, width - 1)
+    y = ((grid[..., 1] + 1) * (height / 2) - 0.5).clamp(0, height - 1)
+    left, above = x.floor(), y.floor()
+    across, down = (x - left)[:, None], (y - above)[:, None]
+    columns = left.long(), (left.long() + 1).clamp(max=width - 1)
+    rows = above.long(), (above.long() + 1).clamp(max=height - 1)
+
+    def pixels(row: Tensor, column: Tensor) -> Tensor:
+        index = (row * width + column).flatten(1)[:, None].expand(-1, image.shape[1], -1)
+        values = image.flatten(2).gather(2, index).unflatten(2, row.shape[1:])
+        return to_float(values) if values.dtype == torch.uint8 else values
+
+    of_rows, of_columns = (1 - down, down), (1 - across, across)
+    parts = [pixels(rows[i], columns[j]) * (of_rows[i] * of_columns[j]) for i in (0, 1) for j in (0, 1)]
+    return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+def _turned_grid(image: Tensor, degrees: Tensor, top_left: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width, 2) where the window at top_left (in rows and columns) of each turned image comes from, in the
+    coordinates of `grid_sample`."""
     full_height, full_width = image.shape[-2:]
     rows = torch.arange(height, device=image.device) + 0.5 - full_height / 2  # pixel centres, measured from the centre
     columns = torch.arange(width, device=image.device) + 0.5 - full_width / 2
@@ -78,8 +102,7 @@ def _sample_rotated(image: Tensor, degrees: Tensor, top_left: Tensor, height: in
     cosine, sine = (f(degrees.deg2rad()).view(-1, 1, 1) for f in (torch.cos, torch.sin))
     source_x = (cosine * x + sine * y) * (2 / full_width)
     source_y = (cosine * y - sine * x) * (2 / full_height)
-    grid = torch.stack([source_x, source_y], -1).to(image.dtype)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.stack([source_x, source_y], -1)
 
 
 def tile(image: Tensor, size: int) -> Tensor:

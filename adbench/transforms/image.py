@@ -71,6 +71,18 @@ def resized_bytes(image: Tensor, size: tuple[int, int], by: Callable[..., Tensor
     return by(image.to(torch.float64), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
 
 
+def resized_large(image: Tensor, size: tuple[int, int], rows: int) -> Tensor:
+    """`resized_bytes` of an image of any size, whose float64 copy never holds more than some rows of it.
+
+    The same bytes: the antialias is separable, and `resize` too goes along the rows first.
+    """
+    parts = [
+        resize(image[..., top : top + rows, :].to(torch.float64), (min(rows, image.shape[-2] - top), size[1]))
+        for top in range(0, image.shape[-2], rows)
+    ]
+    return resize(torch.cat(parts, dim=-2), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
+
+
 def to_bytes(image: Tensor) -> Tensor:
     """float in [0, 1] -> uint8 0..255, rounded."""
     return image.mul(255.0).round_().clamp_(0, 255).to(torch.uint8)

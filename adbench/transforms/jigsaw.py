@@ -57,11 +57,7 @@ def distant_permutations(count: int, tiles: int, seed: int = 0) -> Tensor:
     Raises:
         UserError: more permutations than there are, or too many tiles.
     """
-    if tiles > 9:
-        raise UserError(f"method.grid cuts {tiles} tiles, whose permutations cannot be enumerated; use 2 or 3")
-    every = _all_permutations(tiles)
-    if not 0 <= count < len(every):
-        raise UserError(f"method.permutations must be between 0 and {len(every) - 1} for {tiles} tiles, got {count}")
+    every = _enumerated(count, tiles)
     order = numpy_stream(seed, "permutations", tiles).permutation(len(every) - 1) + 1  # 0 is the identity
     candidates = every[order]
     columns = np.ascontiguousarray(candidates.T)
@@ -77,6 +73,27 @@ def distant_permutations(count: int, tiles: int, seed: int = 0) -> Tensor:
         np.maximum(closest, shared, out=closest)
         chosen.append(candidates[closest.argmin()])
     return torch.from_numpy(np.array(chosen, dtype=np.int64))
+
+
+@lru_cache(maxsize=8)
+def random_permutations(count: int, tiles: int, seed: int = 0) -> Tensor:
+    """Different permutations, each as likely as any other; arguments, result and errors of `distant_permutations`.
+
+    Source: P-WAE, section IV-A, "S contains 1000 random permutations".
+    """
+    every = _enumerated(count, tiles)
+    order = numpy_stream(seed, "random permutations", tiles).permutation(len(every) - 1)[:count] + 1
+    return torch.from_numpy(every[np.concatenate(([0], order))].astype(np.int64))
+
+
+def _enumerated(count: int, tiles: int) -> np.ndarray:
+    """All permutations, if `count` of them can be had beside the identity."""
+    if tiles > 9:
+        raise UserError(f"method.grid cuts {tiles} tiles, whose permutations cannot be enumerated; use 2 or 3")
+    every = _all_permutations(tiles)
+    if not 0 <= count < len(every):
+        raise UserError(f"method.permutations must be between 0 and {len(every) - 1} for {tiles} tiles, got {count}")
+    return every
 
 
 def _all_permutations(tiles: int) -> np.ndarray:

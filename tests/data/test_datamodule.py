@@ -13,7 +13,8 @@ from adbench.data.datamodule import DataModule, TrainingRows
 from adbench.data.folder import Folder
 from adbench.data.protocols import one_class
 from adbench.data.records import Records, Split
-from adbench.types import Batch, UserError
+from adbench.streams import numpy_stream
+from adbench.types import Batch, UserError, chunk_sizes
 
 
 def build(source, cache_dir, protocol=one_class, **changes) -> DataModule:
@@ -70,6 +71,51 @@ def test_ranks_share_a_batch_by_turns(world):
             assert parts[rank][k].tolist() == batch[rank::world].tolist()
 
 
+@settings(deadline=None)
+@given(n=st.integers(2, 40), size=st.integers(1, 12), seed=st.integers(0, 9))
+def test_a_batch_of_one_step_is_a_piece_of_its_epoch_s_permutation(n, size, seed):
+    rows, size = np.arange(100, 100 + n), min(size, n)
+    per_epoch = n // size
+    for k, batch in enumerate(TrainingRows(rows, size, seed, 3 * per_epoch)):
+        order = rows[numpy_stream(seed, "rows", k // per_epoch).permutation(n)]
+        assert batch.tolist() == order[k % per_epoch * size :][:size].tolist()
+
+
+@settings(deadline=None)
+@given(n=st.integers(6, 60), step=st.integers(1, 6), at_once=st.integers(1, 9), seed=st.integers(0, 9))
+def test_how_many_steps_are_loaded_at_once_changes_none_and_drops_none(n, step, at_once, seed):
+    loads = list(TrainingRows(np.arange(n), step * at_once, seed, 5, step=step))
+    single = list(TrainingRows(np.arange(n), step, seed, 5 * at_once))
+    assert np.concatenate(loads).tolist() == np.concatenate(single).tolist()
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(8, 40), m=st.integers(1, 7), known=st.integers(1, 3), at_once=st.integers(1, 4),
+    start=st.integers(0, 9),
+)  # fmt: skip
+def test_labelled_rows_close_every_step_in_turn_and_a_resumed_stream_is_its_rest(n, m, known, at_once, start):
+    options = {"step": 5, "labelled": np.arange(900, 900 + m), "labelled_per_step": known}
+    whole = list(TrainingRows(np.arange(n), 5 * at_once, 3, 10, **options))
+    steps = np.concatenate(whole).reshape(-1, 5)
+    assert (steps[:, : 5 - known] < 900).all() and (steps[:, 5 - known :] >= 900).all()
+    seen = steps[:, 5 - known :].ravel()
+    for turn in range(len(seen) // m):
+        assert sorted(seen[turn * m :][:m].tolist()) == list(range(900, 900 + m))
+    unlabelled = list(TrainingRows(np.arange(n), 5 - known, 3, 10 * at_once))
+    assert steps[:, : 5 - known].ravel().tolist() == np.concatenate(unlabelled).tolist()
+    rest = list(TrainingRows(np.arange(n), 5 * at_once, 3, 10, start, **options))
+    assert [r.tolist() for r in rest] == [r.tolist() for r in whole[start:]]
+
+
+def test_the_pieces_of_two_ranks_are_the_steps_of_one():
+    options = {"step": 6, "labelled": np.arange(90, 95), "labelled_per_step": 1}
+    joined = np.concatenate(list(TrainingRows(np.arange(30), 12, 0, 4, **options))).reshape(-1, 6)
+    parts = [TrainingRows(np.arange(30), 12, 0, 4, rank=rank, world=2, **options) for rank in range(2)]
+    pieces = [np.concatenate(list(part)).reshape(-1, 3) for part in parts]
+    assert np.sort(np.concatenate(pieces, axis=1)).tolist() == np.sort(joined).tolist()
+
+
 def test_seed_0_is_a_seed():
     orders = [np.concatenate(list(TrainingRows(np.arange(20), 4, seed, 5))).tolist() for seed in (0, 1)]
     assert orders[0] != orders[1] and orders[0] != list(range(20))
@@ -84,6 +130,40 @@ def test_loading_draws_nothing_from_the_global_generator(data):
 
 
 # -- what a batch holds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("takes_bytes", [False, True])
+def test_only_a_method_that_takes_bytes_is_trained_on_them_and_prepares_and_tests_on_floats(data, takes_bytes):
+    seen = []
+
+    class Looks(LightningModule):
+        automatic_optimization = False
+
+        def on_fit_start(self):
+            seen.extend(("prepare", b.image.dtype) for b in self.trainer.datamodule.training_batches("cpu"))
+
+        def training_step(self, batch, batch_idx):
+            seen.append(("train", batch.image.dtype))
+            seen.extend(("held out", b.image.dtype) for b in self.trainer.datamodule.training_batches("cpu"))
+            assert batch.mask.shape[-2:] == batch.image.shape[-2:]
+
+        def test_step(self, batch, batch_idx):
+            seen.append(("test", batch.image.dtype))
+
+        def configure_optimizers(self):
+            return None
+
+    looks = Looks()
+    looks.takes_bytes = takes_bytes
+    data.set_budget(2)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
+    trainer.fit(looks, datamodule=data)
+    trainer.test(looks, datamodule=data, verbose=False)
+    trained = torch.uint8 if takes_bytes else torch.float32
+    assert {kind for name, kind in seen if name == "train"} == {trained}
+    assert {kind for name, kind in seen if name != "train"} == {torch.float32}
+    assert {name for name, _ in seen} == {"prepare", "train", "held out", "test"}
 
 
 def test_training_batches_are_rgb_floats_without_label_or_mask(data):
@@ -129,6 +209,25 @@ def test_statistics_are_computed_on_all_training_rows_in_order(data):
     assert all(b.image.dtype == torch.float32 and (b.label == -1).all() for b in batches)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+def test_no_batch_for_a_network_in_training_mode_has_one_row(tree, tmp_path, size):
+    data = build(Folder(tree), tmp_path, partial(one_class, holdout=0), eval_batch_size=size)
+    batches = [batch.index.tolist() for batch in data.training_batches("cpu")]
+    assert [row for batch in batches for row in batch] == data.split.train.tolist()
+    assert len(data.split.train) > 1
+    assert min(map(len, batches)) >= 2
+
+
+@given(n=st.integers(1, 300), size=st.integers(1, 40))
+def test_pieces_are_as_large_as_asked_but_where_one_row_would_remain(n, size):
+    sizes = chunk_sizes(n, size)
+    assert sum(sizes) == n
+    assert n == 1 or min(sizes) >= 2
+    assert max(sizes) <= max(size, 3)
+    if n % size != 1 and size > 1:
+        assert sizes == [min(size, n - first) for first in range(0, n, size)]
+
+
 def test_the_held_out_rows_are_served_apart_from_the_training_rows(tree, tmp_path):
     data = build(Folder(tree), tmp_path)
     held = torch.cat([b.index for b in data.holdout_batches("cpu")]).tolist()
@@ -141,6 +240,57 @@ def test_fewer_rows_than_a_batch_make_one_batch_of_all(data):
     data.batch_size = 64
     assert data.batches_per_epoch == 1
     assert sorted(taken(data)[0].index.tolist()) == data.split.train.tolist()
+
+
+def table(tmp_path, normal: int, known: int, **changes) -> DataModule:
+    """A table whose first rows are normal and whose next ones are known anomalies, all in training but the last two."""
+    label = np.repeat([0, 1, 0, 1], [normal, known, 1, 1])
+    split = ["train"] * (normal + known) + ["test"] * 2
+    rows = [
+        {"split": s, "label": int(y), "defect": "odd" if y else "good", "path": str(i)}
+        for i, (s, y) in enumerate(zip(split, label, strict=True))
+    ]
+
+    class Table:
+        features, has_masks, records = label[:, None].astype(np.float32), False, Records.of(rows)
+
+    train = np.arange(normal + known)
+    semi = -label[: normal + known].astype(np.int8)
+    test = np.arange(normal + known, normal + known + 2)
+    options = {"batch_size": 1024, "rows_per_step": 32, "supervision": "semi", "labelled_stream": True} | changes
+    return build(Table(), tmp_path, lambda *_: Split(train, semi, train[:0], test), **options)
+
+
+@pytest.mark.parametrize("normal, known", [(231, 2), (993, 10), (2639, 26), (3439, 34), (2207, 22), (40, 0), (10, 3)])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("step", [32, 128])
+def test_an_epoch_of_a_table_has_every_full_step_that_its_rows_make(tmp_path, normal, known, stream, step):
+    data = table(tmp_path, normal, known, labelled_stream=stream, rows_per_step=step)
+    unlabelled = step - data.labelled_per_step if stream else step
+    passed = normal if stream and known else normal + known
+    wanted = 50 * (passed // min(unlabelled, passed))
+    total = data.batches_of(50)
+    steps = data.rows_per_batch // data.rows_of_a_step
+    assert data.rows_per_batch % data.rows_of_a_step == 0 and data.rows_per_batch <= 1024
+    assert wanted <= total * steps < wanted + steps
+
+
+@pytest.mark.parametrize("normal, known, each", [(231, 2, 1), (993, 10, 1), (900, 100, 3), (0, 4, 0), (40, 0, 0)])
+def test_each_step_has_labelled_rows_by_their_share_and_at_least_one(tmp_path, normal, known, each):
+    data = table(tmp_path, normal, known)
+    data.set_budget(3)
+    assert data.labelled_per_step == each
+    for batch in taken(data):
+        for semi in batch.semi_label.split(data.rows_of_a_step):
+            assert each == 0 or (semi != 0).sum() == each
+
+
+def test_labelled_rows_are_mixed_with_the_others_without_a_stream(tmp_path):
+    mixed = table(tmp_path, 993, 10, labelled_stream=False)
+    mixed.set_budget(3)
+    rows = TrainingRows(np.arange(1003), mixed.rows_per_batch, 0, 3, step=32)
+    assert [b.index.tolist() for b in taken(mixed)] == [r.tolist() for r in rows]
+    assert {int((semi != 0).sum()) for b in taken(mixed) for semi in b.semi_label.split(32)} > {1}
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -292,8 +442,8 @@ class Table:
 def test_features_pass_unchanged_and_are_not_cached(tmp_path):
     data = build(Table(), tmp_path / "cache")
     batch = taken(data)[0]
-    assert batch.image.shape == (4, 6) and batch.image.dtype == torch.float32
-    np.testing.assert_array_equal(batch.image.numpy(), data.source.features[batch.index].astype(np.float32))
+    assert batch.image.shape == (4, 6) and batch.image.dtype == torch.float64
+    np.testing.assert_array_equal(batch.image.numpy(), data.source.features[batch.index])
     assert next(iter(data.test_dataloader())).label.tolist() == [0, 0, 0]
     assert not (tmp_path / "cache").exists()
 

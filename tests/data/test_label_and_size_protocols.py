@@ -216,3 +216,20 @@ def test_a_data_set_without_anomalous_training_rows_is_told_to_take_another_prot
 def test_impossible_shares_are_refused(protocol, options, message):
     with pytest.raises(UserError, match=message):
         protocol(CLASSES, rng(), "unsupervised", **options)
+
+
+def test_all_kinds_are_known_however_many_there_are():
+    for kinds in (1, 3, 14):
+        records = table({"0": 90, **{f"k{i}": 2 for i in range(kinds)}}, {"0": 5, "k0": 5})
+        ratio = (2 * kinds + 0.5) / (90 + 2 * kinds)
+        split = semi_supervised(records, rng(), "semi", labelled_ratio=ratio, labelled_classes="all", holdout=0)
+        known = split.train[split.semi_label == -1]
+        assert len(known) == 2 * kinds == len(set(known.tolist()))
+        assert set(records.defect[known]) == {f"k{i}" for i in range(kinds)}
+
+
+def test_all_kinds_of_none_and_another_word_are_refused():
+    with pytest.raises(UserError, match="no anomalous training rows: use protocol=one_class"):
+        semi_supervised(table({"0": 90}, {"1": 5}), rng(), "semi", labelled_ratio=0.05, labelled_classes="all")
+    with pytest.raises(UserError, match=r"is a number, a list of kinds such as \[1, 2, 3\], or all; got every"):
+        semi_supervised(CLASSES, rng(), "semi", labelled_ratio=0.05, labelled_classes="every")

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from adbench.data.medical import ChestXrays, ListedImages
+from adbench.data.protocols import semi_supervised
 from adbench.types import UserError
 
 
@@ -113,3 +114,21 @@ def test_what_an_x_ray_set_lacks_is_named(chest):
     (chest / "Data_Entry_2017.csv").unlink()
     with pytest.raises(UserError, match=r"Data_Entry_2017\.csv is missing"):
         ChestXrays(chest, "PA")
+
+
+def test_all_known_anomalies_of_a_listed_set_are_taken_however_many_findings_it_names(tmp_path):
+    write(tmp_path / "0.png")
+    findings = ["Effusion", "Mass", "Nodule"]
+    lines = ["path,split,label,defect"]
+    for i, (label, defect) in enumerate([(0, "")] * 60 + [(1, f) for f in findings for _ in range(4)]):
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / "0.png").read_bytes())
+        lines.append(f"{i}.png,{'train' if i else 'test'},{label},{defect}")
+    (tmp_path / "l.csv").write_text("\n".join(lines))
+    records = ListedImages("x", tmp_path, "l.csv").records
+    options = {"labelled_ratio": 12.5 / 71, "holdout": 0}
+    draw = np.random.default_rng
+    split = semi_supervised(records, draw(0), "semi", labelled_classes="all", **options)
+    known = records.defect[split.train[split.semi_label == -1]]
+    assert sorted(known.tolist()) == sorted(findings * 4)
+    with pytest.raises(UserError, match="asks for 12 known anomalies, and the training rows hold 4 of"):
+        semi_supervised(records, draw(0), "semi", labelled_classes=1, **options)

@@ -37,7 +37,7 @@ def test_a_published_set_divides_into_the_papers_counts(table):
     )
     assert (train == 1).sum() == COUNTS[name][-1]
     assert source.features.shape == (rows, features)
-    assert source.features.dtype == np.float32
+    assert source.features.dtype == np.float64
 
 
 def small(tmp_path: Path, **arrays) -> Path:

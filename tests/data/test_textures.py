@@ -19,8 +19,13 @@ def made(photograph: str) -> Textures:
 
 
 @pytest.fixture(params=PHOTOGRAPHS)
-def source(request) -> Textures:
-    return made(request.param)
+def photograph(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def source(photograph) -> Textures:
+    return made(photograph)
 
 
 def place(photograph: str, crop: np.ndarray, mask: np.ndarray) -> list[tuple[int, int]]:
@@ -43,9 +48,7 @@ def test_there_are_enough_crops_and_half_of_the_test_crops_are_defective(source)
     assert {kind: int((r.defect == kind).sum()) for kind in DEFECTS} == dict.fromkeys(DEFECTS, 12)
 
 
-@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
-def test_train_and_test_crops_share_no_pixel_of_the_photograph(photograph):
-    source = made(photograph)
+def test_train_and_test_crops_share_no_pixel_of_the_photograph(source, photograph):
     seen = {"train": np.zeros((512, 512), bool), "test": np.zeros((512, 512), bool)}
     for i, part in enumerate(source.records.split):
         where = place(photograph, source.array[i, ..., 0], source._masks[i])
@@ -56,9 +59,11 @@ def test_train_and_test_crops_share_no_pixel_of_the_photograph(photograph):
     assert (seen["train"] | seen["test"]).mean() > 0.95  # and little of it is wasted
 
 
-def test_test_crops_lie_apart(source):
-    r, name = source.records, source._name.split("/")[1]
-    corners = [place(name, source.array[i, ..., 0], source._masks[i])[0] for i in np.flatnonzero(r.split == "test")]
+def test_test_crops_lie_apart(source, photograph):
+    r = source.records
+    corners = [
+        place(photograph, source.array[i, ..., 0], source._masks[i])[0] for i in np.flatnonzero(r.split == "test")
+    ]
     away = np.abs(np.array(corners)[:, None] - np.array(corners)[None]).max(axis=-1)
     assert away[~np.eye(len(corners), dtype=bool)].min() >= 17
 

@@ -120,17 +120,18 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(run, capfd):
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_rank_that_fails_before_the_training_fails_the_run_and_is_not_waited_for(run, monkeypatch):
+def test_a_rank_that_fails_before_the_training_fails_the_run_and_is_not_waited_for(run, monkeypatch, capfd, tmp_path):
     from adbench import ranks
 
     start = ranks._start
     monkeypatch.setattr(ranks, "_start", lambda folder, *rest: start(type(folder)(folder.path / "nowhere"), *rest))
-    code, folder = run("method=autoencoder", "method.width=4", "data=mvtec/bottle", *FEW, *TWO, smoke=False)
+    code, _ = run("method=autoencoder", "method.width=4", "data=mvtec/bottle", *FEW, *TWO, smoke=False)
+    out = capfd.readouterr().out
     assert code == 1
-    record = metrics_of(folder)
-    assert record["status"] == "failed"
-    assert "rank1.log" in record["error"]
-    assert "is no run folder" in record["error"]
+    assert "rank1.log" in out
+    assert "is no run folder" in out
+    assert list((tmp_path / "results").rglob("rank1.log"))  # which the message names
+    assert not list((tmp_path / "results").rglob("metrics.json"))
     assert "LOCAL_RANK" not in os.environ
 
 

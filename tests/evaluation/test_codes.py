@@ -139,3 +139,46 @@ def test_two_runs_are_drawn_side_by_side_on_one_scale():
     axes = figure.axes
     assert axes[0].get_xlim() == axes[1].get_xlim()
     assert "effective dimensions" in axes[0].get_title(loc="left")
+
+
+class Named(WithCodes):
+    """Two codes of an image, of which the first decodes."""
+
+    code_names = ("z", "z_hat")
+
+    def codes(self, image):
+        mean = image.mean((2, 3))
+        return torch.stack([mean, -mean], 1)
+
+    def decode(self, codes):
+        assert codes.shape[1:] == (1, 3)
+        return codes[:, 0, :, None, None].expand(-1, -1, 4, 4)
+
+
+def test_codes_with_names_are_drawn_apart_and_the_first_is_decoded(tmp_path):
+    after_a_test(Named(), panels.CodePanels(tmp_path, KINDS))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "codes.npz", "codes_tsne_z.png", "codes_tsne_z_hat.png", "codes_density.png", "codes_interpolation.png"
+    }  # fmt: skip
+
+
+def test_no_codes_are_drawn_or_kept_where_none_are_wanted(tmp_path):
+    after_a_test(WithCodes(), panels.CodePanels(tmp_path / "figures", KINDS, at_most=0))
+    assert not (tmp_path / "figures").exists()
+
+
+def test_codes_that_are_all_alike_are_drawn_in_one_place():
+    assert not panels.tsne(np.ones((10, 2, 3), np.float32), 0).any()
+
+
+def test_codes_that_are_not_finite_are_kept_and_not_drawn(tmp_path):
+    method = WithCodes()
+    method.codes = lambda image: torch.full((len(image), 4, 3), torch.nan)
+    after_a_test(method, panels.CodePanels(tmp_path, KINDS))
+    assert [p.name for p in tmp_path.iterdir()] == ["codes.npz"]
+
+
+def test_codes_but_one_of_which_are_alike_have_finite_places():
+    codes = np.ones((10, 1, 3), np.float32)
+    codes[0] += 1e-6
+    assert np.isfinite(panels.tsne(codes, 0)).all()

@@ -1,4 +1,5 @@
 import itertools
+import re
 import warnings
 
 import numpy as np
@@ -144,14 +145,39 @@ def test_the_threshold_is_a_held_out_score_that_few_held_out_scores_exceed():
     assert threshold["false_alarm_rate"] == pytest.approx(0.05)
 
 
-def test_a_false_alarm_rate_below_one_in_n_warns_with_the_attainable_rate():
-    with pytest.warns(UserWarning, match=r"about 0\.0909.*at least 20"):
+def test_a_false_alarm_rate_that_the_largest_of_n_does_not_reach_warns_with_the_one_that_it_does():
+    with pytest.warns(
+        UserWarning, match=r"evaluation\.quantile=0\.95 .*about 0\.0909.*at least 19 \(protocol\.holdout"
+    ):
         threshold = metrics.held_out_threshold(np.arange(10.0), 0.95)
     assert threshold["value"] == 9.0
     assert threshold["false_alarm_rate"] == pytest.approx(1 / 11)
+    with pytest.warns(
+        UserWarning, match=r"rate of 0\.05\) .* rate of about 0\.0526\."
+    ):  # not "0.05 cannot be, 0.05 can"
+        metrics.held_out_threshold(np.arange(18.0), 0.95)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metrics.held_out_threshold(np.arange(20.0), 0.95)
+        assert metrics.held_out_threshold(np.arange(19.0), 0.95)["false_alarm_rate"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 18, 98, 998])
+@pytest.mark.parametrize("key", ["evaluation.quantile", "--false-alarm-rate"])
+def test_the_number_of_rows_and_the_value_that_the_warning_names_need_no_warning(n, key):
+    with pytest.warns(UserWarning) as caught:
+        metrics.held_out_threshold(np.arange(float(n)), 1 - 0.0005, key=key)
+    (said,) = [str(warning.message) for warning in caught]
+    assert said.startswith(f"{key}=")
+    rows, value = re.search(r"at least (\d+) .* set \S+=(\S+)$", said).groups()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.held_out_threshold(np.arange(float(rows)), 1 - 0.0005)
+        metrics.held_out_threshold(np.arange(float(n)), float(value) if "quantile" in key else 1 - float(value))
+
+
+def test_numbers_are_told_apart_by_as_many_digits_as_it_takes():
+    assert metrics._told_apart(0.05, 1 / 19) == ["0.05", "0.0526"]
+    assert metrics._told_apart(0.01, 1 / 99.9) == ["0.01", "0.01001"]
 
 
 def test_without_held_out_scores_there_is_no_threshold():

@@ -1,6 +1,6 @@
 import torch
 
-from adbench.losses.esad import assistance, norm, reconstruction, score
+from adbench.losses.esad import assistance, norm, reconstruction, score, unsquared_score
 
 UNLABELLED, NORMAL, ANOMALOUS = 0, 1, -1
 
@@ -64,3 +64,32 @@ def test_score_adds_the_two_terms_and_is_the_reconstruction_error_without_the_se
     torch.testing.assert_close(score(x, x_hat, z, 0.5, "sum"), torch.tensor([5 + 0.5 * 9]))
     torch.testing.assert_close(score(x, x_hat, z, 0.0, "mean"), torch.tensor([2.5]))
     assert score(x, x, 0 * z, 1.0, "sum") == 0
+
+
+def test_the_mean_over_devices_is_that_of_the_joined_rows_even_where_one_has_no_labelled_row():
+    x, z = torch.rand(6, 4, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    semi, halves = labels(0, 0, ANOMALOUS, 0, 0, 0), (slice(0, 3), slice(3, 6))
+    half_counts, share = torch.tensor([5.0, 1.0], dtype=torch.float64) / 2, torch.tensor(0.1)
+    for term in (
+        lambda rows, counts: reconstruction(x[rows], 0 * x[rows], semi[rows], "mean", counts),
+        lambda rows, counts: norm(z[rows], semi[rows], "sum", 1e-3, counts),
+        lambda rows, counts: assistance(z[rows], 0 * z[rows], "sum", semi[rows], share, counts),
+    ):
+        parts = [term(rows, half_counts) for rows in halves]
+        torch.testing.assert_close(sum(parts) / 2, term(slice(None), None))
+
+
+def test_assistance_counts_labelled_rows_by_their_share_of_the_training_rows():
+    z = torch.tensor([[1.0], [3.0], [2.0]])  # squared gaps 1 and 9 of unlabelled rows, 4 of the labelled one
+    value = assistance(z, 0 * z, "sum", labels(0, 0, ANOMALOUS), torch.tensor(0.1))
+    torch.testing.assert_close(value, torch.tensor(0.9 * 5 + 0.1 * 4))
+
+
+def test_the_unsquared_score_adds_lengths():
+    x, x_hat, z_hat = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    torch.testing.assert_close(unsquared_score(x, x_hat, z_hat, 0.5), torch.tensor([5.0 + 0.5 * 2.0]))
+
+
+def test_input_and_code_may_be_reduced_differently():
+    x, x_hat, z_hat = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    torch.testing.assert_close(score(x, x_hat, z_hat, 1.0, "sum", "mean"), torch.tensor([25.0 + 2.0]))

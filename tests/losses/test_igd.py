@@ -69,6 +69,35 @@ def test_center_and_variance_do_not_depend_on_the_order_or_the_batching_of_the_d
     assert variance.item() == pytest.approx(by_definition.item(), rel=1e-9)
 
 
+def test_the_moments_of_a_projection_follow_from_the_features_moments():
+    generator = torch.Generator().manual_seed(0)
+    f, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((20, 6), (4, 6), (4,)))
+    parts = [loss.feature_moments(piece) for piece in f.split(7)]
+    summed = [torch.stack(part).sum(0) for part in zip(*parts, strict=True)]
+    found = loss.projected_moments(*summed, weight, bias)
+    for ours, expected in zip(found, loss.moments(f @ weight.T + bias), strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-5)
+
+
+def test_the_printed_residual_is_the_sum_over_pixels_of_undivided_errors():
+    x, y = images(seed=1), images(seed=2)
+    similarity = ms_ssim(x, y, data_range=4.7579, **SMALL)
+    pixels = 0.15 * (x - y).abs().mean(1) + 0.85 * (1 - similarity).view(3, 1, 1)
+    assert torch.allclose(loss.reconstruction(x, y, rho=0.15, printed=True, **SMALL), pixels.sum((1, 2)), rtol=1e-5)
+    maps = loss.residual_map(x, y, rho=1.0, printed=True, **SMALL)
+    assert torch.allclose(maps, loss.grey((x - y).abs()), atol=1e-6)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_one_pyramid_gives_residual_and_map_what_each_gives_alone(released):
+    x, y = images(seed=1), images(seed=2)
+    levels = loss.pyramid(x, y, **SMALL)
+    options = {"rho": 0.15, **SMALL}
+    assert torch.equal(loss.reconstruction(x, y, levels=levels, **options), loss.reconstruction(x, y, **options))
+    maps = loss.residual_map(x, y, released=released, levels=levels, **options)
+    assert torch.equal(maps, loss.residual_map(x, y, released=released, **options))
+
+
 def test_the_released_variance_floors_every_batch_before_averaging():
     sums, counts = torch.tensor([0.2, 6.0]), torch.tensor([2.0, 2.0])
     assert loss.floored_variance(sums, counts, per_batch=True).item() == pytest.approx((1.0 + 3.0) / 2)

@@ -62,6 +62,35 @@ def test_sliced_wasserstein_of_two_points_on_a_line_by_hand():
     assert pwae.sliced_wasserstein(z, prior, torch.ones(1, 1, 1)).item() == 5.0
 
 
+def test_with_its_root_it_is_the_mean_of_the_directions_distances_as_scipy_has_them():
+    z, prior, theta = normal(16, 3, 12), 2 + normal(16, 3, 12, purpose="prior"), directions(3, 20, 12)
+    ours = pwae.sliced_wasserstein(z, prior, theta, root=True)
+    projected = [[(v[:, k] @ theta[k].T).numpy() for k in range(3)] for v in (z, prior)]
+    one_by_one = [
+        [ot.wasserstein_1d(a[:, p], b[:, p], p=2) ** 0.5 for p in range(20)] for a, b in zip(*projected, strict=True)
+    ]
+    np.testing.assert_allclose(ours.numpy(), np.mean(one_by_one, axis=1), rtol=1e-9)
+
+
+def test_with_its_root_equal_samples_are_at_distance_zero_and_pull_nowhere():
+    z = normal(4, 9, 5).requires_grad_()
+    distance = pwae.sliced_wasserstein(z, z.detach().clone(), directions(9, 10, 5), root=True)
+    distance.sum().backward()
+    assert (distance == 0).all()
+    assert (z.grad == 0).all()
+
+
+def test_the_moments_of_all_tiles_priors_together_are_those_of_their_samples():
+    k = torch.arange(1.0, 10.0, dtype=torch.float64)
+    sample = pwae.student_t(uniform(40_000, 9, 2), 5.0, k)
+    mean, deviation = pwae.prior_moments("student_t", 5.0, k)
+    assert (mean, deviation) == (5.0, pytest.approx((20 / 3 + 5 / 3) ** 0.5))
+    assert sample.mean().item() == pytest.approx(mean, abs=0.02)
+    assert sample.std().item() == pytest.approx(deviation, abs=0.02)
+    assert pwae.prior_moments("gaussian", 5.0, 0 * k) == (0.0, 1.0)
+    assert pwae.prior_moments("student_t", 2.0, 0 * k) == (0.0, 1.0)
+
+
 def test_sliced_wasserstein_is_zero_for_the_same_samples_in_another_order_and_positive_otherwise():
     z, theta = normal(8, 9, 5), directions(9, 10, 5)
     assert pwae.sliced_wasserstein(z, z.flip(0), theta).abs().max() < 1e-24

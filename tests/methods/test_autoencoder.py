@@ -67,3 +67,18 @@ def test_a_vae_trains_on_a_drawn_code():
 def test_ssim_of_tables_is_refused():
     with pytest.raises(UserError, match="got ssim for data of kind tabular"):
         build(kind="tabular", error="ssim")
+
+
+@pytest.mark.parametrize("cls", [Autoencoder, VariationalAutoencoder])
+def test_decoded_codes_are_the_reconstruction_that_scores(cls):
+    method = build(cls, **({"divergence_weight": 0.5} if cls is VariationalAutoencoder else {}))
+    codes = method.codes(images())
+    assert codes.shape == (4, 1, 6)
+    assert method.decodes
+    torch.testing.assert_close(method.decode(codes), method.reconstruct(images()))
+
+
+def test_rows_of_a_table_have_codes_and_no_picture():
+    method = build(kind="tabular", image_size=5)
+    assert method.codes(torch.rand(4, 5)).shape == (4, 1, 3)
+    assert not method.decodes

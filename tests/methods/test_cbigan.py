@@ -213,6 +213,18 @@ def test_textures_are_seen_as_turned_crops_without_an_edge_and_without_rotation_
     assert all(any(torch.allclose(row, v, atol=1e-5) for v in 2 * ramp[0, 0, 0] - 1) for row in straight[:, 0, 0, 0])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_texture_is_trained_on_as_bytes_with_the_views_of_the_float_image(channels):
+    method, draws = texture(rotation={"texture": (0.0, 45.0)}), torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (4, channels, 64, 64), dtype=torch.uint8, generator=draws)
+    assert method.takes_bytes
+    assert not build().takes_bytes
+    as_float = (images / 255).expand(-1, 3, -1, -1)
+    assert torch.equal(method.view(images), method.view(as_float))
+    one, other = fit(method, 2, images), fit(texture(rotation={"texture": (0.0, 45.0)}), 2, as_float)
+    assert torch.equal(weights(one), weights(other))
+
+
 def test_views_and_noise_depend_on_seed_and_batch_number_alone():
     image, method, other = pictures(side=64), texture(), texture()
     torch.rand(3)  # the global stream has no part in it
@@ -448,6 +460,32 @@ def test_egbad_is_cbigan_with_alpha_0_and_nothing_else(egbad, cbigan):
     assert ours.pop("alpha") == 0
     theirs.pop("alpha")
     assert ours == theirs
+
+
+def test_the_literal_preset_averages_the_consistency_and_has_both_ends_of_the_printed_range_for_textures():
+    literal, upper, paper = preset("cbigan/literal"), preset("cbigan/literal_upper"), preset("cbigan")
+    changed = {key for key in paper if literal[key] != paper[key]}
+    assert changed == {"consistency_reduction", "features", "average_decay", "average_every"}
+    assert (literal["consistency_reduction"], literal["features"]) == ("mean", "penultimate")
+    assert {key for key in upper if upper[key] != literal[key]} == {"alpha"}
+    assert (literal["alpha"]["texture"], upper["alpha"]["texture"]) == (1e-5, 1e-4)
+    assert literal["alpha"]["object"] == upper["alpha"]["object"] == 1e-4
+
+
+def test_the_literal_presets_averages_are_the_trained_weights():
+    method = fit(build(average_decay=0.0, average_every=1), 4)
+    for network, average in ((method.encoder, method.average_encoder), (method.generator, method.average_generator)):
+        assert torch.equal(weights(network), weights(average.average))
+
+
+def test_the_effective_weight_of_a_summed_consistency_is_the_batchs_size_times_alpha():
+    """What the README says of alpha: 32 images, 1e-4 and 1e-5 give 3.2e-3 and 3.2e-4 beside averages."""
+    batch = batch_of(pictures(rows=4))
+    summed, meant = (
+        build(consistency_reduction=r, alpha=1e-4).encoder_generator_objective(batch) for r in ("sum", "mean")
+    )
+    torch.testing.assert_close(summed["image_consistency"], 4 * meant["image_consistency"])
+    torch.testing.assert_close(summed["adversarial"], meant["adversarial"])
 
 
 def test_the_released_programs_preset_differs_where_the_program_does():

@@ -129,3 +129,10 @@ def test_pretraining_sees_the_scaled_features():
 def test_a_nu_outside_0_and_1_is_refused():
     with pytest.raises(UserError, match=r"method.nu.*got 0"):
         svdd(nu=0)
+
+
+def test_codes_are_the_embeddings_of_which_the_score_is_a_distance():
+    method = prepared(svdd())
+    codes = method.codes(rows())
+    assert codes.shape == (40, 1, 3)
+    torch.testing.assert_close((codes[:, 0] - method.center).square().sum(1), method.distance(rows()))

@@ -8,7 +8,7 @@ from adbench.methods.esad import ESAD
 from adbench.types import Batch, UserError
 
 MLP = {"hidden": [8, 6], "embedding": 3}
-PHI = {"turn": True, "permutation": True, "noise": 0.1}
+PHI = {"turn": True, "permutation": True, "noise": 0.1, "normal": False}
 
 
 def esad(kind: str = "tabular", image_size: int = 5, **changes) -> ESAD:
@@ -16,8 +16,9 @@ def esad(kind: str = "tabular", image_size: int = 5, **changes) -> ESAD:
     options = {
         "network": "deep", "mlp": MLP, "scaling": "none", "widths": [4, 4, 4, 8, 8], "batch_norm": True,
         "code_bn": False, "pad": 0, "lambda_1": 1.0, "lambda_2": 1.0, "phi": PHI, "reduction": "mean",
-        "inverse_eps": 1e-3, "second_encoder": True, "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
-        "schedule": None, "rows_per_step": None, "clip": 5.0,
+        "code_reduction": "mean", "squared_score": True, "labelled_stream": False, "inverse_eps": 1e-3,
+        "second_encoder": True, "optimizer": functools.partial(torch.optim.SGD, lr=0.1), "schedule": None,
+        "rows_per_step": None, "clip": 5.0,
     }  # fmt: skip
     return ESAD(kind, image_size, **(options | changes))
 
@@ -99,7 +100,7 @@ def test_without_labels_and_weights_the_loss_is_a_plain_autoencoder_s():
 def test_only_known_anomalies_have_another_target(kind, shape):
     method = esad(kind, shape[-1]).eval()
     clean = method.objective(batch(*shape, semi=[0, 0, 1, 1]))["reconstruction"]
-    method.phi = {"turn": False, "permutation": False, "noise": 0.0}
+    method.phi = PHI | {"turn": False, "permutation": False, "noise": 0.0}
     torch.testing.assert_close(method.objective(batch(*shape, semi=[0, 0, 1, 1]))["reconstruction"], clean)
     same = method.objective(batch(*shape, semi=[0, 0, -1, -1]))["reconstruction"]
     torch.testing.assert_close(same, clean)  # the ablation without phi
@@ -150,3 +151,71 @@ def test_the_decoder_of_min_max_features_ends_in_a_sigmoid_and_the_others_do_not
     x = 10 * batch(5, semi=[0] * 16).image
     assert esad(scaling="min_max").eval()._codes(x)[1].min() >= 0
     assert esad(scaling="clipped").eval()._codes(x)[1].min() < 0
+
+
+def test_known_anomalies_can_be_reconstructed_as_unlabelled_rows_of_their_batch():
+    phi = {"turn": False, "permutation": False, "noise": 0.0, "normal": True}
+    for kind, shape in (("tabular", (5,)), ("small", (3, 32, 32))):
+        rows = batch(*shape, semi=[-1, 0, 1, -1, 0, -1])
+        x, target = esad(kind, shape[-1], phi=phi).at_once(rows)
+        for i, semi in enumerate(rows.semi_label.tolist()):
+            others = [i] if semi >= 0 else [1, 4]
+            assert any(torch.equal(target[i], x[j]) for j in others)
+    x, target = esad(phi=phi).at_once(batch(5, semi=[-1] * 200 + [0, 0]))
+    assert 50 < sum(torch.equal(row, x[200]) for row in target[:200]) < 150
+
+
+def test_the_unsquared_reading_scores_with_lengths_whatever_the_training_s_reduction():
+    x = batch(5, semi=[0] * 4).image
+    for reduction in ("mean", "sum"):
+        method = esad(squared_score=False, lambda_1=0.5, reduction=reduction).eval()
+        _, x_hat, z_hat = method._codes(x)
+        expected = (x - x_hat).norm(dim=1) + 0.5 * z_hat.norm(dim=1)
+        torch.testing.assert_close(method.score(x).image, expected)
+
+
+def test_the_other_readings_of_the_score_come_along():
+    x = batch(5, semi=[0] * 4).image
+    method = esad(reduction="sum", lambda_1=0.5).eval()
+    extra = method.extra_scores(x)
+    assert set(extra) == {"reconstruction", "norm", "unsquared", "means", "sums"}
+    torch.testing.assert_close(extra["reconstruction"] + 0.5 * extra["norm"], method.score(x).image)
+    torch.testing.assert_close(extra["unsquared"], esad(squared_score=False, lambda_1=0.5).eval().score(x).image)
+    torch.testing.assert_close(extra["means"], esad(lambda_1=0.5).eval().score(x).image)
+
+
+def test_a_batch_with_too_many_labelled_rows_weighs_as_the_training_rows_do():
+    method = esad(labelled_stream=True)
+    with torch.no_grad():
+        method.prepare([batch(5, semi=[0] * 24), batch(5, semi=[0] * 5 + [-1, 1, -1])])
+    assert method.labelled_share == pytest.approx(3 / 32)
+    rows = batch(5, semi=[0, -1, 0, -1])
+    method.eval()
+    z, _, z_hat = method._codes(rows.image)
+    gap = (z - z_hat).square().mean(1)
+    expected = 29 / 32 * gap[[0, 2]].mean() + 3 / 32 * gap[[1, 3]].mean()
+    torch.testing.assert_close(method.objective(rows)["assistance"], expected)
+
+
+@pytest.mark.parametrize("name", ["reduction", "code_reduction"])
+def test_a_reduction_that_does_not_exist_is_refused(name):
+    with pytest.raises(UserError, match=f"method.{name} is mean or sum, got 'max'"):
+        esad(**{name: "max"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_size": 32}, {"image_size": 28, "pad": 2}, {"image_size": 28, "network": "mnist"}]
+)
+def test_codes_are_z_and_z_hat_and_z_decodes_to_the_reconstruction(options):
+    method = esad("small", **options).eval()
+    x = batch(3, options["image_size"], options["image_size"], semi=[0, 0]).image
+    z, _, z_hat = method._codes(method._input(x))
+    codes = method.codes(x)
+    assert torch.equal(codes[:, 0], z.flatten(1)) and torch.equal(codes[:, 1], z_hat.flatten(1))
+    assert method.code_names == ("z", "z_hat") and method.decodes
+    torch.testing.assert_close(method.decode(codes[:, :1]).clamp(0, 1), method.reconstruct(x))
+
+
+def test_codes_of_tables_are_not_drawn_as_pictures():
+    method = esad().eval()
+    assert method.codes(batch(5, semi=[0, 0]).image).shape == (2, 2, 3) and not method.decodes

@@ -7,7 +7,7 @@ import torch
 from adbench.losses.ssae import squared_difference
 from adbench.methods.ssae import SSAE
 from adbench.streams import torch_stream
-from adbench.transforms.corruption import Alternately, Cutout, Draws, Elastic, Occlusion, Rotated, Untouched
+from adbench.transforms.corruption import Alternately, Cutout, Draws, Elastic, Occlusion, Rotated, Swap, Untouched
 from adbench.transforms.symmetry import apply_symmetry, undo_symmetry
 from adbench.types import Batch, UserError
 
@@ -18,7 +18,8 @@ def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSA
     options = {
         "kind": kind, "image_size": SIDE, "data_id": data_id, "objectives": [1], "lambda_1": 0.5, "lambda_4": 0.1,
         "squared_norm": True, "kernel": 3, "width": 1 / 16, "corruption": "elastic", "elastic": Elastic(),
-        "occlusion": Occlusion(), "cutout": Cutout(), "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
+        "occlusion": Occlusion(), "cutout": Cutout(), "swap": Swap(),
+        "occlusion_probability": {"texture": 0.0, "mvtec/screw": 0.5},
         "rotation_probability": {"texture": 0.0, "mvtec/transistor": 0.3}, "foreign": None,
         "symmetries": {"texture": "all", "mvtec/screw": "rotations"}, "extent_shares": [0.25, 0.5, 0.75, 1.0],
         "extent_milestones": [0.0, 0.15, 0.35, 0.6], "extent_floor": 16, "difference": {"texture": "squared"},
@@ -168,6 +169,20 @@ def test_categories_get_the_corruptions_and_symmetries_of_the_paper():
     assert isinstance(transistor.corruption(), Rotated) and isinstance(transistor.corruption().first, Alternately)
     assert isinstance(make(corruption="none").corruption(), Untouched)
     assert isinstance(make(corruption="cutout").corruption(), Cutout)
+    assert isinstance(make(corruption="swap").corruption(), Swap)
+
+
+@pytest.mark.parametrize(("rows", "world"), [(1, 1), (2, 2)])
+def test_patches_are_not_swapped_within_batches_of_one_image(rows, world):
+    method = make(corruption="swap")
+    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(rows_per_batch=rows), world_size=world)
+    with pytest.raises(UserError, match=f"data.batch_size={2 * world}"):
+        method.on_fit_start()
+
+
+def test_swapped_patches_are_repaired_in_training():
+    terms = make(corruption="swap", extent_shares=[1.0], extent_milestones=[0.0]).objective(batch(seed=2))
+    assert terms["corrupted_region"] > 0
 
 
 def test_foreign_images_fill_the_occluding_shapes(tmp_path):
@@ -390,7 +405,7 @@ def test_after_a_short_training_a_corrupted_image_outscores_clean_ones_and_the_m
         ({"image_size": 100}, r"divisible by 8.*image_size=96"),
         ({"objectives": [2]}, r"\[1\], \[4\] or \[1,4\]"),
         ({"lambda_1": 1.5}, "lambda_1"),
-        ({"corruption": "swap"}, "elastic, occlusion, cutout, none"),
+        ({"corruption": "smear"}, "elastic, occlusion, cutout, swap, none"),
         ({"difference": {"texture": "l1"}}, "squared, ssim, logit"),
         ({"symmetries": {"object": "all"}}, r"method.symmetries.texture="),
         ({"smoothing_k": 4}, "odd k"),

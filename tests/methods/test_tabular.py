@@ -112,3 +112,16 @@ def test_a_semi_supervised_method_learns_from_the_known_anomalies(name, make):
     datamodule._semi_label[:] = 0
     fit(blind, datamodule, 2)
     assert any(not torch.equal(p, q) for p, q in zip(method.parameters(), blind.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name, rows, stream", [
+    ("esad", 32, True), ("deep_sad", 128, False), ("deep_svdd", 128, False), ("autoencoder", 128, False),
+    ("ocsvm", None, False),
+])  # fmt: skip
+def test_the_datamodule_of_a_run_knows_the_method_s_steps(name, rows, stream, make, tmp_path):
+    make("ocsvm")  # writes the table
+    data = ["data=tabular", "data.name=t", f"data.file={tmp_path / 't.npz'}", f"data.features={FEATURES}"]
+    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=[f"method={name}", *data, f"cache_dir={tmp_path}"])
+    datamodule = runs.build_datamodule(cfg, "semi")
+    assert (datamodule.rows_per_step, datamodule.labelled_stream) == (rows, stream)

@@ -115,3 +115,17 @@ def test_the_convolutional_autoencoder_gives_back_the_shape(side):
 def test_a_side_that_cannot_be_halved_enough_is_refused():
     with pytest.raises(UserError, match="36 px does not allow"):
         convolutional.encoder(36, 7, 4)
+
+
+def test_standardised_scaling_has_mean_0_and_deviation_1_and_clips_nothing():
+    x = torch.cat([torch.zeros(99, 1), torch.full((1, 1), 50.0)])
+    scaling = FeatureScaling(1, "standardised")
+    scaling.fit([x])
+    assert scaling(x).std(correction=0) == pytest.approx(1.0)
+    assert scaling(x).mean() == pytest.approx(0.0, abs=1e-6)
+    assert scaling(x).max() == pytest.approx((50 - 0.5) / 24.75**0.5, rel=1e-4)
+
+
+def test_a_scaling_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(UserError, match=r"method\.scaling is one of min_max, standardised, clipped, none; got 'log'"):
+        FeatureScaling(1, "log")

@@ -14,6 +14,7 @@ from adbench.networks.igd import (
     image_decoder,
     patch_critic,
     patch_decoder,
+    reverse_resnet18,
 )
 from adbench.networks.resnet import ResNet18
 from adbench.types import UserError
@@ -100,6 +101,25 @@ def test_the_critics_norm_is_layer_normalisation_over_the_whole_activation():
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 3, 4, 4)
     assert torch.allclose(norm(x), F.layer_norm(x, (3, 4, 4), norm.weight, norm.bias), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_a_resnet_reversed_has_its_stages_backwards_and_makes_images_of_any_multiple_of_32(side):
+    decoder = reverse_resnet18(side, 16, width=1 / 8).eval()
+    shapes = []
+    for module in decoder:
+        module.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
+    assert decoder(torch.zeros(2, 16)).shape == (2, 3, side, side)
+    last = side // 32
+    stages = [(64, last), (64, last), (32, 2 * last), (32, 2 * last), (16, 4 * last), (16, 4 * last), (8, 8 * last)]
+    assert shapes[1:10] == [(c, s, s) for c, s in [*stages, (8, 8 * last), (8, 8 * last)]]
+
+
+def test_a_resnet_reversed_convolves_as_often_as_the_resnet():
+    kinds = [module for module in reverse_resnet18(32, 4, 1 / 8).modules() if isinstance(module, torch.nn.Conv2d)]
+    forward = [module for module in ResNet18(1 / 8).modules() if isinstance(module, torch.nn.Conv2d)]
+    for kernel in ((3, 3), (1, 1), (7, 7)):
+        assert sum(k.kernel_size == kernel for k in kinds) == sum(k.kernel_size == kernel for k in forward)
 
 
 @pytest.mark.parametrize("side", [64, 128, 256, 512])

@@ -1,6 +1,7 @@
 """Every pretraining on every encoder it can take, on tiny inputs; and why it refuses the others."""
 
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,11 +337,103 @@ def test_distillation_learns_from_a_folder_of_images(teacher_file, tmp_path):
     assert method.told == 1
 
 
-def test_distillation_gives_an_encoder_that_has_published_weights_those(teacher_file, tmp_path):
+def small_folder(path, colours=(10, 200)):
+    path.mkdir(parents=True)
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (32, 32), (colour, i, 0)).save(path / f"{i}.png")
+    return path
+
+
+@pytest.mark.parametrize("change", ["a pixel", "a name", "an image more"])
+def test_the_cache_knows_a_folder_of_images_by_its_content_wherever_it_lies(change, teacher_file, tmp_path):
+    def distilled(folder):
+        options = {"checkpoint": teacher_file, "images": str(folder), "batch_size": 2, "teacher_side": 32}
+        build("imagenet_kd", **options)(Method(), Data(), cache_dir=tmp_path / "cache", seed=0, max_batches=1)
+        return len(list((tmp_path / "cache" / "pretraining").glob("imagenet_kd-*.safetensors")))
+
+    assert distilled(small_folder(tmp_path / "a")) == 1
+    assert distilled(small_folder(tmp_path / "moved" / "a")) == 1
+    other = small_folder(tmp_path / "other", (10, 201) if change == "a pixel" else (10, 200))
+    if change == "a name":
+        (other / "1.png").rename(other / "2.png")
+    elif change == "an image more":
+        Image.new("RGB", (32, 32)).save(other / "3.png")
+    else:  # the same number of bytes
+        assert (other / "1.png").stat().st_size == (tmp_path / "a" / "1.png").stat().st_size
+    assert distilled(other) == 2
+
+
+def test_other_weights_of_the_teacher_under_the_same_name_and_size_are_another_entry(teacher_file, tmp_path):
+    other = tmp_path / Path(teacher_file).name
+    state = {name: value + (0.01 if "conv" in name else 0) for name, value in load_file(teacher_file).items()}
+    save_file(state, other)
+    assert other.stat().st_size == Path(teacher_file).stat().st_size
+    for file in (teacher_file, str(other)):
+        teach("imagenet_kd", file)(Method(), Data(), cache_dir=tmp_path / "cache", seed=0, max_batches=1)
+    assert len(list((tmp_path / "cache" / "pretraining").glob("*.safetensors"))) == 2
+
+
+def test_own_rows_are_a_named_fall_back_that_is_told(teacher_file, tmp_path, caplog):
+    own = teach("imagenet_kd", teacher_file)
+    assert _options("imagenet_kd")["images"] == "own"
+    assert own.images_used() == {"source": "own"}
+    with caplog.at_level("WARNING", logger="adbench"):
+        own(Method(), Data(), cache_dir=tmp_path, seed=0, max_batches=1)
+    assert "own training rows" in caplog.text and "pretraining.images=DIR" in caplog.text
+    folder = small_folder(tmp_path / "images")
+    given = build("imagenet_kd", checkpoint=teacher_file, images=str(folder))
+    assert given.images_used() == {"source": "folder", "folder": str(folder), "files": 2}
+
+
+def test_metrics_json_says_what_a_run_was_distilled_on(run, teacher_file, tmp_path):
+    folder = small_folder(tmp_path / "images")
+    for images, expected in (
+        ("own", {"source": "own"}),
+        (folder, {"source": "folder", "folder": str(folder), "files": 2}),
+    ):
+        code, made = run(
+            "method=igd/small", "method.width=0.125", "data=digits", "pretraining=imagenet_kd",
+            f"pretraining.checkpoint={teacher_file}", "pretraining.batch_size=2", "pretraining.teacher_side=32",
+            f"pretraining.images={images}",
+        )  # fmt: skip
+        record = json.loads((made / "metrics.json").read_text())
+        assert (code, record["error"], record["pretraining_images"]) == (0, None, expected)
+
+
+def test_both_scales_of_igd_are_distilled_unless_the_published_weights_are_asked_for(teacher_file, tmp_path):
+    network = ResNet18()
+    encoder = PretrainableEncoder(network, 512, 64, published="resnet18.tv_in1k")
+    method = SimpleNamespace(encoders=lambda: {"global": encoder})
+    before = network.conv1.weight.clone()
+    teach("imagenet_kd", teacher_file)(method, Data(64), cache_dir=tmp_path, seed=0, max_batches=1)
+    assert not torch.equal(network.conv1.weight, before)
+    assert not torch.equal(network.conv1.weight, load_file(teacher_file)["conv1.weight"])
+
+
+def test_a_file_that_is_no_image_is_named(teacher_file, tmp_path):
+    folder = small_folder(tmp_path / "images")
+    (folder / "1.png").write_text("no image")
+    pretraining = build("imagenet_kd", checkpoint=teacher_file, images=str(folder), batch_size=2, teacher_side=32)
+    with pytest.raises(UserError, match=r"1\.png cannot be read as an image"):
+        pretraining(Method(), Data(), cache_dir=tmp_path, seed=0, max_batches=1)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "imagenet_kd"])
+def test_batches_of_one_image_for_batch_normalisation_are_refused_with_the_numbers(name, teacher_file, tmp_path):
+    method = SimpleNamespace(encoders=lambda: {"only": PretrainableEncoder(ResNet18(1 / 8), 64, 32)})
+    pretraining = teach(name, teacher_file)
+    pretraining.batch_size, pretraining.teacher_side = 1, 32
+    with pytest.raises(UserError, match=r"at least two images .* pretraining\.batch_size=1"):
+        pretraining(method, Data(), cache_dir=tmp_path, seed=0, max_batches=1)
+
+
+def test_distillation_gives_an_encoder_that_has_published_weights_those_where_it_is_asked_to(teacher_file, tmp_path):
     network = ResNet18()
     encoder = PretrainableEncoder(network, 512, 64, published="resnet18.tv_in1k")
     method = SimpleNamespace(encoders=lambda: {"whole": encoder})
-    teach("imagenet_kd", teacher_file)(method, Data(64), cache_dir=tmp_path, seed=0, max_batches=1)
+    pretraining = teach("imagenet_kd", teacher_file)
+    pretraining.published = True
+    pretraining(method, Data(64), cache_dir=tmp_path, seed=0, max_batches=1)
     assert torch.equal(network.conv1.weight, load_file(teacher_file)["conv1.weight"])
 
 

@@ -32,6 +32,7 @@ class Results:
         *,
         protocol: str = "one_class",
         values: dict[str, Any] | None = None,
+        holdout: float | None = 0,
         pretraining: str = "none",
         budget: str = "paper",
         length: dict[str, Any] | None = None,
@@ -44,7 +45,7 @@ class Results:
         """Write one run as the run command would; `length` is what the budget was set to, default its own."""
         rows = DEFAULT_ROWS if rows is None else rows
         metrics = {"image_auroc": 0.75} if metrics is None else metrics
-        shown = "_".join([protocol, *(str(v) for v in list((values or {}).values())[:1])])
+        shown = "_".join([protocol, *(str(v) for k, v in (values or {}).items() if k != "_target_")][:2])
         folder = self.path / method.replace("/", "-") / data / shown / pretraining / f"seed{seed}{suffix}"
         (folder / ".hydra").mkdir(parents=True)
         everything = {
@@ -58,7 +59,8 @@ class Results:
         (folder / "metrics.json").write_text(json.dumps(everything | record))
         config = {
             "method": {"recipe": {"budget": {"paper": PAPER_BUDGET, "quick": {"max_batches": 100}}}},
-            "data": {"id": data}, "protocol": {"id": shown, **(values or {})}, "pretraining": {"id": pretraining},
+            "data": {"id": data}, "protocol": {"id": shown, "holdout": holdout, **(values or {})},
+            "pretraining": {"id": pretraining},
             "budget": {"name": budget, **(length or (PAPER_BUDGET if budget == "paper" else {"max_batches": 100}))},
         }  # fmt: skip
         (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))

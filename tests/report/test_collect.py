@@ -47,6 +47,28 @@ def test_a_null_stays_empty_and_is_never_made_up(results, report):
     assert "nan" not in (out / "report.md").read_text().lower()
 
 
+def test_a_run_of_other_code_is_marked_as_stale_on_every_page(results, report):
+    import yaml
+
+    from adbench.codehash import code_of
+
+    target = "adbench.methods.trivial.Brightness"
+    for seed, code in ((0, code_of([target])), (1, "0123456789ab")):
+        config = results.run("brightness", seed=seed, code=code) / ".hydra" / "config.yaml"
+        values = yaml.safe_load(config.read_text())
+        values["method"]["_target_"] = target
+        config.write_text(yaml.safe_dump(values))
+    _, out, _ = report(results)
+    assert {name: row["stale"] for name, row in tidy_rows(out).items()} == {
+        "brightnessseed0": "False",
+        "brightnessseed1": "True",
+    }
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text(encoding="utf-8")
+        assert "1 runs are stale" in text
+        assert text.count("stale: the code has changed since") == 1
+
+
 def test_parquet_holds_the_same_table_where_pyarrow_is(results, report):
     parquet = pytest.importorskip("pyarrow.parquet")
     results.run("cbigan", metrics={"image_auroc": 0.75, "pixel_auroc": None})
@@ -153,6 +175,34 @@ def test_the_data_id_comes_from_the_configuration_and_else_from_the_folder(resul
 )  # fmt: skip
 def test_a_protocol_is_what_it_does_and_its_limits_are_one_class(name, values, expected):
     assert dict(protocol_of(name, values)) == expected
+
+
+def test_every_value_of_a_protocol_from_elsewhere_tells_runs_apart(results, gather):
+    for k, (share, kind) in enumerate(((0.1, "near"), (0.4, "near"), (0.4, "far"))):
+        values = {"_target_": "theirs.split", "share": share, "kind": kind, "sides": [1, k > 1]}
+        values |= {"_partial_": True}
+        results.run("cbigan", metrics={"image_auroc": 0.5 + 0.1 * k}, protocol="theirs", values=values, suffix=f"-{k}")
+    contents = gather(results)
+    assert sorted(line.values["image_auroc"].mean for line in contents.lines) == [0.5, 0.6, 0.7]
+    assert {line.variant.protocol_label for line in contents.lines} == {
+        "theirs kind=near share=0.1 sides=[1, false]", "theirs kind=near share=0.4 sides=[1, false]",
+        "theirs kind=far share=0.4 sides=[1, true]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{"_target_": "theirs.contaminated", "ratio": 0.0}, {"ratio": 0.0, "kind": "near"}])
+def test_a_protocol_that_only_shares_a_name_or_values_with_ours_has_none_of_its_limits(results, gather, values):
+    results.run("cbigan", protocol="contaminated", values=values)
+    assert dict(gather(results).runs[0].variant.protocol)["protocol"] == "contaminated"
+
+
+def test_a_protocol_from_elsewhere_has_a_curve_without_the_end_that_ours_have(results, gather):
+    results.run("cbigan", metrics={"image_auroc": 0.9})
+    for k, share in enumerate((0.1, 0.4)):
+        values = {"_target_": "theirs.split", "share": share, "kind": "near"}
+        results.run("cbigan", metrics={"image_auroc": 0.5}, protocol="theirs", values=values, suffix=f"-{k}")
+    (chart,) = gather(results).robustness
+    assert (chart.key, [x for x, _ in chart.counts[0][1]]) == ("share", [0.1, 0.4])
 
 
 @pytest.mark.parametrize(

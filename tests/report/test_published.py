@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from adbench.report import published
 from adbench.report.published import mapping, rows, tables
@@ -44,7 +45,10 @@ def test_every_name_of_the_mapping_exists():
     for paper, methods in mapping()["methods"].items():
         for name, spec in methods.items():
             assert (paper, name) in printed
-            assert {*spec.get("ours", ()), *spec.get("small", ()), *spec.get("variants", ())} <= known, name
+            for here in (spec, *spec.get("in_table", {}).values()):
+                named = {method for kind in ("ours", "literal", "small", "variants") for method in here.get(kind, ())}
+                assert named <= known, name
+            assert all((paper, table) in tables() for table in spec.get("in_table", ()))
             assert {*spec.get("pretraining", ()), *spec.get("expected_pretraining", ())} <= trained
     assert set(mapping()["settings"]) >= {row.setting for row in rows()}
     assert all(tuple(key.split(" ")) in tables() for key in mapping()["remarks"])
@@ -144,6 +148,9 @@ def test_the_kind_that_a_medical_set_knows_is_part_of_its_row(results, gather):
         ("cbigan", {"budget": "quick"}, "paper", "budget quick"),
         ("cbigan", {"length": {"max_batches": 7}}, "paper", "budget paper, 7 batches"),
         ("cbigan", {"changed": {"method.alpha": 0.5}}, "paper", "changed: method.alpha=0.5"),
+        ("cbigan", {"holdout": 0.05}, "paper", "5 % held out"),
+        ("cbigan", {"holdout": None}, "paper", "5 % held out"),  # what the protocols' files say
+        ("cbigan/literal", {}, "literal", "to the letter of the print"),
         ("cbigan", {"selection": "best epoch on the test set"}, "paper", "selection: best epoch on the test set"),
         ("egbad", {}, "paper", "our implementation of a cited baseline"),
     ],
@@ -153,6 +160,52 @@ def test_what_is_not_the_papers_method_at_its_budget_is_marked(results, gather, 
     (cell,) = cells(gather(results), "CBiGAN", "III", category="bottle")
     assert cell.kind == kind
     assert mark in cell.marks
+
+
+@pytest.mark.parametrize(
+    ("method", "paper", "table", "options"),
+    [
+        ("cbigan", "CBiGAN", "III", {}),
+        ("cbigan", "CBiGAN", "III", {"changed": {"protocol.holdout": 0}}),
+        ("pca", "CBiGAN", "III", {"changed": {"protocol.holdout": 0}}),
+        ("cbigan/literal", "CBiGAN", "III", {"changed": {"method.alpha.texture": 1e-4, "protocol.holdout": 0}}),
+        ("igd/literal", "IGD", "S1", {"pretraining": "simclr"}),
+        ("pwae/strict", "P-WAE", "II", {"pretraining": "imagenet"}),
+        ("ssae", "SSAE", "3", {"holdout": 0.05}),
+        ("ssae/literal", "SSAE", "3", {"holdout": 0.05}),
+    ],
+)
+def test_what_follows_the_paper_is_marked_neither_changed_nor_held_out(results, gather, method, paper, table, options):
+    results.run(method, **options)
+    if method == "pca":  # it stands where a value of ours does
+        results.run("cbigan")
+    found = [cell for cell in cells(gather(results), paper, table, category="bottle") if cell.variant.method == method]
+    assert found
+    for cell in found:
+        assert not [mark for mark in cell.marks if "changed" in mark or "held out" in mark]
+        assert published.display(cell)["our run"].split(" ")[0] == method
+
+
+def test_a_paper_that_holds_rows_out_itself_marks_the_run_that_does_not(results, gather):
+    results.run("ssae", holdout=0)
+    (cell,) = cells(gather(results), "SSAE", "3", category="bottle")
+    assert "0 % held out, the paper's is 5 %" in cell.marks
+
+
+def test_a_table_may_ask_for_another_network_of_a_baseline(results, gather):
+    values = {"labelled_ratio": 0.039, "labelled_classes": ["Infiltration"]}
+    for method, seed in (("deep_sad", 0), ("deep_sad/esad", 1)):
+        options = {"protocol": "semi_supervised", "values": values, "pretraining": "autoencoder"}
+        results.run(method, "nih_chest_xray/ap", seed, {"image_auroc": 0.6}, **options)
+    found = cells(gather(results), "ESAD", "2", dataset="NIH (AP)")
+    assert {cell.variant.method: cell.kind for cell in found} == {"deep_sad": "variant", "deep_sad/esad": "paper"}
+
+
+def test_runs_that_hold_out_another_share_are_never_averaged(results, gather):
+    results.run("cbigan", seed=0, metrics={"image_auroc": 0.9})
+    results.run("cbigan", seed=1, metrics={"image_auroc": 0.5}, holdout=0.05, suffix="-a")
+    found = cells(gather(results), "CBiGAN", "III", category="bottle")
+    assert [(c.value.mean, c.value.n, c.marks) for c in found] == [(0.9, 1, ()), (0.5, 1, ("5 % held out",))]
 
 
 def test_oracle_numbers_stand_apart_from_the_main_ones(results, gather):
@@ -193,6 +246,29 @@ def test_igd_rows_are_told_apart_by_pretraining(results, gather):
     contents = gather(results)
     (cell,) = cells(contents, "IGD", "S2", category="3")
     assert (cell.row.method, cell.variant.pretraining) == ("Ours - ImageNet", "imagenet_kd")
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "mark"),
+    [
+        ("own", {}, "distilled on the run's own training rows, the paper's way is ImageNet"),
+        (None, {}, "distilled on the run's own training rows, the paper's way is ImageNet"),
+        ("/images", {"pretraining.images": "/images"}, "distilled on /images"),
+    ],
+)
+def test_what_an_encoder_was_distilled_on_is_marked_and_never_as_a_change(results, gather, images, changed, mark):
+    folder = results.run("igd", "mnist/3", pretraining="imagenet_kd", changed=changed)
+    config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    config["pretraining"]["images"] = images
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    (cell,) = cells(gather(results), "IGD", "S2", category="3")
+    assert cell.marks == (mark,)
+
+
+def test_igd_to_the_letter_answers_the_papers_rows_without_a_mark(results, gather):
+    results.run("igd/literal", "mnist/3", pretraining="imagenet_kd")
+    (cell,) = cells(gather(results), "IGD", "S2", category="3")
+    assert cell.marks == ()
 
 
 def test_ablations_answer_their_own_rows(results, gather):

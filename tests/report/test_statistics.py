@@ -1,16 +1,8 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from adbench.report import statistics
-
-
-def scored(n=60, seed=0, ties=True):
-    rng = np.random.default_rng(seed)
-    label = (rng.random(n) < 0.4).astype(np.int8)
-    score = rng.normal(size=n) + label
-    return (score.round(1) if ties else score), label
 
 
 def test_the_tests_are_those_of_demsars_example():
@@ -47,57 +39,13 @@ def test_methods_that_rank_the_same_everywhere_differ_beyond_doubt():
     assert found.p_f == 0.0
 
 
-def test_the_roc_curve_and_its_area_are_scikit_learns():
-    score, label = scored()
-    fpr, tpr = statistics.roc(score, label)
-    expected = roc_curve(label, score, drop_intermediate=False)
-    assert fpr == pytest.approx(expected[0])
-    assert tpr == pytest.approx(expected[1])
-    assert statistics.auroc(score, label) == pytest.approx(roc_auc_score(label, score))
-
-
-def test_a_bootstrap_draw_is_the_auroc_of_its_resampled_rows():
-    score, label = scored(40)
-    areas = statistics.bootstrap(score, label, draws=5, seed=3)
-    normal, anomalous = score[label == 0], score[label == 1]
-    times_normal = statistics.resampled(len(normal), 5, 3).astype(int)
-    times_anomalous = statistics.resampled(len(anomalous), 5, 4).astype(int)
-    assert (times_normal.sum(axis=0) == len(normal)).all()
-    truth = np.append(np.zeros(len(normal)), np.ones(len(anomalous)))
-    for k in range(5):
-        drawn = np.append(normal.repeat(times_normal[:, k]), anomalous.repeat(times_anomalous[:, k]))
-        assert areas[k] == pytest.approx(roc_auc_score(truth, drawn))
-
-
-def test_the_interval_holds_the_area_and_narrows_with_the_test_set():
-    widths = []
-    for n in (50, 800):
-        score, label = scored(n, ties=False)
-        low, high = statistics.interval(statistics.bootstrap(score, label))
-        assert low < roc_auc_score(label, score) < high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 2
-
-
-def test_the_interval_is_as_wide_as_hanley_and_mcneil_say():
-    score, label = scored(400, ties=False)
-    area, n1, n0 = roc_auc_score(label, score), int(label.sum()), int((label == 0).sum())
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    error = np.sqrt((area * (1 - area) + (n1 - 1) * (q1 - area**2) + (n0 - 1) * (q2 - area**2)) / (n1 * n0))
-    low, high = statistics.interval(statistics.bootstrap(score, label))
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
-
-
-def test_one_label_alone_has_no_curve_and_no_interval():
+def test_one_label_alone_has_no_transductive_accuracy():
     score, label = np.arange(4.0), np.zeros(4, np.int8)
-    assert statistics.roc(score, label) is None
-    assert statistics.bootstrap(score, label) is None
     assert statistics.transductive_accuracy(score, label) is None
 
 
-def test_infinite_scores_have_a_curve_and_no_scaled_threshold():
+def test_infinite_scores_have_no_scaled_threshold():
     score, label = np.array([0.0, np.inf, 1.0, np.inf]), np.array([0, 1, 0, 1], np.int8)
-    assert statistics.auroc(score, label) == 1.0
     assert statistics.transductive_accuracy(score, label) is None
 
 

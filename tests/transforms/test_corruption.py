@@ -5,7 +5,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from adbench.transforms import corruption
-from adbench.transforms.corruption import Alternately, Cutout, Draws, Elastic, Occlusion, Rotated, Untouched
+from adbench.transforms.corruption import Alternately, Cutout, Draws, Elastic, Occlusion, Rotated, Swap, Untouched
 from adbench.types import UserError
 
 ROWS = 6
@@ -18,7 +18,9 @@ KINDS = {
     "untouched": Untouched(),
     "alternately": Alternately(Elastic(), Occlusion(), 0.5),
     "rotated": Rotated(Elastic(), 0.5),
+    "swap": Swap(),
 }
+ALONE = [kind for kind in KINDS if kind != "swap"]  # what takes nothing from the images beside it
 
 
 def draws(seed: int = 0, rows: int = ROWS, **ranks) -> Draws:
@@ -49,7 +51,7 @@ def test_the_same_stream_gives_the_same_corruption_and_another_gives_another(kin
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALONE)
 def test_two_devices_corrupt_their_rows_as_one_device_corrupts_the_joined_batch(kind):
     clean = texture(rows=8)
     joined, joined_mask = KINDS[kind](clean, draws(5, rows=8))
@@ -59,7 +61,7 @@ def test_two_devices_corrupt_their_rows_as_one_device_corrupts_the_joined_batch(
         torch.testing.assert_close(mask, joined_mask[rank::2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALONE)
 def test_a_row_is_corrupted_without_regard_to_the_images_beside_it(kind):
     clean = texture()
     other = torch.cat([clean[:1], 1 - clean[1:]])
@@ -231,6 +233,29 @@ def test_a_cutout_is_zero_inside_its_rectangle():
     assert torch.equal(corrupted, (1 - mask).expand_as(corrupted))
     rows, cols = mask.any(dim=3).sum(dim=2), mask.any(dim=2).sum(dim=2)
     assert torch.equal(mask.sum(dim=(2, 3)), (rows * cols).float())
+
+
+def test_a_swapped_rectangle_shows_the_same_place_of_another_image_of_the_batch():
+    """x̂_S = y_S: every image has a grey of its own, so the content names its source."""
+    image = torch.arange(1.0, 6.0).view(5, 1, 1, 1).expand(5, 3, 40, 60) / 10 + torch.rand(1, 3, 40, 60) / 100
+    for seed in range(10):
+        corrupted, mask = Swap((0.2, 0.4))(image, draws(seed, 5))
+        for i in range(5):
+            inside = mask[i].bool().expand(3, -1, -1)
+            others = [j for j in range(5) if torch.equal(corrupted[i][inside], image[j][inside])]
+            assert len(others) == 1
+            assert others[0] != i
+            assert torch.equal(corrupted[i][~inside], image[i][~inside])
+            height, width = mask[i, 0].any(1).sum(), mask[i, 0].any(0).sum()
+            assert (8 <= height <= 16) and (12 <= width <= 24)
+            assert mask[i].sum() == height * width
+
+
+def test_an_image_alone_in_its_batch_has_nothing_to_swap_with():
+    image = torch.rand(1, 3, 32, 32)
+    corrupted, mask = Swap()(image, draws(rows=1))
+    assert torch.equal(corrupted, image)
+    assert mask.sum() == 0
 
 
 def test_untouched_images_have_an_empty_mask():

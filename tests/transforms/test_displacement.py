@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adbench.transforms.displacement import permuted, quarter_turned
+from adbench.transforms.displacement import other_rows, permuted, quarter_turned
 
 
 def rand(*shape: int) -> torch.Tensor:
@@ -37,3 +37,10 @@ def test_a_permutation_keeps_the_values_and_leaves_none_in_place(features):
 def test_rows_are_permuted_differently():
     moved = permuted(torch.arange(6.0).expand(100, -1), rand(100, 6))
     assert len({tuple(row) for row in moved.tolist()}) > 50
+
+
+def test_other_rows_are_the_wanted_ones_by_the_draw_and_any_where_there_are_none():
+    rows, wanted = torch.arange(5.0)[:, None], torch.tensor([False, True, False, True, False])
+    draw = torch.tensor([0.0, 0.4, 0.5, 0.999, 0.2])
+    assert other_rows(rows, wanted, draw).flatten().tolist() == [1, 1, 3, 3, 1]
+    assert other_rows(rows, wanted & False, draw).shape == rows.shape

@@ -3,7 +3,7 @@ import pytest
 import skimage.transform
 import torch
 
-from adbench.transforms.geometry import inscribed_square, rotate, rotated_crop, tile, untile
+from adbench.transforms.geometry import _bilinear, inscribed_square, rotate, rotated_crop, tile, untile
 from adbench.types import UserError
 
 
@@ -60,6 +60,23 @@ def test_at_0_degrees_a_crop_is_the_images_own_pixels_at_every_place_equally_oft
     assert corners.tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
     assert counts.tolist() == [100] * 9
     torch.testing.assert_close(crops[0, 0], ramp[0, 0, :4, :4], rtol=0, atol=1e-4)
+
+
+def test_crops_of_bytes_are_those_of_the_same_images_as_float_to_the_last_bit():
+    images = torch.randint(0, 256, (8, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    degrees, places = torch.linspace(-50, 45, 8), pictures(8, 2, seed=2)
+    crops = rotated_crop(images, degrees, places, 32)
+    assert crops.dtype == torch.float32
+    assert torch.equal(crops, rotated_crop(images / 255, degrees, places, 32))
+
+
+def test_a_crop_is_what_grid_sample_makes_of_the_whole_float_image():
+    """The crop reads only its own pixels, and so textures of 512 pixels stay bytes until then."""
+    images = torch.randint(0, 256, (16, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    grid = 2.2 * pictures(16, 64, 64, 2, seed=3) - 1.1  # beyond the border too
+    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+    whole = torch.nn.functional.grid_sample(images / 255, grid, **options)
+    torch.testing.assert_close(_bilinear(images, grid), whole, rtol=0, atol=1e-6)
 
 
 def test_no_rotated_crop_looks_past_the_edge():

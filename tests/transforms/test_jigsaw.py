@@ -5,7 +5,14 @@ from itertools import permutations
 import pytest
 import torch
 
-from adbench.transforms.jigsaw import distant_permutations, inverse, join_tiles, permute_tiles, split_tiles
+from adbench.transforms.jigsaw import (
+    distant_permutations,
+    inverse,
+    join_tiles,
+    permute_tiles,
+    random_permutations,
+    split_tiles,
+)
 from adbench.types import UserError
 
 
@@ -53,7 +60,20 @@ def test_the_choice_is_a_function_of_the_seed():
     assert not torch.equal(distant_permutations(20, 9, seed=5), first)
 
 
+def test_random_permutations_are_distinct_follow_the_seed_and_every_tile_is_as_often_in_every_slot():
+    chosen = random_permutations(1000, 9, seed=0)
+    assert chosen[0].tolist() == list(range(9))
+    assert len({tuple(row) for row in chosen.tolist()}) == 1001
+    counts = torch.stack([(chosen[1:] == tile).sum(0) for tile in range(9)])  # binomial around 111, deviation 9.9
+    assert (counts - 1000 / 9).abs().max() < 4.5 * 9.94
+    distance = (chosen[:, None] != chosen).sum(-1) + 9 * torch.eye(1001, dtype=torch.long)
+    assert distance.min() < 5  # nothing keeps them apart
+    assert not torch.equal(random_permutations(1000, 9, seed=1), chosen)
+    assert torch.equal(random_permutations(23, 4, seed=0).sort(0).values[:, 0], torch.arange(4).repeat_interleave(6))
+
+
+@pytest.mark.parametrize("choose", [distant_permutations, random_permutations])
 @pytest.mark.parametrize(("count", "tiles"), [(24, 4), (10, 16)])
-def test_more_permutations_than_there_are_or_too_many_tiles_are_refused(count, tiles):
+def test_more_permutations_than_there_are_or_too_many_tiles_are_refused(count, tiles, choose):
     with pytest.raises(UserError, match=r"method\."):
-        distant_permutations(count, tiles)
+        choose(count, tiles)
