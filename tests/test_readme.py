@@ -54,7 +54,7 @@ def test_what_the_readme_does_with_a_finished_run_works(run, data_root, tmp_path
     monkeypatch.chdir(tmp_path)
     places = {"RUN": str(folder), "IMAGES": str(data_root / "mvtec/bottle/test"), "DIR": str(data_root)}
     names = set()
-    for line in COMMANDS:
+    for line in (line for line in COMMANDS if "adbench.figures" not in line):  # several runs: tests/test_figures.py
         module, *arguments = shlex.split(line)[2:]
         arguments = [places.get(a, a.replace("=DIR", f"={data_root}")) for a in arguments]
         package = "adbench.report.__main__" if module == "adbench.report" else module

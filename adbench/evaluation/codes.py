@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from scipy.stats import gaussian_kde
 
 from adbench.evaluation.panels import ANOMALOUS, DPI, FAINT, INK, NORMAL, publish
 from adbench.files import whole
-from adbench.types import Batch, Scores
+from adbench.types import Batch, Scores, UserError
 
 Floats = NDArray[np.float32]
 TILE_COLOURS = "tab10"
@@ -84,7 +85,7 @@ class CodePanels(Callback):
         rows = sorted(self._codes)
         codes, kinds = np.stack([self._codes[row] for row in rows]), self.defects[rows]
         self._codes = {}
-        save_codes(self.folder / "codes.npz", codes, kinds)
+        save_codes(self.folder / "codes.npz", Codes(codes, kinds, np.array(rows)))
         if not np.isfinite(codes).all():  # nothing to draw; the numbers themselves are there
             return
         names = getattr(pl_module, "code_names", ())
@@ -110,16 +111,31 @@ def _decoded(method: LightningModule, codes: Floats) -> Floats:
     return image.clamp(0, 1).movedim(1, -1).float().cpu().numpy()
 
 
-def save_codes(path: Path, codes: Floats, kinds: NDArray[np.str_]) -> None:
-    """Codes (N, tiles, D) and defect kinds (N,) as one file, whole from the moment it exists."""
+class Codes(NamedTuple):
+    """The codes of some test images."""
+
+    codes: Floats  # (N, tiles, D)
+    kinds: NDArray[np.str_]  # (N,) defect kinds
+    rows: NDArray[np.int64]  # (N,) rows of the record table
+
+
+def save_codes(path: Path, kept: Codes) -> None:
+    """One file, whole from the moment it exists."""
     with whole(path) as temporary:
-        np.savez_compressed(temporary, codes=codes, kinds=kinds.astype(str))
+        np.savez_compressed(temporary, codes=kept.codes, kinds=kept.kinds.astype(str), rows=kept.rows)
 
 
-def load_codes(path: str | os.PathLike[str]) -> tuple[Floats, NDArray[np.str_]]:
-    """What `save_codes` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return file["codes"], file["kinds"]
+def load_codes(path: str | os.PathLike[str]) -> Codes:
+    """What `save_codes` wrote.
+
+    Raises:
+        UserError: the file is torn, or of a version that did not write the rows.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Codes(file["codes"], file["kinds"], file["rows"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be used ({error}); train the run again with its own command") from None
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ def test_the_callback_draws_and_keeps_codes_row_by_row(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "codes.npz", "codes_tsne.png", "codes_density.png", "codes_interpolation.png"
     }  # fmt: skip
-    codes, kinds = panels.load_codes(tmp_path / "codes.npz")
+    codes, kinds, rows = panels.load_codes(tmp_path / "codes.npz")
+    assert rows.tolist() == sorted(rows.tolist())
+    assert len(rows) == len(codes)
     np.testing.assert_allclose(codes, WithCodes().codes(image[2:]).numpy(), rtol=1e-5)  # rows 17 .. 2, sorted
     assert kinds.tolist() == KINDS[2:].tolist()
 
