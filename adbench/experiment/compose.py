@@ -81,5 +81,11 @@ def composed_method(name: str, kind: str | None, image_size: Any, words: Sequenc
         if not isinstance(image_size, int):
             raise UserError(f"method {name} takes tables here: give their number of features as image_size=D")
         return composed([f"method={name}", "data=tabular", "data.name=table", f"data.features={image_size}", *words])
-    size = [] if image_size is None else [f"data.image_size={image_size if isinstance(image_size, int) else list(image_size)}"]
-    return composed([f"method={name}", "data=dataset", "data.name=mine", "data.target=mine", f"data.kind={kind}", *size, *words])
+    size = (
+        []
+        if image_size is None
+        else [f"data.image_size={image_size if isinstance(image_size, int) else list(image_size)}"]
+    )
+    return composed(
+        [f"method={name}", "data=dataset", "data.name=mine", "data.target=mine", f"data.kind={kind}", *size, *words]
+    )

@@ -16,7 +16,7 @@ def squared_distances(rows: Tensor, bank: Tensor) -> Tensor:
 
 
 def nearest(rows: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance (B,) to the nearest row of a bank (n, D), and its place (B,) int64; `CHUNK` rows are compared at once."""
+    """Distance (B,) to the nearest row of a bank (n, D), and its place (B,) int64; `CHUNK` rows of it at a time."""
     distances, places = [], []
     for first in range(0, len(bank), CHUNK):
         distance, place = squared_distances(rows, bank[first : first + CHUNK]).min(1)
