@@ -180,7 +180,7 @@ def _record(
         scale: {k: v for k, v in (record.get("changed") or {}).items() if k != "method.scales"}
         for scale, record in records.items()
     }
-    now = jobs._now()
+    now = jobs.now()
     same = (*SAME, "data_kind", "normal_class", "selection", "pretraining_images")
     budget = {"name": _joined(*(str((record.get("budget") or {}).get("name")) for record in records.values()))}
     parameters = sum((record.get("counts") or {}).get("parameters", 0) for record in records.values())
@@ -197,7 +197,7 @@ def _record(
         "per_defect_image_auroc": per_defect,
         "image_auroc_interval_95": bootstrap_auroc(score, label, seed=0),
         "counts": (whole.get("counts") or {}) | {"parameters": parameters},
-        "time": {"started": now, "finished": now}, "versions": jobs._versions(), "git": jobs._git(),
+        "time": {"started": now, "finished": now}, "versions": jobs.versions(), "git": jobs.git(),
     }  # fmt: skip
 
 

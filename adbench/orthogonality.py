@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"squares of up to {found.largest} px, |S| <= 2σ²|S̄| with σ² = {found.variance:.4f}: {found.violating} of "
         f"{found.pairs} pairs differ more inside than outside"
     )
-    moments = draw_moments(*pixel_moments([images], min(images.shape[-2:]) // 2), cfg.data.kind != "texture")
+    mean, std = pixel_moments([images], min(images.shape[-2:]) // 2)
+    moments = draw_moments(mean, std, middle_line=cfg.data.kind != "texture")
     with whole(folder / "pixel_moments.png") as path:
         moments.savefig(path, format="png")
     print(" ".join(str(path) for path in (*write_curves(points, folder), folder / "pixel_moments.png")))

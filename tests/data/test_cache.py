@@ -15,6 +15,7 @@ from adbench.data import cache
 from adbench.data.cache import cached, resized
 from adbench.data.classes import Digits
 from adbench.data.folder import Folder
+from adbench.transforms import image as transforms
 from adbench.transforms.image import resize
 from adbench.types import UserError
 
@@ -37,6 +38,17 @@ def test_resizing_rounds_once_after_an_antialiased_float_resize():
     ours = resized(image, (13, 20))
     assert ours.shape == (1, 3, 13, 20) and ours.dtype == np.uint8
     assert np.abs(ours - exact).max() <= 0.5 + 1e-4
+
+
+def test_a_large_image_is_never_held_whole_as_floats(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 255, (1, 300, 200, 3), dtype=np.uint8)
+    whole = resized(image, (32, 32))
+    largest = []
+    original = resize
+    monkeypatch.setattr(transforms, "resize", lambda i, size: largest.append(i.numel()) or original(i, size))
+    monkeypatch.setattr(cache, "LARGE", 20_000)
+    np.testing.assert_array_equal(resized(image, (32, 32)), whole)
+    assert max(largest) <= max(20_000, 300 * 32 * 3)
 
 
 def test_a_side_may_differ_from_the_other(tree, tmp_path):

@@ -8,6 +8,7 @@ from adbench.transforms.image import (
     resize_by_products,
     resize_nearest,
     resized_bytes,
+    resized_large,
     to_bytes,
     to_float,
     to_rgb,
@@ -80,3 +81,10 @@ def test_both_ways_of_resizing_give_the_same_bytes_also_where_halves_are_common(
     up = (halves % 1 == 0.5).float().mean()
     assert up > 0.01
     assert torch.equal(resized_bytes(image, (32, 32))[halves % 1 == 0.5].double(), halves[halves % 1 == 0.5] + 0.5)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(97, 61, (16, 16)), (64, 128, (40, 7)), (30, 41, (64, 90))])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_an_image_resized_in_bands_has_the_same_bytes(height, width, size, rows):
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resized_large(image, size, rows), resized_bytes(image, size))
