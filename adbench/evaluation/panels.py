@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from adbench.evaluation.curves import Curve
 from adbench.evaluation.evaluator import Evaluator
-from adbench.evaluation.metrics import Curve, curve
+from adbench.evaluation.metrics import curve
 from adbench.files import whole
 from adbench.types import Batch, Scores
 
