@@ -173,6 +173,8 @@ def _datamodule(run: Finished, supervision: str) -> Any:
 
 def codes(runs: Sequence[Finished]) -> Figure:
     """Densities of the codes of the normal test images that every run has kept codes of."""
+    import numpy as np
+
     from adbench.evaluation.codes import draw_density, load_codes
 
     kept = []
@@ -181,6 +183,8 @@ def codes(runs: Sequence[Finished]) -> Figure:
         if not file.exists():
             raise UserError(f"{run.path} has no codes: {run.record['method']} has none, or an older version tested it")
         kept.append(load_codes(file))
+        if not np.isfinite(kept[-1].codes).all():
+            raise UserError(f"the codes of {run.path} are not finite: it has diverged; leave it out")
     shared = sorted(set.intersection(*({*one.rows[one.kinds == "good"].tolist()} for one in kept)))
     if len(shared) < FEWEST:
         raise UserError(
