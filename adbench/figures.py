@@ -293,10 +293,10 @@ def draw_reconstructions(
         for axes in row:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    grid[0, 0].set_title("image", fontsize=8, color=INK)
+    grid[0, 0].set_title("image", fontsize=8, color=INK, loc="left")
     for k, title in enumerate(titles):
-        grid[0, 1 + 2 * k].set_title(title, fontsize=8, color=INK, loc="left")
-        grid[0, 2 + 2 * k].set_title("difference", fontsize=8, color=INK)
+        grid[0, 1 + 2 * k].set_title(f"{title}\nreconstruction", fontsize=8, color=INK, loc="left")
+        grid[0, 2 + 2 * k].set_title("difference", fontsize=8, color=INK, loc="left")
     bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=grid, shrink=0.6, aspect=30, pad=0.01, extend="max")
     bar.set_label("|image - reconstruction|, mean of channels", fontsize=7, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
