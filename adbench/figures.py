@@ -173,6 +173,8 @@ def _datamodule(run: Finished, supervision: str) -> Any:
 
 def codes(runs: Sequence[Finished]) -> Figure:
     """Densities of the codes of the normal test images that every run has kept codes of."""
+    import numpy as np
+
     from adbench.evaluation.codes import draw_density, load_codes
 
     kept = []
@@ -181,6 +183,8 @@ def codes(runs: Sequence[Finished]) -> Figure:
         if not file.exists():
             raise UserError(f"{run.path} has no codes: {run.record['method']} has none, or an older version tested it")
         kept.append(load_codes(file))
+        if not np.isfinite(kept[-1].codes).all():
+            raise UserError(f"the codes of {run.path} are not finite: it has diverged; leave it out")
     shared = sorted(set.intersection(*({*one.rows[one.kinds == "good"].tolist()} for one in kept)))
     if len(shared) < FEWEST:
         raise UserError(
@@ -289,10 +293,10 @@ def draw_reconstructions(
         for axes in row:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    grid[0, 0].set_title("image", fontsize=8, color=INK)
+    grid[0, 0].set_title("image", fontsize=8, color=INK, loc="left")
     for k, title in enumerate(titles):
-        grid[0, 1 + 2 * k].set_title(title, fontsize=8, color=INK, loc="left")
-        grid[0, 2 + 2 * k].set_title("difference", fontsize=8, color=INK)
+        grid[0, 1 + 2 * k].set_title(f"{title}\nreconstruction", fontsize=8, color=INK, loc="left")
+        grid[0, 2 + 2 * k].set_title("difference", fontsize=8, color=INK, loc="left")
     bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=grid, shrink=0.6, aspect=30, pad=0.01, extend="max")
     bar.set_label("|image - reconstruction|, mean of channels", fontsize=7, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)

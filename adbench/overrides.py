@@ -32,6 +32,8 @@ from adbench.values import TRAINER, accepted
 KINDS = ("object", "texture", "small", "tabular")
 PATHS = ("root", "file", "results", "data_root", "cache_dir", "folder", "checkpoint", "images")
 NAMES = ("name", "masks", "normal", "anomalous")  # what may hold anything that a file's name may
+FUNCTIONS = ("choice", "range", "glob", "interval", "tag", "sort", "shuffle", "int", "float", "str", "bool",
+             "json_str", "extend_list")  # fmt: skip  # of Hydra's grammar
 IGNORED = {  # of the trainer: what the run decides itself
     "max_epochs": "budget.max_epochs=N", "min_epochs": "budget.max_epochs=N", "max_steps": "budget.max_batches=N",
     "min_steps": "budget.max_batches=N", "logger": "logger=csv|tensorboard|wandb", "default_root_dir": "results=DIR",
@@ -113,7 +115,7 @@ def _parsed(texts: list[str], place: int, multirun: bool) -> Override:
         if not (override.is_sweep_override() and "," in value and last in PATHS and not several):
             return override
     except HydraException:
-        if re.match(r"[\[{\"']|\w+\s*\(", value):
+        if re.match(rf"[\[{{\"']|({'|'.join(FUNCTIONS)})\s*\(", value):
             raise UserError(f"{text} cannot be read; {_joined(texts, place)}") from None
         if last not in (*PATHS, *NAMES) or (several and "," in value):
             raise UserError(
@@ -238,7 +240,7 @@ class Known:
                 except UserError:
                     continue  # that job says so
 
-    def _composed(self, other: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _composed(self, other: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {group: names[0] for group, names in self.chosen.items() if names} | other
         lines = [group if group.startswith("~") else f"{group}={name}" for group, name in first.items()]
         try:

@@ -97,7 +97,7 @@ def wanted(hint: Any) -> str:
 
 
 @cache
-def annotations(target: str) -> dict[str, Any]:
+def hints_of(target: str) -> dict[str, Any]:
     """The annotated types of what a `_target_` is called with; empty where they cannot be had."""
     try:
         called = get_object(target)
@@ -192,7 +192,7 @@ def refuse_numbers_that_cannot_be(sections: Mapping[str, Any], defaults: Mapping
             was = isinstance(default, int | float) and not isinstance(default, bool)
             if not math.isfinite(value) and not (was and default == value):
                 refuse(key, value, "a finite number", default if was else None)
-            if value < 0 and was and default >= 0 and name in COUNTED:
+            if value < 0 and was and default is not None and default >= 0 and name in COUNTED:
                 refuse(key, value, "a number from 0 up", default)
             if name == "protocol" and isinstance(default, float) and 0 <= default <= 1 < value:
                 refuse(key, value, "a share from 0 to 1", default)
@@ -232,17 +232,17 @@ def misfits(
     if not isinstance(node, Mapping):
         return
     target = target or node.get("_target_")
-    hints = annotations(target) if isinstance(target, str) else {}
+    hints = hints_of(target) if isinstance(target, str) else {}
     for name, value in node.items():
         key = f"{prefix}.{name}"
         if str(name).startswith("_") or (name in INNER and prefix in ("method", "protocol", "pretraining", "data")):
             continue
-        hint = hints.get(name, _kind_of(defaults.get(key)))
+        hint = hints.get(name, _kind_of(defaults.get(key)) if prefix.startswith(("method", "pre", "protocol")) else Any)
         # The name of a data set or of a class may be a number.
         number = prefix.startswith("data") and isinstance(value, int | float) and not isinstance(value, bool)
+        yield from misfits(value, key, defaults)  # first: of a mapping the entry is named
         if not fits(value, hint) and not (number and fits("", hint)):
             yield key, value, wanted(hint) or "another value"
-        yield from misfits(value, key, defaults)
     if isinstance(target, str) and target.startswith("torch.optim."):
         yield from _refused_by_optimizer(node, prefix)
 
@@ -265,11 +265,14 @@ def _refused_by_optimizer(node: Mapping[str, Any], prefix: str) -> Iterator[tupl
     import torch
 
     kind = get_object(node["_target_"])
+    if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
+        return
+    make: Any = kind
     for name, value in node.items():
-        if str(name).startswith("_") or not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
+        if str(name).startswith("_"):
             continue
         try:
-            kind([torch.nn.Parameter(torch.zeros(1))], **{str(name): value})
+            make([torch.nn.Parameter(torch.zeros(1))], **{str(name): value})
         except (ValueError, TypeError) as error:
             if "momentum" not in str(error):  # a value that asks for another one is judged with all of them
                 yield f"{prefix}.{name}", value, f"what {kind.__name__} takes ({error})"

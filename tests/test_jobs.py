@@ -88,8 +88,8 @@ def test_a_finished_run_is_recognised_and_not_repeated(run):
 def test_a_run_of_a_preset_that_has_changed_since_is_refused_with_the_value_that_differs(run, capfd):
     _, folder = run(*SMALL)
     config = folder / ".hydra/config.yaml"
-    config.write_text(config.read_text().replace("width: 16", "width: 15"))
-    assert "width: 15" in config.read_text()
+    config.write_text(config.read_text().replace("width: 8", "width: 7"))
+    assert "width: 7" in config.read_text()
     record = metrics_of(folder)
     (folder / "metrics.json").write_text(json.dumps(record | {"config_hash": "0123456789ab"}))
     before = contents(folder)
@@ -97,7 +97,7 @@ def test_a_run_of_a_preset_that_has_changed_since_is_refused_with_the_value_that
         capfd.readouterr()
         code, _ = run(*sweep, *SMALL)
         assert code == 1
-        assert "method.width was 15 and is 16 now" in "".join(capfd.readouterr())
+        assert "method.width was 7 and is 8 now" in "".join(capfd.readouterr())
         assert contents(folder) == before
 
 

@@ -166,8 +166,6 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
         marks.append("small preset")
     elif kind == "variant":
         marks.append("variant")
-    elif kind == "literal":
-        marks.append("to the letter of the print")
     elif kind == "paper" and not spec.get("own"):
         marks.append("our implementation of a cited baseline")
     theirs = mapping()["held_out"].get(paper, 0.0)

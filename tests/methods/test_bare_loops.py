@@ -556,10 +556,10 @@ def after_loop(fitted, name, mistake=""):
 def test_ten_batches_through_lightning_are_those_of_a_bare_loop(fitted, name):
     trained, ours = after_loop(fitted, name)
     assert distance(trained, fitted(name)[1]) > 1e-3  # it has learned something
-    assert distance(trained, ours) < 1e-8
+    assert distance(trained, ours) < 1e-6
     if name == "ssae":
         for kept, copied in zip(trained.kept.buffers(), ours.kept.buffers(), strict=True):
-            assert torch.allclose(kept, copied, atol=1e-8)
+            assert torch.allclose(kept, copied, atol=1e-6)
 
 
 @pytest.mark.parametrize(
