@@ -18,7 +18,6 @@ from adbench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
-    from torch import Tensor
 
     from adbench.data.datamodule import DataModule
     from adbench.detector import Detector

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "types": set(), "streams": set(), "files": set(), "placement": set(), "checkpoints": BASE,
     "states": set(), "codehash": set(), "stops": set(),
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
-    "data": CORE, "methods": CORE, "pretraining": CORE, "evaluation": CORE,
+    "data": CORE, "methods": CORE, "pretraining": CORE | {"data"}, "evaluation": CORE,
     "values": BASE, "runs": CORE | {"data", "methods", "checkpoints", "values"},
 }  # fmt: skip
 COMMANDS = {

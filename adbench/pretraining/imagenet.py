@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adbench.data.images import decode
+from adbench.data.listing import SUFFIXES, below
 from adbench.files import whole
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
@@ -25,7 +27,6 @@ log = logging.getLogger("adbench")
 
 WAIT = 5.0  # seconds for the hub to answer: offline it is the checkpoint option that helps, not patience
 OWN = "own"  # the run's own training rows
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 # -- weights --------------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = below(folder)
     if not files:
         raise UserError(f"pretraining.images={folder} holds no images ({', '.join(SUFFIXES)})")
     return files
@@ -210,11 +211,7 @@ class FolderImages(Images):
         import numpy as np
         from PIL import Image
 
-        try:
-            with Image.open(self.files[row]) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{self.files[row]} cannot be read as an image ({error}); remove it or mend it") from None
+        image = Image.fromarray(decode(self.files[row]))
         scale = self.side / min(image.size)
         width, height = (max(self.side, round(s * scale)) for s in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
