@@ -414,7 +414,7 @@ def test_a_file_that_is_no_image_is_named(teacher_file, tmp_path):
     folder = small_folder(tmp_path / "images")
     (folder / "1.png").write_text("no image")
     pretraining = build("imagenet_kd", checkpoint=teacher_file, images=str(folder), batch_size=2, teacher_side=32)
-    with pytest.raises(UserError, match=r"1\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"1\.png"):
         pretraining(Method(), Data(), cache_dir=tmp_path, seed=0, max_batches=1)
 
 
