@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from adbench.detector import Detector
+    from adbench.detection.detector import Detector
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,6 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
     >>> (scores.image > threshold["value"]).tolist()
     [True, True]
     """
-    from adbench.detector import load
+    from adbench.detection.detector import load
 
     return load(path, device)

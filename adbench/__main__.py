@@ -15,9 +15,9 @@ COMMANDS = {
     "export": ("adbench.export", "write a trained detector as one file (ONNX, torch.export, safetensors)"),
     "evaluate": ("adbench.evaluate", "test a finished run again, on its own or on other data"),
     "report": ("adbench.report.__main__", "tables and a page from a folder of runs"),
-    "reproduce": ("adbench.reproduce", "a paper's tables on the data in reach"),
-    "corruptions": ("adbench.corruptions", "pictures of a method's training corruptions"),
-    "orthogonality": ("adbench.orthogonality", "SSAE's Figure 9 for a finished run"),
+    "reproduce": ("adbench.studies.reproduce", "a paper's tables on the data in reach"),
+    "corruptions": ("adbench.studies.corruptions", "pictures of a method's training corruptions"),
+    "orthogonality": ("adbench.studies.orthogonality", "SSAE's Figure 9 for a finished run"),
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
     from adbench.data.datamodule import DataModule
-    from adbench.detector import Detector
+    from adbench.detection.detector import Detector
     from adbench.methods.base import Method
 
 log = logging.getLogger("adbench")
@@ -67,7 +67,7 @@ class Run:
 
     def detector(self, device: str = "cpu") -> Detector:
         """The trained detector, for new images."""
-        from adbench.detector import load
+        from adbench.detection.detector import load
 
         return load(self.path, device, trust=self.trust)
 
@@ -131,7 +131,7 @@ def train(
     words = [f"{group}={name}" for group, name in groups.items()]
     words += [f"seed={seed}", *(_override(f"method.{name}", value) for name, value in method_values.items())]
     words += [_override("results", str(results))] if results is not None else []
-    from adbench import jobs
+    from adbench.experiment import job as jobs
     from adbench.experiment.compose import composed_job
 
     with composed_job([*words, *overrides]) as (cfg, folder), _console(folder):

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from adbench.jobs import summary
+    from adbench.experiment.job import summary
 
     print(summary(record, folder))
     return 0
@@ -42,7 +42,7 @@ def evaluate(run: Path | str, overrides: list[str] | None = None) -> tuple[dict[
     Raises:
         UserError: the run is not finished, or the data cannot be had or are of another kind than the run's.
     """
-    from adbench.runs import RunFolder, load_method, safe_id
+    from adbench.experiment.runs import RunFolder, load_method, safe_id
 
     folder = RunFolder(run)
     cfg, record = folder.config(), folder.metrics()
@@ -74,9 +74,9 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from adbench.overrides import understood
+    from adbench.experiment.overrides import understood
+    from adbench.experiment.runs import conf_dir
     from adbench.run import choices
-    from adbench.runs import conf_dir
     from adbench.types import UserError
 
     if not any(override.startswith("data=") for override in overrides):
@@ -120,14 +120,15 @@ def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: An
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import TQDMProgressBar
 
-    from adbench import jobs, training
-    from adbench.detector import held_out_scores
+    from adbench.detection.detector import held_out_scores
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
     from adbench.evaluation.metrics import held_out_threshold, histogram_offset
     from adbench.evaluation.panels import Panels
-    from adbench.runs import build_datamodule
+    from adbench.experiment import job as jobs
+    from adbench.experiment import training
+    from adbench.experiment.runs import build_datamodule
 
     training.quiet()
     if cfg.trainer.threads:

@@ -70,9 +70,9 @@ def export(
         UserError: the run is not finished; a part of the method cannot be exported (the message names the operation);
             the exported graph gives other scores.
     """
-    from adbench.detector import MethodEngine, load
+    from adbench.detection.detector import MethodEngine, load
+    from adbench.experiment.runs import RunFolder, safe_id
     from adbench.files import write_json
-    from adbench.runs import RunFolder, safe_id
 
     detector = load(run)
     assert isinstance(detector.engine, MethodEngine)
@@ -91,8 +91,8 @@ def export(
 def _save_weights(method: Any, card: dict[str, Any], folder: Any, path: Path) -> None:
     from safetensors.torch import save_file
 
+    from adbench.experiment.runs import plain
     from adbench.files import whole
-    from adbench.runs import plain
 
     config = plain(folder.config())
     note = {"card": card, "config": {key: config[key] for key in ("method", "seed")}}

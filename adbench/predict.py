@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # imported where they are used: --help answers at once
     import numpy as np
 
-    from adbench.detector import Detector
+    from adbench.detection.detector import Detector
 
 OVERLAY = 1024  # longest side of an overlay, in pixels
 HEAT = 0.75  # how far the colour of the hottest pixels covers the image
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from adbench.detector import load
+    from adbench.detection.detector import load
     from adbench.types import UserError
 
     model, inputs = (options.model, options.inputs) if options.model else (options.inputs[0], options.inputs[1:])

@@ -121,7 +121,7 @@ def checked(arguments: list[str]) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    from adbench.overrides import first_job, understood
+    from adbench.experiment.overrides import first_job, understood
     from adbench.types import UserError
 
     options = get_args_parser().parse_intermixed_args(arguments)
@@ -173,8 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     import hydra
 
-    from adbench import jobs, sweeps
-    from adbench.runs import conf_dir
+    from adbench.experiment import job as jobs
+    from adbench.experiment import sweeps
+    from adbench.experiment.runs import conf_dir
     from adbench.types import UserError
 
     first_time = not arguments

@@ -24,10 +24,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from adbench.checkpoints import SaveEvery, WholeFiles
 from adbench.data.datamodule import DataModule
 from adbench.data.protocols import one_class
 from adbench.data.records import Records
+from adbench.experiment.checkpoints import SaveEvery, WholeFiles
 from adbench.methods.base import Method
 from adbench.types import Batch
 

@@ -11,7 +11,7 @@ import json
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.methods.base import _apply_schedule
 
 ROWS, BATCHES, PARTS = 16, 1600, 8

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adbench.detector import Detector, load
+from adbench.detection.detector import Detector, load
+from adbench.experiment.runs import latest_run
 from adbench.export import export
 from adbench.predict import Found, _images
 from adbench.run import main as run
-from adbench.runs import latest_run
 from bench.loader import IMAGES, SIDE, TRAINED, photographs
 
 METHOD, SIZE = "cbigan/small", 128

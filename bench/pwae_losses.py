@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.types import Batch
 
 ROWS, STEPS, REPEATS = 16, 5, 20

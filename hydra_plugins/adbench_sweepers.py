@@ -42,7 +42,7 @@ class Sweep(BasicSweeper):
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from adbench.sweeps import Recorder
+        from adbench.experiment.sweeps import Recorder
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.launcher = Recorder(self.launcher, config, hydra_context.config_loader)
@@ -65,7 +65,7 @@ else:
             self.objective = objective
 
         def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-            from adbench.sweeps import Recorder
+            from adbench.experiment.sweeps import Recorder
 
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
             inner = self.sweeper

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adbench.checkpoints import WholeFiles, damaged, newest_readable, previous
+from adbench.experiment.checkpoints import WholeFiles, damaged, newest_readable, previous
 
 
 def save(path, k):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import adbench
-from adbench import codehash
+from adbench.experiment import codehash
 
 CBIGAN = "adbench.methods.cbigan.CBiGAN"
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.run import choices
 
 KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digits", "tabular": "odds/cardio"}

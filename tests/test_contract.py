@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.methods.trivial import PCAResidual
 from adbench.run import choices
 from adbench.testing import check_method, fit, images_under_test, stripes

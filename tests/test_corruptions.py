@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adbench import corruptions
+from adbench.studies import corruptions
 from adbench.transforms.corruption import Cutout, Elastic
 
 

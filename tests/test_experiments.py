@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from adbench.data.protocols import semi_supervised_counts
-from adbench.runs import conf_dir, flat
+from adbench.experiment.runs import conf_dir, flat
 
 # Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
 RUNS = {

@@ -70,7 +70,7 @@ TABLES = ("esad", "autoencoder", "vae", "kde", "ocsvm", "isolation_forest", "dee
 def test_onnxruntime_scores_rows_of_a_table_as_the_method_does(name, tmp_path):
     from hydra import compose, initialize_config_dir
 
-    from adbench import runs
+    from adbench.experiment import runs
     from adbench.types import Batch
 
     overrides = [f"method={name}", "data=tabular", "data.name=t", "data.file=t", "data.features=6"]

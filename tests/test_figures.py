@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adbench import figures
 from adbench.evaluation.codes import Codes, load_codes, save_codes
+from adbench.studies import figures
 
 TINY = ("data=mvtec/bottle", "data.image_size=32", "data.batch_size=4")
 AE = ("method=autoencoder", *TINY, "method.width=2", "method.latent=4")
@@ -47,7 +47,7 @@ def test_a_picture_of_reconstructions_is_written_whole_and_its_path_told(runs, d
 
 
 def test_every_column_shows_the_same_rows_and_each_run_its_own_reconstruction(runs, monkeypatch):
-    from adbench.runs import RunFolder, build_datamodule, load_method
+    from adbench.experiment.runs import RunFolder, build_datamodule, load_method
 
     seen = {}
     monkeypatch.setattr(figures, "draw_reconstructions", lambda *parts: seen.update(parts=parts))
@@ -125,7 +125,7 @@ def test_the_readmes_commands_draw_every_kind(runs, tmp_path, monkeypatch):
     assert {line.split()[0] for line in lines} == set(figures.KINDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("adbench.evaluation.codes.draw_density", lambda found: Figure())  # of more images than these
-    monkeypatch.setattr("adbench.figures.FEWEST", 1)
+    monkeypatch.setattr("adbench.studies.figures.FEWEST", 1)
     for line in lines:
         kind, *rest = line.replace("RUN RUN", " ".join(map(str, runs))).split()
         assert figures.main([kind, *rest]) == 0, line

@@ -6,8 +6,8 @@ import json
 import pytest
 import yaml
 
-from adbench import fuse
 from adbench.report.collect import read_run
+from adbench.studies import fuse
 from adbench.types import UserError
 
 ROWS = [("good/0.png", 0, "good"), ("good/1.png", 0, "good"), ("hole/0.png", 1, "hole"), ("cut/0.png", 1, "cut")]

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import adbench.orthogonality as command
-from adbench.orthogonality import orthogonality, write_curves
+import adbench.studies.orthogonality as command
+from adbench.studies.orthogonality import orthogonality, write_curves
 from adbench.types import UserError
 
 

@@ -7,9 +7,9 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from adbench import overrides
 from adbench.evaluate import _with_data
-from adbench.overrides import first_job, nearest, understood
+from adbench.experiment import overrides
+from adbench.experiment.overrides import first_job, nearest, understood
 from adbench.run import checked, choices, main
 from adbench.types import UserError
 
@@ -288,7 +288,7 @@ def test_the_next_commands_after_a_first_run_can_be_typed(tmp_path, monkeypatch)
 
 
 def test_only_a_run_without_arguments_says_what_comes_next(monkeypatch, capfd, tmp_path):
-    from adbench import jobs
+    from adbench.experiment import job as jobs
 
     monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path))
     monkeypatch.setattr(jobs, "execute", lambda cfg: 0)

@@ -356,7 +356,7 @@ def test_maps_that_cannot_be_written_cost_no_score_and_are_counted_and_named(tra
 def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_scored(
     trained, data_root, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("adbench.detector.MethodEngine.score", lambda *_: pytest.fail("an image was scored"))
+    monkeypatch.setattr("adbench.detection.detector.MethodEngine.score", lambda *_: pytest.fail("an image was scored"))
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         assert predict(trained, data_root / "mvtec/bottle/test", "--out", out) == 1
@@ -373,7 +373,7 @@ def test_scores_that_cannot_be_written_are_printed(trained, data_root, tmp_path,
 
 
 def test_scores_before_an_error_are_kept_apart_from_whole_ones(trained, data_root, tmp_path, monkeypatch):
-    from adbench.detector import MethodEngine
+    from adbench.detection.detector import MethodEngine
 
     original, calls = MethodEngine.score, []
 

@@ -11,7 +11,7 @@ import yaml
 
 import adbench
 from adbench.data.classes import unpack
-from adbench.runs import RunFolder, conf_dir, trusted
+from adbench.experiment.runs import RunFolder, conf_dir, trusted
 from adbench.types import UserError
 
 HOSTILE = {

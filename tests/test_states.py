@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from adbench import jobs, standing, training
-from adbench.runs import RunFolder, conf_dir
-from adbench.states import RULES, Facts, decide, rule, table
+from adbench.experiment import job as jobs
+from adbench.experiment import standing, training
+from adbench.experiment.runs import RunFolder, conf_dir
+from adbench.experiment.states import RULES, Facts, decide, rule, table
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
@@ -430,7 +431,7 @@ def test_a_word_of_whether_results_stand_is_written_whatever_fails(bench, monkey
     def broken(self, rows):
         raise ZeroDivisionError("no such thing")
 
-    monkeypatch.setattr("adbench.runs.RunFolder.write_curves", broken)
+    monkeypatch.setattr("adbench.experiment.runs.RunFolder.write_curves", broken)
     monkeypatch.setattr("adbench.evaluation.evaluator.Evaluator.curves", lambda self: {"x": [1.0]})
     bench.step(Command())
     record = RunFolder(bench.path).metrics()

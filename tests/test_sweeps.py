@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import metrics_of, write_mvtec
 
-from adbench import sweeps
-from adbench.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
+from adbench.experiment import sweeps
+from adbench.experiment.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
 from hydra_plugins import adbench_sweepers
 
 QUICK = ("data.batch_size=4", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")
@@ -131,7 +131,7 @@ def test_a_finished_job_of_other_data_is_refused_with_its_reason_and_the_others_
 
 
 def test_jobs_of_other_code_are_marked_as_stale_and_trained_anew_on_demand(run, capfd, monkeypatch):
-    from adbench import standing
+    from adbench.experiment import standing
 
     sweep = ("-m", "method=brightness", "data=mvtec/bottle", "seed=0,1", *QUICK)
     run(*sweep)
@@ -149,7 +149,7 @@ def test_jobs_of_other_code_are_marked_as_stale_and_trained_anew_on_demand(run, 
 
 
 def test_a_job_that_died_before_its_training_began_is_told_from_one_that_never_came(tmp_path):
-    from adbench.runs import RunFolder
+    from adbench.experiment.runs import RunFolder
 
     since = time.time() - 1
     job = sweeps.Job(0, [], "x", tmp_path / "x")
@@ -162,14 +162,14 @@ def test_a_job_that_died_before_its_training_began_is_told_from_one_that_never_c
 
 
 def test_a_job_whose_process_died_is_told_from_one_that_is_running(tmp_path):
-    from adbench.runs import RunFolder
+    from adbench.experiment.runs import RunFolder
 
     folder = RunFolder(tmp_path)
     folder.write_metrics({"status": "running"})
     job = sweeps.Job(0, [], "x", tmp_path)
     with folder:
         holder = subprocess.run(
-            [sys.executable, "-c", f"from adbench.runs import RunFolder; print(RunFolder({str(tmp_path)!r}).owned())"],
+            [sys.executable, "-c", f"from adbench.experiment.runs import RunFolder; print(RunFolder({str(tmp_path)!r}).owned())"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert holder.stdout.strip() == "True"
@@ -252,7 +252,7 @@ def test_eight_cores_are_shared_out_among_the_jobs(launcher, jobs, threads):
 def test_a_process_whose_parent_is_gone_gets_sigterm(tmp_path):
     child = (
         "import signal, sys, time\n"
-        "from adbench.placement import stop_when_orphaned\n"
+        "from adbench.experiment.placement import stop_when_orphaned\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / 'heard')!r}, 'w').close(), sys.exit()))\n"
         "stop_when_orphaned(every=0.05)\n"
         f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"

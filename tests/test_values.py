@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from adbench import runs, values
+from adbench.experiment import runs, values
 from adbench.run import choices
 from adbench.types import UserError
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from adbench.codehash import code_of, targets_of
+from adbench.experiment.codehash import code_of, targets_of
 
 COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")

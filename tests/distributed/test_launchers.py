@@ -9,8 +9,8 @@ import pytest
 from conftest import metrics_of
 from test_sweeps import QUICK, output_of, sweep_command, wait_for_status
 
-from adbench import sweeps
-from adbench.placement import cores
+from adbench.experiment import sweeps
+from adbench.experiment.placement import cores
 
 pytestmark = pytest.mark.distributed
 

@@ -13,7 +13,7 @@ import pytorch_lightning
 import torch
 from conftest import metrics_of
 
-from adbench.runs import RunFolder, build_method
+from adbench.experiment.runs import RunFolder, build_method
 
 pytestmark = pytest.mark.distributed
 
@@ -121,7 +121,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(run, capfd):
 
 
 def test_a_rank_that_fails_before_the_training_fails_the_run_and_is_not_waited_for(run, monkeypatch, capfd, tmp_path):
-    from adbench import ranks
+    from adbench.experiment import ranks
 
     start = ranks._start
     monkeypatch.setattr(ranks, "_start", lambda folder, *rest: start(type(folder)(folder.path / "nowhere"), *rest))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.losses.igd import reconstruction
 from adbench.methods.deep_svdd_rec import DeepSVDDRec
 from adbench.pretraining import imagenet

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.losses import pwae as loss
 from adbench.methods.pwae import inverse_decay
 from adbench.transforms.jigsaw import inverse, permute_tiles, random_permutations

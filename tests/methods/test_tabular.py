@@ -7,10 +7,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import roc_auc_score
 
-from adbench import runs
 from adbench.data.datamodule import DataModule
 from adbench.data.odds import Odds
 from adbench.data.protocols import semi_supervised
+from adbench.experiment import runs
 from adbench.run import choices
 
 FEATURES = 6

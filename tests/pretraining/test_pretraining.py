@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor

@@ -50,7 +50,7 @@ def test_a_null_stays_empty_and_is_never_made_up(results, report):
 def test_a_run_of_other_code_is_marked_as_stale_on_every_page(results, report):
     import yaml
 
-    from adbench.codehash import code_of
+    from adbench.experiment.codehash import code_of
 
     target = "adbench.methods.trivial.Brightness"
     for seed, code in ((0, code_of([target])), (1, "0123456789ab")):

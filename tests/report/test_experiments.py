@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adbench import runs
+from adbench.experiment import runs
 from adbench.report import published
 from adbench.report.collect import variant_of
 from adbench.run import choices

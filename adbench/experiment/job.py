@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
-from adbench.placement import cores, take_place, threads_per_job
-from adbench.ranks import all_ranks, number_of_ranks
-from adbench.runs import (
+from adbench.experiment.placement import cores, take_place, threads_per_job
+from adbench.experiment.ranks import all_ranks, number_of_ranks
+from adbench.experiment.runs import (
     RunFolder,
     build_source,
     changed_values,
@@ -32,12 +32,12 @@ from adbench.runs import (
     refuse_cut_short,
     refuse_wrong_types,
 )
-from adbench.standing import Data, Standing, code_hash, look
-from adbench.states import Outcome
-from adbench.stops import StopRequest, signals_as_request
-from adbench.training import Prepared, one_line, prepare, set_threads, train_and_test
+from adbench.experiment.signals import StopRequest, signals_as_request
+from adbench.experiment.standing import Data, Standing, code_hash, look
+from adbench.experiment.states import Outcome
+from adbench.experiment.training import Prepared, one_line, prepare, set_threads, train_and_test
+from adbench.experiment.values import flat, refuse_absent_devices
 from adbench.types import UserError
-from adbench.values import flat, refuse_absent_devices
 
 log = logging.getLogger("adbench")
 
@@ -70,7 +70,7 @@ def execute(cfg: DictConfig) -> Outcome:
 
 
 def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], request: StopRequest) -> Outcome:
-    """Do what the table in `adbench.states` says, in a folder that this process owns."""
+    """Do what the table in `adbench.experiment.states` says, in a folder that this process owns."""
     job: Prepared | None = None
     started = time.perf_counter()
     try:
@@ -243,7 +243,7 @@ def versions() -> dict[str, str]:
 
 def git() -> dict[str, Any] | None:
     """Commit of the checkout that ran, and whether it was modified; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None
     try:

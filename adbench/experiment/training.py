@@ -18,10 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from adbench.ranks import STRATEGY, Ranks
-from adbench.runs import RunFolder, build, build_datamodule, build_method
-from adbench.standing import Data
-from adbench.stops import StopRequest
+from adbench.experiment.ranks import STRATEGY, Ranks
+from adbench.experiment.runs import RunFolder, build, build_datamodule, build_method
+from adbench.experiment.signals import StopRequest
+from adbench.experiment.standing import Data
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -151,7 +151,7 @@ def _fit(job: Prepared, ranks: Ranks) -> Any:
     """Pretrain and train, or take over what a checkpoint holds; returns the trainer, which knows the device."""
     from pytorch_lightning.callbacks import TQDMProgressBar
 
-    from adbench.checkpoints import SaveEvery
+    from adbench.experiment.checkpoints import SaveEvery
 
     method, clock = job.method, time.perf_counter()
     saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.get("attempt"))
@@ -254,7 +254,7 @@ def _trainer(cfg: DictConfig, folder: RunFolder, world: int, callbacks: list[Any
     from pytorch_lightning import Trainer
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from adbench.checkpoints import WholeFiles
+    from adbench.experiment.checkpoints import WholeFiles
 
     options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": folder.path, "enable_checkpointing": False,
@@ -401,7 +401,7 @@ def named_rows(records: Any, index: Any, score: Any) -> Iterator[tuple[int, str,
 
 def _save_calibrated(method: Any, folder: RunFolder, record: dict[str, Any]) -> None:
     """Write the checkpoint again with what calibration filled in; it is what predict and export load."""
-    from adbench.checkpoints import WholeFiles
+    from adbench.experiment.checkpoints import WholeFiles
 
     found = folder.trained(record)
     checkpoint = found[1] if found else {}

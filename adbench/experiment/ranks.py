@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adbench.experiment.placement import stop_when_orphaned
+from adbench.experiment.runs import GROUPS, RunFolder
 from adbench.files import write_json
-from adbench.placement import stop_when_orphaned
-from adbench.runs import GROUPS, RunFolder
 from adbench.types import UserError
 
 if TYPE_CHECKING:
-    from adbench.training import Prepared
+    from adbench.experiment.training import Prepared
 
 # What the other ranks are given, for the folder's own files are rank 0's to write, and only once training begins.
 HANDED, HANDED_TOO = ".ranks-config.yaml", ".ranks-attempt.json"
@@ -149,7 +149,7 @@ def _start(
     """The process of a rank, and the end of a pipe on which it says that it is ready."""
     here, there = os.pipe()
     environment = os.environ | meeting | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
-    line = [sys.executable, "-m", "adbench.ranks", str(folder.path.resolve()), str(threads), str(there)]
+    line = [sys.executable, "-m", "adbench.experiment.ranks", str(folder.path.resolve()), str(threads), str(there)]
     with log.open("wb") as file:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "pass_fds": [there]}
         process = subprocess.Popen(line, env=environment, **options)  # noqa: S603
@@ -179,10 +179,10 @@ def _leave() -> None:
 
 
 def main() -> None:
-    """A rank other than 0: `python -m adbench.ranks FOLDER THREADS PIPE`."""
+    """A rank other than 0: `python -m adbench.experiment.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
-    from adbench.stops import StopRequest
-    from adbench.training import prepare, set_threads, train_and_test
+    from adbench.experiment.signals import StopRequest
+    from adbench.experiment.training import prepare, set_threads, train_and_test
 
     deaf = StopRequest()
     deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from adbench.codehash import code_of, targets_of
-from adbench.runs import RunFolder, changed_settings, digest
-from adbench.states import Action, Facts, decide
+from adbench.experiment.codehash import code_of, targets_of
+from adbench.experiment.runs import RunFolder, changed_settings, digest
+from adbench.experiment.states import Action, Facts, decide
 from adbench.types import UserError
 
 STALE = "stale: the code behind these figures has changed since; overwrite=stale trains such runs anew"
@@ -56,7 +56,7 @@ def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standi
     Raises:
         UserError: the data cannot be had.
     """
-    from adbench.checkpoints import damaged, previous
+    from adbench.experiment.checkpoints import damaged, previous
 
     record = folder.metrics()
     status = str(record.get("status") or "")

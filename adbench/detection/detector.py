@@ -19,7 +19,7 @@ from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
-from adbench.runs import RunFolder, how_far, load_method, restored, trusted
+from adbench.experiment.runs import RunFolder, how_far, load_method, restored, trusted
 from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 

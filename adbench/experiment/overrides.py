@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.experiment.runs import conf_dir
+from adbench.experiment.values import TRAINER, accepted
 from adbench.run import GROUPS, choices, unknown_choice
-from adbench.runs import conf_dir
 from adbench.types import UserError
-from adbench.values import TRAINER, accepted
 
 KINDS = ("object", "texture", "small", "tabular")
 PATHS = ("root", "file", "results", "data_root", "cache_dir", "folder", "checkpoint", "images")

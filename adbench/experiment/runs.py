@@ -29,9 +29,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from adbench.experiment.values import flat, refuse_wrong_values
 from adbench.files import finite, shortened, whole, write_json, write_text
 from adbench.types import UserError
-from adbench.values import flat, refuse_wrong_values
 
 GROUPS = ("method", "data", "protocol", "pretraining")
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
@@ -327,7 +327,7 @@ class RunFolder:
 
         What an overwritten run had trained may lie there still, when the process was killed in that moment.
         """
-        from adbench.checkpoints import newest_readable
+        from adbench.experiment.checkpoints import newest_readable
 
         record = self.metrics() if record is None else record
         return newest_readable(self.checkpoint, record.get("attempt"))

@@ -1,0 +1,1 @@
+"""Detectors for new images, their graphs and their pictures."""

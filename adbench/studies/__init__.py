@@ -1,0 +1,1 @@
+"""Commands that look at methods or papers as a whole."""
