@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-ALLOWED = ("data=", "data.", "data_root=", "cache_dir=", "evaluation.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,157 +20,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="data=..., data.KEY=..., data_root=DIR, cache_dir=DIR, as for adbench.run")  # fmt: skip
-    options = parser.parse_args(arguments)
+    parser.add_argument("--trust", action="append", default=[], metavar="NAME",
+                        help="a package whose classes may be built from the run folder")  # fmt: skip
+    options = parser.parse_intermixed_args(arguments)
 
-    from adbench.types import UserError
+    from adbench.errors import UserError
+    from adbench.experiment.job import summary
+    from adbench.experiment.reevaluation import evaluate
 
     try:
-        record, folder = evaluate(options.run, options.overrides)
+        record, folder = evaluate(options.run, options.overrides, options.trust)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from adbench.experiment.job import summary
-
     print(summary(record, folder))
     return 0
 
 
-def evaluate(run: Path | str, overrides: list[str] | None = None) -> tuple[dict[str, Any], Path]:
-    """Test a finished run; returns what metrics.json of the evaluation holds, and its folder.
+class _Command(ModuleType):
+    """Importing this module puts it in the place of the function `adbench.evaluate`; so it can be called as that."""
 
-    Raises:
-        UserError: the run is not finished, or the data cannot be had or are of another kind than the run's.
-    """
-    from adbench.experiment.runs import RunFolder, load_method, safe_id
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from adbench.api import evaluate
 
-    folder = RunFolder(run)
-    cfg, record = folder.config(), folder.metrics()
-    _check(record, overrides or [], run)
-    method = load_method(folder)
-    trained_on = cfg.data.id
-    if overrides:
-        cfg = _with_data(cfg, record, overrides)
-    target = RunFolder(folder.path / "evaluations" / safe_id(cfg.data.id))
-    return _test(method, cfg, record, folder, target, trained_on), target.path
+        return evaluate(*arguments, **options)
 
 
-def _check(record: dict[str, Any], overrides: list[str], run: Path | str) -> None:
-    from adbench.types import UserError
-
-    if record.get("status") != "finished":
-        raise UserError(
-            f"{run} is not a finished run (status {record.get('status')}); the run's own command continues it"
-        )
-    foreign = [override for override in overrides if not override.startswith(ALLOWED)]
-    if foreign:
-        raise UserError(f"{foreign[0]}: an evaluation changes the data alone ({', '.join(ALLOWED)}); train another run")
-
-
-def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
-    """The run's configuration with the data group of a command line; what that leaves open is the run's."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
-
-    from adbench.experiment.overrides import understood
-    from adbench.experiment.runs import conf_dir
-    from adbench.run import choices
-    from adbench.types import UserError
-
-    if not any(override.startswith("data=") for override in overrides):
-        overrides = [f"data={record['data']}", *overrides]
-    if record["method"] in choices("method"):  # its recipe may be asked for the size of the images
-        overrides = [f"method={record['method']}", *overrides]
-    overrides = understood(overrides)
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            new = compose("config", overrides=overrides)
-        with open_dict(new):
-            for group in ("method", "protocol", "seed", "trainer"):
-                new[group] = cfg[group]
-            for key in ("image_size", "batch_size"):
-                new.data[key] = cfg.data[key]
-            same = f"data={record['data']}" in overrides
-            open_keys = [
-                key for key, value in OmegaConf.to_container(new.data, resolve=False).items() if value == "???"
-            ]
-            for key in open_keys:
-                if not (same and key in cfg.data):
-                    raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")
-                new.data[key] = cfg.data[key]
-        resolved = OmegaConf.create(OmegaConf.to_container(new, resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"the data's configuration does not compose: {str(error).splitlines()[0]}") from error
-    was, now = cfg.data.kind, resolved.data.kind
-    if (was == "tabular") != (now == "tabular"):
-        raise UserError(f"the run was trained on data of kind {was} and cannot score data of kind {now}")
-    if now == "tabular" and resolved.data.get("features") != cfg.data.get("features"):
-        raise UserError(
-            f"the run takes {cfg.data.features} features and {resolved.data.id} has {resolved.data.features}"
-        )
-    return resolved
-
-
-def _test(method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: Any, trained_on: str) -> dict[str, Any]:
-    import time
-
-    import torch
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.callbacks import TQDMProgressBar
-
-    from adbench.detection.detector import held_out_scores
-    from adbench.evaluation.codes import CodePanels
-    from adbench.evaluation.evaluator import Evaluator
-    from adbench.evaluation.extra_scores import ExtraScores
-    from adbench.evaluation.metrics import held_out_threshold, histogram_offset
-    from adbench.evaluation.panels import Panels
-    from adbench.experiment import job as jobs
-    from adbench.experiment import training
-    from adbench.experiment.runs import build_datamodule
-
-    training.quiet()
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    started = time.perf_counter()
-    datamodule = build_datamodule(cfg, method.supervision)
-    datamodule.setup()
-    records, figures = datamodule.records, target.path / "figures"
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
-        default_root_dir=target.path, enable_checkpointing=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=training.refresh_rate())],
-    )  # fmt: skip
-    device = trainer.strategy.root_device
-    pixels = training.score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
-    origin = f"held-out normal training samples of {trained_on} (the run's own)"
-    threshold = record.get("threshold")
-    if threshold is None or threshold["quantile"] != cfg.evaluation.quantile:
-        threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile)
-    threshold = threshold and threshold | {"origin": origin}
-    evaluator = Evaluator(datamodule.has_masks, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
-    extra = ExtraScores(records.defect)
-    trainer.callbacks += [
-        evaluator, extra, CodePanels(figures, records.defect),
-        Panels(figures, evaluator, records.defect, datamodule.split.test,
-               per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal),
-    ]  # fmt: skip
-    trainer.test(method, datamodule=datamodule, verbose=False)
-    table = evaluator.table()
-    found = {
-        **{key: record[key] for key in ("method", "protocol", "pretraining", "seed", "config_hash")},
-        "data": cfg.data.id, "trained_on": trained_on, "status": "evaluation", "threshold": threshold,
-        "metrics": evaluator.results() | extra.results(),
-        "per_defect_image_auroc": evaluator.per_defect(records.defect),
-        "image_auroc_interval_95": evaluator.interval(), "counts": training.counts(datamodule, method),
-        "data_report": datamodule.data_report(),
-        "time": {"finished": jobs.now(), "total_s": round(time.perf_counter() - started, 2)},
-        "hardware": training.hardware(torch.get_num_threads()), "versions": jobs.versions(), "git": jobs.git(),
-    }  # fmt: skip
-    target.write_scores("scores.csv", training.named_rows(records, table["index"], table["score"]))
-    target.write_metrics(found)
-    return found
-
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     sys.exit(main())

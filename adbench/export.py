@@ -7,7 +7,7 @@ import contextlib
 import json
 import keyword
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write (RUN/exports/<method>_<data>.<suffix>)")
     parser.add_argument("--input-size", metavar="HxW",
                         help="fix the size of the images, e.g. 900x900, for runtimes that need it")  # fmt: skip
+    parser.add_argument("--trust", action="append", default=[], metavar="NAME",
+                        help="a package whose classes may be built from the run folder")  # fmt: skip
     options = parser.parse_args(arguments)
 
     from adbench.types import UserError
 
     try:
-        path, card = export(options.run, options.format, options.out, _size(options.input_size))
+        path, card = export(options.run, options.format, options.out, _size(options.input_size), options.trust)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -60,7 +62,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def export(
-    run: Path | str, kind: str = "onnx", out: Path | str | None = None, input_size: tuple[int, int] | None = None
+    run: Path | str,
+    kind: str = "onnx",
+    out: Path | str | None = None,
+    input_size: tuple[int, int] | None = None,
+    trust: Sequence[str] = (),
 ) -> tuple[Path, dict[str, Any]]:
     """Write the detector of a finished run and its card; returns the file's path and the card.
 
@@ -71,10 +77,11 @@ def export(
             the exported graph gives other scores.
     """
     from adbench.detection.detector import MethodEngine, load
-    from adbench.experiment.runs import RunFolder, safe_id
+    from adbench.experiment.folder import RunFolder
+    from adbench.experiment.identity import safe_id
     from adbench.files import write_json
 
-    detector = load(run)
+    detector = load(run, trust=trust)
     assert isinstance(detector.engine, MethodEngine)
     folder = RunFolder(run)
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
@@ -89,12 +96,12 @@ def export(
 
 
 def _save_weights(method: Any, card: dict[str, Any], folder: Any, path: Path) -> None:
+    from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
-    from adbench.experiment.runs import plain
     from adbench.files import whole
 
-    config = plain(folder.config())
+    config = OmegaConf.to_container(folder.config(), resolve=True)
     note = {"card": card, "config": {key: config[key] for key in ("method", "seed")}}
     state = {name: value.detach().clone().contiguous() for name, value in method.state_dict().items()}
     with whole(path) as temporary:

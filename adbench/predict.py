@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="refuse larger images (as in the run: 200 million)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=32, help="images scored together (32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--trust", action="append", default=[], metavar="NAME",
+                        help="a package whose classes may be built from the run folder")  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
 
     import warnings
@@ -69,7 +71,7 @@ def _predict(options: argparse.Namespace) -> int:
         raise UserError("give the images after the run folder: python -m adbench.predict RUN IMAGE_OR_FOLDER --out DIR")
     if options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
-    detector = load(model, options.device)
+    detector = load(model, options.device, options.trust)
     threshold = detector.threshold(options.false_alarm_rate)
     paths = listed([Path(entry).expanduser() for entry in inputs], TABLES if detector.tabular else None)
     _check_writable(options.out)

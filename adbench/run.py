@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from adbench.experiment import job as jobs
     from adbench.experiment import sweeps
-    from adbench.experiment.runs import conf_dir
+    from adbench.experiment.groups import conf_dir
     from adbench.types import UserError
 
     first_time = not arguments

@@ -32,7 +32,8 @@ def measure() -> list[dict[str, Any]]:
     """Milliseconds of each corruption, the small preset's training step as the baseline."""
     from hydra import compose, initialize_config_dir
 
-    from adbench.experiment.runs import build_method, conf_dir
+    from adbench.experiment.build import build_method
+    from adbench.experiment.groups import conf_dir
     from adbench.transforms.corruption import Draws
     from adbench.types import Batch
 

@@ -11,7 +11,8 @@ import json
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench.experiment import runs
+from adbench.experiment.build import build_method
+from adbench.experiment.groups import conf_dir
 from adbench.methods.base import _apply_schedule
 
 ROWS, BATCHES, PARTS = 16, 1600, 8
@@ -22,7 +23,7 @@ def curve(jigsaw_input: str, identity_share: str) -> list[float]:
     names = {"jigsaw_input": jigsaw_input, "identity_share": identity_share, "width": 0.125, "backbone": "resnet18"}
     overrides = ["method=pwae", "data=textures/grass", *(f"method.{key}={value}" for key, value in names.items())]
     torch.manual_seed(0)
-    method = runs.build_method(compose("config", overrides=overrides))
+    method = build_method(compose("config", overrides=overrides))
     method.total_batches = BATCHES
     optimizer = method._optimizer_factory(method.jigsaw_head.parameters())
     values = torch.zeros(BATCHES)
@@ -40,7 +41,7 @@ def curve(jigsaw_input: str, identity_share: str) -> list[float]:
 def measure() -> list[dict[str, object]]:
     """Rows {name, value, unit, baseline, ratio, note}; the baseline is the head as printed."""
     rows = []
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for identity_share in ("null", "0.7"):
             ours, printed = (curve(jigsaw_input, identity_share) for jigsaw_input in ("standardised", "codes"))
             by_eighths = [" ".join(f"{value:.2f}" for value in values) for values in (ours, printed)]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from adbench.detection.detector import Detector, load
-from adbench.experiment.runs import latest_run
+from adbench.experiment.folder import latest_run
 from adbench.export import export
 from adbench.predict import Found, _images
 from adbench.run import main as run

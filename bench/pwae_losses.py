@@ -14,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from adbench.experiment import runs
+from adbench.experiment.build import build_method
+from adbench.experiment.groups import conf_dir
 from adbench.types import Batch
 
 ROWS, STEPS, REPEATS = 16, 5, 20
@@ -25,8 +26,8 @@ def measure() -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
-            method = runs.build_method(compose("config", overrides=["method=pwae/small", "data=textures/grass"]))
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            method = build_method(compose("config", overrides=["method=pwae/small", "data=textures/grass"]))
         image = torch.rand(ROWS, 3, 128, 128, generator=torch.Generator().manual_seed(0))
         step = _fastest(lambda: _step(method, image), STEPS)
         with torch.no_grad():

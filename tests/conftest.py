@@ -87,7 +87,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """`run("method=...", ...)` -> (exit code, folder): the command in this process, two batches of training."""
-    from adbench.experiment.runs import latest_run
+    from adbench.experiment.folder import latest_run
     from adbench.run import main
 
     monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path / "results"))
@@ -105,7 +105,7 @@ def run(tmp_path: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path):
     """Finished smoke runs by their arguments, each made once."""
-    from adbench.experiment.runs import latest_run
+    from adbench.experiment.folder import latest_run
     from adbench.run import main
 
     made: dict[tuple[str, ...], Path] = {}

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from adbench.experiment import runs
+from adbench.experiment.groups import conf_dir
+from adbench.experiment.identity import config_hash, relative_folder
 from adbench.run import choices
 
 KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digits", "tabular": "odds/cardio"}
@@ -15,7 +16,7 @@ KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digi
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
 
 
@@ -66,7 +67,7 @@ def test_every_choice_of_a_group_composes_and_resolves(group):
 
 def folder_of(*overrides):
     cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    return runs.relative_folder(cfg, cfg.hydra.runtime.choices)
+    return relative_folder(cfg, cfg.hydra.runtime.choices)
 
 
 def test_the_folder_is_readable_and_plain_for_the_defaults():
@@ -105,9 +106,9 @@ def test_a_key_that_came_later_leaves_hash_and_folder_as_they_were_unless_it_cha
         group, name = key.rsplit(".", 1)
         del OmegaConf.select(without, group)[name]
     for value in silent:
-        assert runs.config_hash(composed(*line, f"{keys[0]}={value}")) == runs.config_hash(without)
+        assert config_hash(composed(*line, f"{keys[0]}={value}")) == config_hash(without)
         assert folder_of(*line, f"{keys[0]}={value}") == folder_of(*line)
-    assert runs.config_hash(composed(*line, f"{keys[0]}={loud}")) != runs.config_hash(without)
+    assert config_hash(composed(*line, f"{keys[0]}={loud}")) != config_hash(without)
     assert folder_of(*line, f"{keys[0]}={loud}") != folder_of(*line)
 
 

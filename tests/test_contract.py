@@ -5,7 +5,8 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench.experiment import runs
+from adbench.experiment.build import build_method
+from adbench.experiment.groups import conf_dir
 from adbench.methods.trivial import PCAResidual
 from adbench.run import choices
 from adbench.testing import check_method, fit, images_under_test, stripes
@@ -19,7 +20,7 @@ def variants() -> list[str]:
 
 
 def composed(name: str, *overrides: str):
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         kinds = compose("config", overrides=[f"method={name}"]).method.recipe.input
         data = {"small": "digits", "texture": "textures/grass", "object": "mvtec/bottle", "tabular": "odds/cardio"}
         kind = next(kind for kind in data if kind in kinds)
@@ -32,7 +33,7 @@ def make(name: str, tmp_path, *overrides: str):
     """An untrained method and the stripes it takes."""
     cfg = composed(name, *overrides)
     pl.seed_everything(0, workers=True, verbose=False)
-    method = runs.build_method(cfg)
+    method = build_method(cfg)
     size = cfg.data.image_size if isinstance(cfg.data.image_size, int) else list(cfg.data.image_size)
     return method, stripes(method, size, tmp_path / "cache")
 
@@ -42,7 +43,7 @@ def test_method_contract(name):
     """Trains every parameter, sees no label, scores every row by itself, survives a checkpoint, resumes exactly."""
     cfg = composed(name)
     size = cfg.data.image_size if isinstance(cfg.data.image_size, int) else list(cfg.data.image_size)
-    check_method(lambda: runs.build_method(cfg), image_size=size, batches=BATCHES, resume=name.endswith("/small"))
+    check_method(lambda: build_method(cfg), image_size=size, batches=BATCHES, resume=name.endswith("/small"))
 
 
 @pytest.mark.parametrize("name", [n for n in variants() if n.endswith("/small")] + ["autoencoder", "vae", "deep_svdd"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adbench.experiment.runs import conf_dir
+from adbench.experiment.groups import conf_dir
 
 METHODS = conf_dir() / "method"
 MARK = re.compile(r"\bours\b|\bnot in the paper\b|\breleased\b|\bpublished code\b")

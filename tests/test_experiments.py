@@ -11,7 +11,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from adbench.data.protocols import semi_supervised_counts
-from adbench.experiment.runs import conf_dir, flat
+from adbench.experiment.groups import conf_dir
+from adbench.experiment.values import flat
 
 # Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
 RUNS = {

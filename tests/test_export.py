@@ -70,12 +70,13 @@ TABLES = ("esad", "autoencoder", "vae", "kde", "ocsvm", "isolation_forest", "dee
 def test_onnxruntime_scores_rows_of_a_table_as_the_method_does(name, tmp_path):
     from hydra import compose, initialize_config_dir
 
-    from adbench.experiment import runs
+    from adbench.experiment.build import build_method
+    from adbench.experiment.groups import conf_dir
     from adbench.types import Batch
 
     overrides = [f"method={name}", "data=tabular", "data.name=t", "data.file=t", "data.features=6"]
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
-        method = runs.build_method(compose("config", overrides=overrides)).eval()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        method = build_method(compose("config", overrides=overrides)).eval()
     rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     nothing = torch.zeros(60, dtype=torch.long)
     with torch.no_grad():

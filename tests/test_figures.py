@@ -47,7 +47,8 @@ def test_a_picture_of_reconstructions_is_written_whole_and_its_path_told(runs, d
 
 
 def test_every_column_shows_the_same_rows_and_each_run_its_own_reconstruction(runs, monkeypatch):
-    from adbench.experiment.runs import RunFolder, build_datamodule, load_method
+    from adbench.experiment.build import build_datamodule, load_method
+    from adbench.experiment.folder import RunFolder
 
     seen = {}
     monkeypatch.setattr(figures, "draw_reconstructions", lambda *parts: seen.update(parts=parts))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import metrics_of
 
-from adbench.experiment.runs import load_method
+from adbench.experiment.build import load_method
 
 SMALL = ("method=cbigan/small", "data=mvtec/bottle", "data.batch_size=4")
 
@@ -206,7 +206,8 @@ def test_an_option_that_cuts_nothing_is_taken(run):
 def test_the_trainer_and_the_threshold_are_settings_too_and_the_device_is_none():
     from hydra import compose, initialize_config_dir
 
-    from adbench.experiment.runs import conf_dir, config_hash
+    from adbench.experiment.groups import conf_dir
+    from adbench.experiment.identity import config_hash
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         name = lambda *options: config_hash(compose("config", overrides=list(options)))  # noqa: E731
@@ -236,7 +237,7 @@ def test_two_names_that_make_one_folder_are_not_taken_for_each_other(run, tmp_pa
 
 
 def test_latest_is_a_link_to_the_last_run_and_a_file_where_links_cannot_be(run, tmp_path, monkeypatch):
-    from adbench.experiment.runs import RunFolder
+    from adbench.experiment.folder import RunFolder
 
     _, folder = run("method=brightness", "data=digits")
     latest = tmp_path / "results" / "latest"

@@ -8,10 +8,12 @@ import tarfile
 import pytest
 import torch
 import yaml
+from adbench.experiment.TRUSTED import trusted
 
 import adbench
 from adbench.data.classes import unpack
-from adbench.experiment.runs import RunFolder, conf_dir, trusted
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.groups import conf_dir
 from adbench.types import UserError
 
 HOSTILE = {

@@ -26,7 +26,8 @@ from omegaconf import OmegaConf, open_dict
 
 from adbench.experiment import job as jobs
 from adbench.experiment import standing, training
-from adbench.experiment.runs import RunFolder, conf_dir
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.groups import conf_dir
 from adbench.experiment.states import RULES, Facts, decide, rule, table
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -431,7 +432,7 @@ def test_a_word_of_whether_results_stand_is_written_whatever_fails(bench, monkey
     def broken(self, rows):
         raise ZeroDivisionError("no such thing")
 
-    monkeypatch.setattr("adbench.experiment.runs.RunFolder.write_curves", broken)
+    monkeypatch.setattr("adbench.experiment.folder.RunFolder.write_curves", broken)
     monkeypatch.setattr("adbench.evaluation.evaluator.Evaluator.curves", lambda self: {"x": [1.0]})
     bench.step(Command())
     record = RunFolder(bench.path).metrics()

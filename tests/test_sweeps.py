@@ -149,7 +149,7 @@ def test_jobs_of_other_code_are_marked_as_stale_and_trained_anew_on_demand(run, 
 
 
 def test_a_job_that_died_before_its_training_began_is_told_from_one_that_never_came(tmp_path):
-    from adbench.experiment.runs import RunFolder
+    from adbench.experiment.folder import RunFolder
 
     since = time.time() - 1
     job = sweeps.Job(0, [], "x", tmp_path / "x")
@@ -162,14 +162,15 @@ def test_a_job_that_died_before_its_training_began_is_told_from_one_that_never_c
 
 
 def test_a_job_whose_process_died_is_told_from_one_that_is_running(tmp_path):
-    from adbench.experiment.runs import RunFolder
+    from adbench.experiment.folder import RunFolder
 
     folder = RunFolder(tmp_path)
     folder.write_metrics({"status": "running"})
     job = sweeps.Job(0, [], "x", tmp_path)
     with folder:
         holder = subprocess.run(
-            [sys.executable, "-c", f"from adbench.experiment.runs import RunFolder; print(RunFolder({str(tmp_path)!r}).owned())"],
+            [sys.executable, "-c", "import sys; from adbench.experiment.folder import RunFolder;"
+             "print(RunFolder(sys.argv[1]).owned())", str(tmp_path)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert holder.stdout.strip() == "True"

@@ -10,21 +10,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from adbench.experiment import runs, values
+from adbench.experiment import values
+from adbench.experiment.build import build, build_method
+from adbench.experiment.checks import refuse_wrong_types
+from adbench.experiment.groups import conf_dir
 from adbench.run import choices
 from adbench.types import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
 
 
 def check(line):
     loader = GlobalHydra.instance().config_loader()
     cfg = loader.load_configuration("config", line if isinstance(line, list) else line.split(), run_mode=RunMode.RUN)
-    runs.refuse_wrong_types(cfg, cfg.hydra.runtime.choices)
+    refuse_wrong_types(cfg, cfg.hydra.runtime.choices)
     return cfg
 
 
@@ -101,9 +104,7 @@ def test_no_default_of_the_configuration_tree_is_refused(group):
 
 
 def test_the_annotations_of_every_target_can_be_had():
-    written = {
-        t for p in runs.conf_dir().rglob("*.yaml") for t in re.findall(r"_target_: (adbench[\w.]+)", p.read_text())
-    }
+    written = {t for p in conf_dir().rglob("*.yaml") for t in re.findall(r"_target_: (adbench[\w.]+)", p.read_text())}
     assert len(written) > 20
     for target in written:
         assert values.hints_of(target), target
@@ -148,7 +149,7 @@ def test_whatever_a_constructor_makes_of_its_values_is_one_message():
     with pytest.raises(
         UserError, match=r"trivial\.PCAResidual cannot be built from the values that it got: .*components"
     ):
-        runs.build({"_target_": "adbench.methods.trivial.PCAResidual", "image_size": 8})
+        build({"_target_": "adbench.methods.trivial.PCAResidual", "image_size": 8})
     cfg = check("method=autoencoder data=digits method.latent=0")
     with pytest.raises(UserError, match="has no entries: one of its sizes"):
-        runs.build_method(OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
+        build_method(OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))

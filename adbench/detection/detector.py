@@ -19,7 +19,9 @@ from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
-from adbench.experiment.runs import RunFolder, how_far, load_method, restored, trusted
+from adbench.experiment.build import how_far, load_method, restored
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.trust import plain_values
 from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 
@@ -224,11 +226,16 @@ class OnnxEngine:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | str, device: str = "cpu") -> Detector:
+def load(path: Path | str, device: str = "cpu", trust: Iterable[str] = ()) -> Detector:
     """A detector from a run folder, or from a .onnx or .safetensors file that `adbench.export` wrote.
 
+    Args:
+        path: of the folder or file.
+        device: cpu, cuda, ...
+        trust: packages whose classes may be built, beside this one and installed plug-ins.
+
     Raises:
-        UserError: there is none at `path`, it is damaged, or it asks for code that is not this package's.
+        UserError: there is none at `path`, it is damaged, or it asks for code that nobody trusts.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -239,10 +246,10 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
         return _load_onnx(path, device)
     if path.suffix == ".safetensors":
         card, cfg, state = read_released(path)
-        method = restored(cfg, state, card["batches_seen"])
+        method = restored(cfg, state, card["batches_seen"], path, trust)
         return Detector(card, MethodEngine(method, card["input"], device))
     folder = RunFolder(path)
-    method = load_method(folder)
+    method = load_method(folder, trust)
     if not bool(method.calibrated):
         raise UserError(how_far(folder))
     return Detector(card := card_of(folder), MethodEngine(method, card["input"], device))
@@ -302,7 +309,7 @@ def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
         card, config = note["card"], note["config"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} holds no weights that adbench.export --format safetensors wrote: {error}") from error
-    return card, RunFolder.parsed(trusted(config, path)), state
+    return card, RunFolder.parsed(plain_values(config, path)), state
 
 
 def _load_onnx(path: Path, device: str) -> Detector:

@@ -22,16 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
+from adbench.experiment.build import build_source
+from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.identity import changed_values, config_hash
 from adbench.experiment.placement import cores, take_place, threads_per_job
 from adbench.experiment.ranks import all_ranks, number_of_ranks
-from adbench.experiment.runs import (
-    RunFolder,
-    build_source,
-    changed_values,
-    config_hash,
-    refuse_cut_short,
-    refuse_wrong_types,
-)
 from adbench.experiment.signals import StopRequest, signals_as_request
 from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adbench.experiment.runs import conf_dir
+from adbench.experiment.groups import conf_dir
 from adbench.experiment.values import TRAINER, accepted
 from adbench.run import GROUPS, choices, unknown_choice
 from adbench.types import UserError

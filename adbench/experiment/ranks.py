@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.identity import GROUPS
 from adbench.experiment.placement import stop_when_orphaned
-from adbench.experiment.runs import GROUPS, RunFolder
 from adbench.files import write_json
 from adbench.types import UserError
 

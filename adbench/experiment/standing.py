@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from adbench.experiment.codehash import code_of, targets_of
-from adbench.experiment.runs import RunFolder, changed_settings, digest
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.identity import changed_settings, digest
 from adbench.experiment.states import Action, Facts, decide
 from adbench.types import UserError
 

@@ -21,8 +21,11 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
+from adbench.experiment.build import build
+from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
+from adbench.experiment.folder import RunFolder
+from adbench.experiment.identity import digest
 from adbench.experiment.placement import cores, jobs_side_by_side
-from adbench.experiment.runs import RunFolder, build, digest, refuse_cut_short, refuse_wrong_types
 from adbench.experiment.standing import Data, look
 from adbench.experiment.states import Outcome
 from adbench.types import UserError

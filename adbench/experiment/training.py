@@ -18,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from adbench.experiment.build import build, build_datamodule, build_method
+from adbench.experiment.folder import RunFolder
 from adbench.experiment.ranks import STRATEGY, Ranks
-from adbench.experiment.runs import RunFolder, build, build_datamodule, build_method
 from adbench.experiment.signals import StopRequest
 from adbench.experiment.standing import Data
 from adbench.types import UserError

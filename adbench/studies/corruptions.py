@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _sheet(overrides: list[str], images: int, draws: int) -> NDArray[np.uint8]:
     from hydra import compose, initialize_config_dir
 
-    from adbench.experiment.runs import build_datamodule, build_method, conf_dir
+    from adbench.experiment.build import build_datamodule, build_method
+    from adbench.experiment.groups import conf_dir
     from adbench.run import unknown_choice
 
     if images < 1 or draws < 1:

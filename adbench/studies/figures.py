@@ -107,7 +107,7 @@ def finished(path: Path) -> Finished:
     Raises:
         UserError: it is not, or the folder is none of a run.
     """
-    from adbench.experiment.runs import RunFolder
+    from adbench.experiment.folder import RunFolder
 
     folder = RunFolder(path)
     config = folder.config()
@@ -161,9 +161,9 @@ def names(runs: Sequence[Finished]) -> list[str]:
 
 
 def _datamodule(run: Finished, supervision: str) -> Any:
-    from adbench.experiment.runs import build_datamodule
+    from adbench.experiment.build import stored_datamodule
 
-    datamodule = build_datamodule(run.config, supervision)
+    datamodule = stored_datamodule(run.config, supervision, run.path)
     datamodule.setup()
     return datamodule
 
@@ -205,7 +205,7 @@ def reconstructions(
     import torch
 
     from adbench.evaluation.panels import chosen_rows
-    from adbench.experiment.runs import load_method
+    from adbench.experiment.build import load_method
 
     methods = [load_method(run.path) for run in runs]
     datamodules = [_datamodule(run, method.supervision) for run, method in zip(runs, methods, strict=True)]

@@ -78,7 +78,8 @@ def fuse(run_global: Path | str, run_local: Path | str, out: Path | str | None =
         UserError: a run is not finished or not of one scale, their data, split or seed differ, or `out` holds something
             else.
     """
-    from adbench.experiment.runs import RunFolder, digest
+    from adbench.experiment.folder import RunFolder
+    from adbench.experiment.identity import digest
 
     folders = {"global": RunFolder(run_global), "local": RunFolder(run_local)}
     records = {scale: _finished(folder, scale) for scale, folder in folders.items()}
@@ -163,7 +164,7 @@ def _record(
 
     from adbench.evaluation.metrics import bootstrap_auroc, curve, held_out_threshold, image_metrics
     from adbench.experiment import job as jobs
-    from adbench.experiment.runs import digest
+    from adbench.experiment.identity import digest
 
     jobs._quiet()
     whole, patches = records["global"], records["local"]

@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from adbench.evaluation.pixel_statistics import draw_moments, pixel_moments, violating_pairs
-    from adbench.experiment.runs import RunFolder
+    from adbench.experiment.folder import RunFolder
 
     folder = options.out or RunFolder(options.run).path / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,13 +170,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _of_run(run: Path) -> tuple[Tensor, Callable[[Tensor], Tensor], Any]:
     """The training images of a run, its reconstruction and its configuration."""
-    from adbench.experiment.runs import RunFolder, build_datamodule, load_method
+    from adbench.experiment.build import load_method, stored_datamodule
+    from adbench.experiment.folder import RunFolder
 
     cfg = RunFolder(run).config()
     method = load_method(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method.to(device)
-    datamodule = build_datamodule(cfg, method.supervision)
+    datamodule = stored_datamodule(cfg, method.supervision, run)
     datamodule.setup()
     images = torch.cat([batch.image for batch in datamodule.training_batches(device)])
     with torch.no_grad():

@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from adbench import run
-from adbench.experiment.runs import build, conf_dir
+from adbench.experiment.build import build
+from adbench.experiment.groups import conf_dir
 from adbench.types import UserError
 
 

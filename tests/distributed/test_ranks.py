@@ -13,7 +13,8 @@ import pytorch_lightning
 import torch
 from conftest import metrics_of
 
-from adbench.experiment.runs import RunFolder, build_method
+from adbench.experiment.build import build_method
+from adbench.experiment.folder import RunFolder
 
 pytestmark = pytest.mark.distributed
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from adbench.data.datamodule import DataModule
 from adbench.data.records import Records, Split
-from adbench.experiment.runs import conf_dir
+from adbench.experiment.groups import conf_dir
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import Draws
 from adbench.transforms.symmetry import apply_symmetry, crop

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench.experiment import runs
+from adbench.experiment.build import build, build_method
+from adbench.experiment.groups import conf_dir
 from adbench.losses.igd import reconstruction
 from adbench.methods.deep_svdd_rec import DeepSVDDRec
 from adbench.pretraining import imagenet
@@ -78,13 +79,13 @@ def test_a_resumed_run_holds_its_trunk_fixed_too(method):
 
 @pytest.mark.parametrize("data", ["digits", "mvtec/bottle"])
 def test_the_pretraining_that_the_presets_head_advises_takes_its_trunks_of_both_sizes(data, monkeypatch):
-    head = (runs.conf_dir() / "method" / "deep_svdd" / "rec.yaml").read_text()
+    head = (conf_dir() / "method" / "deep_svdd" / "rec.yaml").read_text()
     advised = set(re.findall(r"pretraining=(\w+)", head))
     assert advised
     for piece in ("weights_file", "read_weights", "fill"):
         monkeypatch.setattr(imagenet, piece, lambda *_: None)
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for name in advised:
             cfg = compose("config", [f"data={data}", "method=deep_svdd/rec", f"pretraining={name}", "data_root=."])
-            pretraining = runs.build({key: value for key, value in cfg.pretraining.items() if key != "id"})
-            pretraining.check(runs.build_method(cfg))
+            pretraining = build({key: value for key, value in cfg.pretraining.items() if key != "id"})
+            pretraining.check(build_method(cfg))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from adbench.experiment import runs
+from adbench.experiment.build import build_method
+from adbench.experiment.groups import conf_dir
 from adbench.losses import pwae as loss
 from adbench.methods.pwae import inverse_decay
 from adbench.transforms.jigsaw import inverse, permute_tiles, random_permutations
@@ -19,11 +20,11 @@ TINY = ("method.width=0.125", "method.latent=16", "method.permutations=30", "met
 
 
 def make(*overrides, size=48, kind="texture", name="pwae/small"):
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         overrides = [f"method={name}", *TINY, f"method.kind={kind}", f"method.image_size={size}", *overrides]
         cfg = compose("config", overrides=["data=textures/grass", *overrides])
         torch.manual_seed(0)
-        return runs.build_method(cfg)
+        return build_method(cfg)
 
 
 def images(rows=6, height=48, width=48, seed=3):
@@ -361,7 +362,7 @@ def test_tiles_of_the_papers_layouts():
 
 
 def test_the_capsule_preset_asks_for_300_rows_of_1008_pixels():
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", overrides=["method=pwae/capsule", "data=mvtec/capsule", "data_root=/nowhere"])
         assert list(cfg.data.image_size) == [300, 1008]
 

@@ -10,14 +10,15 @@ from sklearn.metrics import roc_auc_score
 from adbench.data.datamodule import DataModule
 from adbench.data.odds import Odds
 from adbench.data.protocols import semi_supervised
-from adbench.experiment import runs
+from adbench.experiment.build import build_datamodule, build_method
+from adbench.experiment.groups import conf_dir
 from adbench.run import choices
 
 FEATURES = 6
 
 
 def tabular(name: str) -> bool:
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return "tabular" in compose("config", overrides=[f"method={name}"]).method.recipe.input
 
 
@@ -42,10 +43,10 @@ def make(tmp_path):
 
     def build(name: str):
         overrides = [f"method={name}", "data=tabular", "data.name=t", "data.file=t", f"data.features={FEATURES}"]
-        with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = compose("config", overrides=overrides)
         pl.seed_everything(0, verbose=False)
-        method = runs.build_method(cfg)
+        method = build_method(cfg)
         datamodule = DataModule(
             Odds("t", tmp_path / "t.npz", 0, FEATURES),
             lambda *a: semi_supervised(*a, labelled_ratio=0.05),
@@ -121,7 +122,7 @@ def test_a_semi_supervised_method_learns_from_the_known_anomalies(name, make):
 def test_the_datamodule_of_a_run_knows_the_method_s_steps(name, rows, stream, make, tmp_path):
     make("ocsvm")  # writes the table
     data = ["data=tabular", "data.name=t", f"data.file={tmp_path / 't.npz'}", f"data.features={FEATURES}"]
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", overrides=[f"method={name}", *data, f"cache_dir={tmp_path}"])
-    datamodule = runs.build_datamodule(cfg, "semi")
+    datamodule = build_datamodule(cfg, "semi")
     assert (datamodule.rows_per_step, datamodule.labelled_stream) == (rows, stream)

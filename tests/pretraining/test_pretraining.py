@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adbench.experiment import runs
+from adbench.experiment.build import build_method
+from adbench.experiment.groups import conf_dir
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
@@ -576,7 +577,7 @@ def affordable(name, teacher_file):
 
 def composed(name):
     """The method's configuration on the kind of data that costs least, and images to match."""
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         kinds = compose("config", overrides=[f"method={name}"]).method.recipe.input
         data = {"small": "digits", "texture": "textures/grass", "object": "mvtec/bottle", "tabular": "odds/cardio"}
         kind = next(kind for kind in data if kind in kinds)
@@ -592,7 +593,7 @@ def composed(name):
 def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, pretraining, teacher_file, tmp_path):
     cfg, data = composed(name)
     torch.manual_seed(0)
-    method = runs.build_method(cfg)
+    method = build_method(cfg)
     acts = affordable(pretraining, teacher_file)
     shown = method.encoders() if hasattr(method, "encoders") else {}
     possible = bool(shown) and all(

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adbench.experiment import runs
+from adbench.experiment.groups import conf_dir
+from adbench.experiment.identity import changed_values
 from adbench.report import published
 from adbench.report.collect import variant_of
 from adbench.run import choices
@@ -20,7 +21,7 @@ ROMAN = {"1": "I", "2": "II", "3": "III"}
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    with initialize_config_dir(str(runs.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
 
 
@@ -56,7 +57,7 @@ def test_every_run_of_a_table_answers_one_of_its_rows(name):
         cfg = compose("config", line, return_hydra_config=True)
         chosen = dict(cfg.hydra.runtime.choices)
         record = {group: chosen[group] for group in ("method", "data", "protocol", "pretraining")}
-        record |= {"changed": runs.changed_values(cfg, chosen), "budget": {"name": cfg.budget.name}}
+        record |= {"changed": changed_values(cfg, chosen), "budget": {"name": cfg.budget.name}}
         groups = ("method", "data", "protocol", "pretraining", "budget")
         config = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in groups}
         variant = variant_of(record, config, cfg.data.id)

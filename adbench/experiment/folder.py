@@ -1,0 +1,208 @@
+"""A run folder: who owns it, and what is in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from adbench.errors import UserError
+from adbench.experiment.trust import plain_values
+from adbench.files import finite, whole, write_json, write_text
+
+
+class RunFolder:
+    """One run's folder. Use as a context manager to own it: a lock is held while the block runs.
+
+    Args:
+        path: of the folder, or `results/latest`, the link to it or the file that names it.
+        patience: seconds to wait on entering for a process that owns it.
+
+    Raises:
+        UserError: on entering, if another process owns the folder.
+    """
+
+    def __init__(self, path: Path | str, patience: float = 0.0) -> None:
+        path = Path(path)
+        path = latest_run(path) if path.name == "latest" else path
+        self.path, self.patience = path, patience
+        self._lock = FileLock(self.path / ".lock")
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=self.patience)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is being written by another process; wait for it, or use another seed"
+            ) from None
+        for place in (self.path, self.path / ".hydra", self.path / "checkpoints", self.path / "figures"):
+            for left in place.glob(".*-*.*"):  # what `files.whole` had begun when an earlier owner was killed
+                left.unlink()
+        os.utime(self.path / ".lock")  # when the folder was last owned: a job that was killed before it began shows
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def owned(self) -> bool:
+        """Whether a process is writing the folder at this moment."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / ".hydra" / "config.yaml"
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of metrics.json; empty before the first run, and where it cannot be read."""
+        try:
+            record = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def trained(self, record: Mapping[str, Any] | None = None) -> tuple[Path, dict[str, Any]] | None:
+        """The newest readable checkpoint of the run that metrics.json is about; None if there is none.
+
+        What an overwritten run had trained may lie there still, when the process was killed in that moment.
+        """
+        from adbench.experiment.checkpoints import newest_readable
+
+        record = self.metrics() if record is None else record
+        return newest_readable(self.checkpoint, record.get("attempt"))
+
+    def config(self, file: Path | None = None) -> DictConfig:
+        """The resolved configuration that the run was made with.
+
+        Args:
+            file: another file of a configuration.
+
+        Raises:
+            UserError: there is none, or it cannot be read, or its values are not plain.
+        """
+        file = file or self.config_file
+        if not self.path.exists():
+            raise UserError(f"there is no {self.path}; give the folder of a run")
+        if not file.exists():
+            raise UserError(f"{self.path} is no run folder: {file} is missing")
+        try:
+            cfg = OmegaConf.load(file)
+        except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from error
+        plain_values(OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg, file)
+        return cfg
+
+    @staticmethod
+    def parsed(config: Mapping[str, Any]) -> DictConfig:
+        """A configuration from plain values."""
+        return OmegaConf.create(dict(config))
+
+    def clear(self) -> None:
+        """Remove what an earlier run left beside metrics.json, so that nothing of it is taken for the new one's."""
+        for name in ("scores.csv", "calibration.csv", "split.json", "curves.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in ("checkpoints", "figures"):
+            for file in (self.path / folder).glob("*"):
+                file.unlink()
+
+    def remove_if_bare(self, results: Path | None) -> None:
+        """Remove a folder in which nothing ever began, and the empty ones around it up to `results` (None: keep them).
+
+        Another process may own it by now; then it stays.
+        """
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} - {".lock", "run.log"}:
+            return
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                _close_log_in(self.path)
+                (self.path / "run.log").unlink(missing_ok=True)
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
+            top = None if results is None else results.resolve()
+            for parent in self.path.resolve().parents if top is not None else ():
+                if parent == top or not parent.is_relative_to(str(top)):
+                    break
+                parent.rmdir()
+        except (Timeout, OSError):  # another process's by now, or not empty
+            return
+
+    def write_config(self, cfg: DictConfig, file: Path | None = None) -> None:
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        write_text(file or self.config_file, OmegaConf.to_yaml(resolved))
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """metrics.json; a number that is not finite becomes null, because JSON has none and the status must be said."""
+        write_json(self.path / "metrics.json", metrics)
+
+    def write_latest(self, results: Path | str) -> None:
+        """Make `results/latest` a link to this folder, or a file that names it where links cannot be."""
+        latest, target = Path(results) / "latest", self.path.resolve()
+        temporary = Path(tempfile.mktemp(prefix=".latest-", suffix=".link", dir=latest.parent))  # noqa: S306 (a link)
+        try:
+            with suppress(ValueError):  # on another drive
+                target = Path(os.path.relpath(target, latest.parent.resolve()))
+            temporary.symlink_to(target, target_is_directory=True)
+            temporary.replace(latest)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder of that name: no run fails for want of a shortcut
+                write_text(latest, f"{self.path.resolve()}\n")
+
+    def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Points of curves for plots, five digits each."""
+        short = {name: {key: [round(v, 5) for v in points] for key, points in c.items()} for name, c in curves.items()}
+        write_text(self.path / "curves.json", json.dumps(finite(short), allow_nan=False) + "\n")
+
+    def write_split(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with whole(self.path / "split.json") as temporary:
+            temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+    def split_paths(self) -> set[str] | None:
+        """The paths of all rows in split.json; None where it cannot be read."""
+        try:
+            return {str(row["path"]) for row in json.loads((self.path / "split.json").read_text(encoding="utf-8"))}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_scores(self, name: str, rows: Iterable[tuple[int, str, int, str, float]]) -> None:
+        """scores.csv or calibration.csv: index, path, label, defect, score with nine significant digits."""
+        with whole(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["index", "path", "label", "defect", "score"])
+            writer.writerows((i, path, label, defect, f"{score:.9g}") for i, path, label, defect, score in rows)
+
+
+def latest_run(latest: Path) -> Path:
+    """The folder that `results/latest` stands for; the path itself if it is neither a link nor a file."""
+    if latest.is_symlink():
+        return latest.resolve()
+    return Path(latest.read_text(encoding="utf-8").strip()) if latest.is_file() else latest
+
+
+def _close_log_in(folder: Path) -> None:
+    """Close the log file of a folder that is about to vanish; it would be opened again by the next word."""
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent.resolve() == folder.resolve():
+            logging.getLogger().removeHandler(handler)
+            handler.close()

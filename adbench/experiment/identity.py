@@ -1,0 +1,176 @@
+"""What a run is called: its folder, the hash of its settings, and what differs from its presets."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from adbench.experiment.values import flat
+from adbench.files import shortened
+
+if TYPE_CHECKING:
+    from adbench.experiment.folder import RunFolder
+
+GROUPS = ("method", "data", "protocol", "pretraining")
+
+
+# Where data lie and how fast they are read changes no result, so it changes no folder name either.
+UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
+            "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
+            "data.source.unreadable")  # fmt: skip
+
+
+# Keys that came after the first runs, with the values at which all is as it was before them.
+AS_BEFORE: dict[str, tuple[Any, ...]] = {
+    "protocol.duplicates": ("warn", "refuse"),
+    "data.bits": (16,),
+    "data.source.bits": (16,),
+    "data.label": (None,),
+    "data.source.label": (None,),
+}
+
+
+LONGEST_NAME = 120  # bytes of a folder's name; file systems take 255, and files beside it may bear it too
+
+
+# Of `trainer`: where and how fast a run computes, and what it says meanwhile. Everything else there changes results.
+TRAINER_UNHASHED = ("accelerator", "devices", "num_nodes", "strategy", "threads", "deterministic", "benchmark",
+                    "profiler", "detect_anomaly", "enable_progress_bar")  # fmt: skip
+
+
+def hashed_values(cfg: DictConfig) -> dict[str, Any]:
+    """Every value that can change a run's result, by dotted name, interpolations resolved."""
+    values: dict[str, Any] = {}
+    for group in (*GROUPS, "budget"):
+        values |= flat(OmegaConf.to_container(cfg[group], resolve=True), group)
+    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    values |= flat({key: value for key, value in trainer.items() if key not in TRAINER_UNHASHED}, "trainer")
+    values["evaluation.quantile"] = cfg.evaluation.quantile
+    skipped = (*UNHASHED, *(f"{group}.id" for group in GROUPS))
+    # A recipe only feeds other values, which are hashed themselves; a budget's name is not its length.
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in skipped
+        and not key.startswith("method.recipe.")
+        and key != "budget.name"
+        and value not in AS_BEFORE.get(key, ())
+    }
+
+
+def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
+    """Dotted keys that a group's readable id already tells, e.g. `data.normal_class` of `cifar10/${.normal_class}`."""
+    template = str(OmegaConf.to_container(cfg[group], resolve=False).get("id", ""))
+    keys = re.findall(r"\$\{([\w.]+)\}", template)
+    return [f"{group}{key}" if key.startswith(".") else key for key in keys]
+
+
+def defaults_of(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+    """The configuration of the same group choices with no value overridden."""
+    # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
+    overrides = (*(f"{group}={choices[group]}" for group in GROUPS), f"seed={cfg.seed}")
+    defaults = _composed(GlobalHydra.instance().config_loader(), overrides)
+    OmegaConf.set_struct(defaults, False)
+    return defaults
+
+
+def reference_of(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
+    """The defaults, with what they leave open, what an id tells and what changes no result taken over from `cfg`."""
+    for group in GROUPS:
+        leaves = flat(OmegaConf.to_container(defaults[group], resolve=False), group)
+        without_default = [key for key, value in leaves.items() if value == "???"]
+        for key in (*_named_by_id(cfg, group), *without_default, *UNHASHED):
+            value = OmegaConf.select(cfg, key)
+            if value is not None:
+                OmegaConf.update(defaults, key, value)
+    return defaults
+
+
+_compositions: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()
+
+
+def _composed(loader: Any, overrides: tuple[str, ...]) -> DictConfig:
+    """A copy of the composed configuration; composing takes half a second, and a job asks several times."""
+    known = _compositions.setdefault(loader, {})
+    if overrides not in known:
+        known[overrides] = loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
+    return copy.deepcopy(known[overrides])
+
+
+def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """The values that differ from the defaults of the chosen groups and that the folder's name does not tell."""
+    ours, defaults = hashed_values(cfg), hashed_values(reference_of(cfg, defaults_of(cfg, choices)))
+    return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """A short hexadecimal name of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """One name for everything that can change the result, the seed included."""
+    return digest({"seed": cfg.seed, **hashed_values(cfg)}, 12)
+
+
+def changed_settings(folder: RunFolder, record: Mapping[str, Any], cfg: DictConfig) -> list[str] | None:
+    """The settings that a folder's run was made with and that this command has otherwise, one text each.
+
+    Returns:
+        Empty if there is none; None if there are and the folder's configuration cannot tell which.
+    """
+    if record.get("config_hash") == config_hash(cfg):
+        return []
+    try:
+        then = hashed_values(OmegaConf.load(folder.config_file))
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
+        return None
+    now = hashed_values(cfg)
+    shown = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
+    return [
+        f"{key} was {shown(then, key)} and is {shown(now, key)} now"
+        for key in sorted(then.keys() | now.keys())
+        if json.dumps(then.get(key, "absent"), default=str) != json.dumps(now.get(key, "absent"), default=str)
+    ]
+
+
+def safe_id(text: Any) -> str:
+    """A folder name that every file system takes, cut if it is long; slashes stay, as ids like mvtec/bottle nest."""
+    parts = [shortened(re.sub(r"[^\w.+-]+", "_", part).strip("._"), LONGEST_NAME) for part in str(text).split("/")]
+    return "/".join(part for part in parts if part) or "unnamed"
+
+
+def relative_folder(cfg: DictConfig, choices: Mapping[str, str | None]) -> str:
+    """`<method>/<data>/<protocol>/<pretraining>/seed<k>[-hash]`."""
+    names = [safe_id(str(choices["method"]).replace("/", "-")), *(safe_id(cfg[group].id) for group in GROUPS[1:])]
+    changed = changed_values(cfg, choices)
+    return "/".join([*names, f"seed{cfg.seed}" + (f"-{digest(changed)}" if changed else "")])
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    try:
+        return relative_folder(_root_, _root_.hydra.runtime.choices)
+    except OmegaConfBaseException:
+        # Composed, but a value does not resolve (a method that cannot take this kind of data). The job says which;
+        # it needs a folder to say it from.
+        choices = _root_.hydra.runtime.choices
+        parts = [safe_id(choices[group]).replace("/", "-") for group in GROUPS]
+        return "/".join([*parts, f"seed{_root_.seed}-unresolved"])
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+
+
+# A smoke run is short; a method that has no training steps (0) stays without.
+OmegaConf.register_new_resolver("min_batches", lambda a, b: a if b is None else min(int(a), int(b)), replace=True)
