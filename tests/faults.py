@@ -99,8 +99,8 @@ def worked_since(process: subprocess.Popen[str], place: Path) -> float:
 
 
 def contents(folder: Path | None) -> dict[str, bytes]:
-    """Every file of a run folder but its log and its lock."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("run.log", ".lock")] if folder else []
+    """Every file of a run folder but its log, its lock, and what a killed command had half written."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "run.log" and p.name[0] != "."] if folder else []
     return {str(p.relative_to(place)): p.read_bytes() for p in files for place in [folder]}
 
 

@@ -131,7 +131,6 @@ def test_a_loss_that_becomes_nan_fails_the_run_with_its_name_and_step(run, monke
         (("data=mvtec/cable",), "cable"),
         (("data=fashion_mnist",), "data.download=true"),
         (("data=digits", "data.normal_class=11"), "11"),
-        (("budget.max_batches=-1",), "at least 0"),
         (("data=folder", "data.name=mine"), "give data.root=... on the command line"),
         (("trainer.precision=bf17",), "bf17"),
         (("trainer.accelerator=nowhere",), "trainer=cpu runs on any machine"),
@@ -161,8 +160,12 @@ def test_what_a_user_gets_wrong_ends_in_one_message_and_leaves_nothing(run, argu
         ("seed=-1", "seed must be a whole number from 0"),
         ("seed=0.5", "seed must be a whole number from 0"),
         ("budget.max_batches=ten", "budget.max_batches must be a whole number"),
+        ("budget.max_batches=-1", "budget.max_batches must be a number of at least 0"),
         ("trainer.deterministic=maybe", "trainer.deterministic must be true or false"),
-        ("method.optimizers.critic.betas=0.5", "must be a list, as in method.optimizers.critic.betas=[0.5,0.9]; got"),
+        (
+            "method.optimizers.critic.betas=0.5",
+            "must be a list of 2, each a number, as in method.optimizers.critic.betas=[0.5,0.9]; got",
+        ),
     ],
 )
 def test_a_word_for_a_switch_or_a_number_is_refused_and_touches_nothing(run, argument, message, capfd):

@@ -210,8 +210,8 @@ class Bench:
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def content(self):
-        """Every file of the folder but what a command may write before it begins."""
-        files = (p for p in self.path.rglob("*") if p.is_file() and p.name not in ("run.log", ".lock"))
+        """Every file of the folder but its log, its lock, and what a killed command had half written."""
+        files = (p for p in self.path.rglob("*") if p.is_file() and p.name != "run.log" and p.name[0] != ".")
         return {str(p.relative_to(self.path)): p.read_bytes() for p in files}
 
     def checkpoints(self):

@@ -90,11 +90,11 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         announce(job)
         with all_ranks(job, world, threads) as ranks:
             train_and_test(job, ranks)
+        record["status"] = "finished"
+        record["time"] |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
+        folder.write_metrics(record)
     except BaseException as error:
         return _stopped_or_failed(error, job, folder, request)
-    record["status"] = "finished"
-    record["time"] |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
-    folder.write_metrics(record)
     log.info(summary(record, folder.path))
     return Outcome(0, "finished", began=True)
 

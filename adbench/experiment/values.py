@@ -193,7 +193,7 @@ def refuse_numbers_that_cannot_be(sections: Mapping[str, Any], defaults: Mapping
             if not math.isfinite(value) and not (was and default == value):
                 refuse(key, value, "a finite number", default if was else None)
             if value < 0 and was and default is not None and default >= 0 and name in COUNTED:
-                refuse(key, value, "a number from 0 up", default)
+                refuse(key, value, "a number of at least 0", default)
             if name == "protocol" and isinstance(default, float) and 0 <= default <= 1 < value:
                 refuse(key, value, "a share from 0 to 1", default)
 
@@ -242,7 +242,11 @@ def misfits(
         number = prefix.startswith("data") and isinstance(value, int | float) and not isinstance(value, bool)
         yield from misfits(value, key, defaults)  # first: of a mapping the entry is named
         if not fits(value, hint) and not (number and fits("", hint)):
-            yield key, value, wanted(hint) or "another value"
+            yield (
+                key,
+                value,
+                (wanted(hint) if name in hints else wanted(hint).removesuffix(" or null")) or "another value",
+            )
     if isinstance(target, str) and target.startswith("torch.optim."):
         yield from _refused_by_optimizer(node, prefix)
 

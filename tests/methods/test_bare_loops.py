@@ -26,6 +26,7 @@ from adbench.data.datamodule import DataModule
 from adbench.data.records import Records, Split
 from adbench.experiment.groups import conf_dir
 from adbench.streams import torch_stream
+from adbench.transforms import corruption, jigsaw
 from adbench.transforms.corruption import Draws
 from adbench.transforms.symmetry import apply_symmetry, crop
 
@@ -43,9 +44,19 @@ def double():
     cast, default = torch.Tensor.float, torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.double()
+    _forget()
     yield
     torch.Tensor.float = cast
     torch.set_default_dtype(default)
+    _forget()
+
+
+def _forget() -> None:
+    """Grids that transforms keep are of the type that they were asked for first."""
+    for module in (corruption, jigsaw):
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
 
 
 class Data(DataModule):
