@@ -5,10 +5,12 @@ Heavy imports wait until the command line is known to make sense: help and a mis
 
 from __future__ import annotations
 
-import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from adbench.experiment.groups import GROUPS, choices, conf_dir, unknown_choice
 
 EXAMPLES = """\
   python -m adbench.run                                                   the embedded default, minutes on a CPU
@@ -34,22 +36,6 @@ OPTIONS = """\
   --hydra-help                 Hydra's own options"""
 
 
-def _conf_dir() -> Path:
-    # The same rule as runs.conf_dir, which cannot be imported here: it brings Hydra with it.
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-def choices(group: str) -> list[str]:
-    """The names a config group offers, from the file names alone."""
-    root = _conf_dir() / group
-    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("_"))
-
-
-GROUPS = ("method", "data", "protocol", "pretraining", "budget", "trainer", "logger", "experiment")
-
-
 def help_text() -> str:
     """What `--help` prints."""
     import textwrap
@@ -65,21 +51,6 @@ def help_text() -> str:
             text = textwrap.fill("  ".join(names), width=88, subsequent_indent=" " * 15, break_on_hyphens=False)
             lines.append(f"  {group:<12} {text}")
     return "\n".join([*lines, "", "Options:", OPTIONS, "", "Examples:", EXAMPLES])
-
-
-def unknown_choice(arguments: list[str]) -> str | None:
-    """The message for the first group choice on the command line that does not exist; None if all do."""
-    for argument in arguments:
-        group, equals, value = argument.lstrip("+~").partition("=")
-        if not equals or group not in GROUPS or any(c in value for c in "(){}[]$"):
-            continue
-        names = choices(group)
-        for name in value.split(","):
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-                return f"{group}={name} does not exist; {hint}"
-    return None
 
 
 def values_for_the_jobs(arguments: list[str]) -> list[str]:
@@ -159,9 +130,22 @@ def next_steps(results: str) -> str:
     )
 
 
+def without_trust(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--trust NAME`, which every command takes: what a command line names is trusted here."""
+    kept, waiting = [], False
+    for argument in arguments:
+        if waiting or argument.startswith("--trust="):
+            waiting = False
+        elif argument == "--trust":
+            waiting = True
+        else:
+            kept.append(argument)
+    return kept
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = without_trust(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(help_text())
         return 0
@@ -173,10 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     import hydra
 
+    from adbench.errors import UserError
     from adbench.experiment import job as jobs
     from adbench.experiment import sweeps
-    from adbench.experiment.groups import conf_dir
-    from adbench.types import UserError
 
     first_time = not arguments
     try:

@@ -7,9 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.identity import config_hash, relative_folder
-from adbench.run import choices
 
 KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digits", "tabular": "odds/cardio"}
 

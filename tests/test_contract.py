@@ -6,9 +6,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from adbench.experiment.build import build_method
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import choices, conf_dir
 from adbench.methods.trivial import PCAResidual
-from adbench.run import choices
 from adbench.testing import check_method, fit, images_under_test, stripes
 
 BATCHES = 12  # one full cycle of phases of every method

@@ -4,7 +4,7 @@ import pytest
 from conftest import metrics_of
 
 from adbench.experiment import sweeps
-from adbench.run import choices
+from adbench.experiment.groups import choices
 from adbench.studies import reproduce
 
 TINY = ("trainer=smoke", "trainer.threads=1", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")

@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from adbench.experiment import values
 from adbench.experiment.build import build, build_method
 from adbench.experiment.checks import refuse_wrong_types
-from adbench.experiment.groups import conf_dir
-from adbench.run import choices
+from adbench.experiment.groups import choices, conf_dir
 from adbench.types import UserError
 
 

@@ -39,7 +39,7 @@ def unknown_choice(arguments: list[str]) -> str | None:
             continue
         names = choices(group)
         for name in value.split(","):
-            if name not in names and name != "null":
+            if name not in names:
                 near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
                 return f"{group}={name} does not exist; {hint}"

@@ -57,6 +57,8 @@ def hashed_values(cfg: DictConfig) -> dict[str, Any]:
     trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
     values |= flat({key: value for key, value in trainer.items() if key not in TRAINER_UNHASHED}, "trainer")
     values["evaluation.quantile"] = cfg.evaluation.quantile
+    callbacks = cfg.get("callbacks")  # which may change a training; a configuration of before has none
+    values |= flat(OmegaConf.to_container(callbacks, resolve=True), "callbacks") if callbacks else {}
     skipped = (*UNHASHED, *(f"{group}.id" for group in GROUPS))
     # A recipe only feeds other values, which are hashed themselves; a budget's name is not its length.
     return {

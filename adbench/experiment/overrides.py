@@ -24,9 +24,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import GROUPS, choices, conf_dir, unknown_choice
 from adbench.experiment.values import TRAINER, accepted
-from adbench.run import GROUPS, choices, unknown_choice
 from adbench.types import UserError
 
 KINDS = ("object", "texture", "small", "tabular")

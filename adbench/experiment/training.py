@@ -34,6 +34,7 @@ class Prepared:
 
     Attributes:
         record: what metrics.json will hold; filled on the way.
+        callbacks: the user's own.
         total: training batches; 0 for a method that does not learn by gradients.
         found: file and contents of the checkpoint to go on from; None starts at 0.
     """
@@ -48,6 +49,7 @@ class Prepared:
     total: int
     found: tuple[Path, dict[str, Any]] | None
     loggers: list[Any]
+    callbacks: list[Any]
     begun: bool = field(default=False)
 
     @property
@@ -124,7 +126,8 @@ def prepare(
     if hasattr(pretraining, "images_used"):
         record["pretraining_images"] = pretraining.images_used()
     loggers = _loggers(cfg, folder, record)
-    job = Prepared(cfg, folder, record, request, method, pretraining, datamodule, total, found, loggers)
+    callbacks = [build(node) for node in (cfg.get("callbacks") or {}).values()]
+    job = Prepared(cfg, folder, record, request, method, pretraining, datamodule, total, found, loggers, callbacks)
     if total:
         datamodule.set_budget(total, start=job.start)
     return job
@@ -157,7 +160,9 @@ def _fit(job: Prepared, ranks: Ranks) -> Any:
     method, clock = job.method, time.perf_counter()
     saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.get("attempt"))
     bar = TQDMProgressBar(refresh_rate=refresh_rate())
-    fitter = _trainer(job.cfg, job.folder, ranks.world, [_ears(job), _beginning(job, saver), saver, bar])
+    fitter = _trainer(
+        job.cfg, job.folder, ranks.world, [_ears(job), _beginning(job, saver), saver, *job.callbacks, bar]
+    )
     device = fitter.strategy.root_device
     if job.pretraining is not None and job.found is None:
         method.to(device)
@@ -230,7 +235,8 @@ def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
     )  # fmt: skip
     gallery = Gallery(figures, evaluator, defects, paths, number=options.gallery)
     bar = TQDMProgressBar(refresh_rate=refresh_rate())
-    callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, defects, options.codes), extra, bar]
+    callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, defects, options.codes), extra]
+    callbacks += [*job.callbacks, bar]
     tester = _trainer(job.cfg, job.folder, ranks.world, callbacks, job.loggers)
     tester.test(job.method, datamodule=datamodule, verbose=False)
     job.record["time"]["test_s"] = round(time.perf_counter() - clock, 2)

@@ -73,8 +73,7 @@ def _sheet(overrides: list[str], images: int, draws: int) -> NDArray[np.uint8]:
     from hydra import compose, initialize_config_dir
 
     from adbench.experiment.build import build_datamodule, build_method
-    from adbench.experiment.groups import conf_dir
-    from adbench.run import unknown_choice
+    from adbench.experiment.groups import conf_dir, unknown_choice
 
     if images < 1 or draws < 1:
         raise UserError(f"--images and --draws must be at least 1, got {images} and {draws}")

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 from adbench import run
 from adbench.experiment.build import build
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import choices, conf_dir
 from adbench.types import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    papers = sorted({name.split("/")[0] for name in run.choices("experiment") if "/table" in name})
+    papers = sorted({name.split("/")[0] for name in choices("experiment") if "/table" in name})
     parser = argparse.ArgumentParser(prog="python -m adbench.reproduce", description=__doc__)
     parser.add_argument("paper", choices=papers)
     parser.add_argument("--budget", choices=["quick", "paper"], default="quick")
@@ -66,7 +66,7 @@ def commands(paper: str, quick: bool, overrides: list[str]) -> dict[str, list[st
         UserError: an override is wrong.
     """
     reach: dict[str, str | None] = {}
-    tables = [name for name in run.choices("experiment") if name.startswith(f"{paper}/table")]
+    tables = [name for name in choices("experiment") if name.startswith(f"{paper}/table")]
     found = {table: command(table, quick, reach, overrides) for table in tables}
     for line in [line for line in found.values() if line is not None]:
         run.checked(line)
@@ -129,7 +129,7 @@ def command(table: str, quick: bool, reach: dict[str, str | None], overrides: li
 
 def small(method: str) -> str:
     """The CPU preset of a method or variant, itself if it has none."""
-    names = run.choices("method")
+    names = choices("method")
     return next((name for name in (f"{method}_small", f"{method}/small") if name in names), method)
 
 

@@ -11,8 +11,7 @@ from adbench.data.datamodule import DataModule
 from adbench.data.odds import Odds
 from adbench.data.protocols import semi_supervised
 from adbench.experiment.build import build_datamodule, build_method
-from adbench.experiment.groups import conf_dir
-from adbench.run import choices
+from adbench.experiment.groups import choices, conf_dir
 
 FEATURES = 6
 

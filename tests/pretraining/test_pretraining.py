@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adbench.experiment.build import build_method
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import choices, conf_dir
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
@@ -27,7 +27,6 @@ from adbench.pretraining.autoencoder import Autoencoder, image_decoder
 from adbench.pretraining.base import Images, signature
 from adbench.pretraining.imagenet import Distillation, ImageNet, fill, read_weights
 from adbench.pretraining.simclr import SimCLR, nt_xent
-from adbench.run import choices
 from adbench.types import Batch, UserError
 
 CONF = str(Path(__file__).parents[2] / "conf")

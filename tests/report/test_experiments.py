@@ -7,11 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adbench.experiment.groups import conf_dir
+from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.identity import changed_values
 from adbench.report import published
 from adbench.report.collect import variant_of
-from adbench.run import choices
 
 PAPERS = {"cbigan": "CBiGAN", "igd": "IGD", "pwae": "P-WAE", "ssae": "SSAE", "esad": "ESAD"}
 TABLES = [name for name in choices("experiment") if re.fullmatch(r"\w+/table\w+", name)]

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
+from adbench.experiment.groups import choices
 from adbench.report import published
 from adbench.report.published import mapping, rows, tables
-from adbench.run import choices
 
 
 def cells(contents, paper, table, **wanted):
