@@ -162,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     from adbench.experiment import sweeps
 
     first_time = not arguments
+    sweeps.outcomes.clear()  # of an earlier call in this process
     try:
         arguments = checked(arguments)
     except UserError as error:
@@ -177,7 +178,6 @@ def main(arguments: list[str] | None = None) -> int:
         return outcome
 
     sys.argv = [sys.argv[0] if sys.argv else "adbench.run", *arguments]
-    sweeps.outcomes.clear()
     stopped: Any = None
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

@@ -155,7 +155,7 @@ def test_runs_are_told_apart_by_what_they_differ_in(runs):
         (["reconstructions", "RUN", "CARPET"], "was trained on mvtec/bottle and"),
         (["codes", "RUN", "CARPET"], "give runs on the same data"),
         (["reconstructions", "RUN", "RUN"], "is given twice"),
-        (["reconstructions", "RUN", "nowhere"], "nowhere is no run folder"),
+        (["reconstructions", "RUN", "nowhere"], "there is no nowhere"),
         (["reconstructions", "UNFINISHED"], "is not finished (status interrupted)"),
         (["reconstructions", "TORN"], "metrics.json cannot be read"),
         (["reconstructions", "RUN", "--rows", "3,x"], "--rows takes row numbers"),

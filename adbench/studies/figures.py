@@ -111,10 +111,9 @@ def finished(path: Path) -> Finished:
 
     folder = RunFolder(path)
     config = folder.config()
-    try:
-        record = folder.metrics()
-    except ValueError as error:
-        raise UserError(f"{folder.path / 'metrics.json'} cannot be read: {error}") from None
+    record = folder.metrics()
+    if not record:
+        raise UserError(f"{folder.path / 'metrics.json'} cannot be read; the run's own command writes it again")
     if record.get("status") != "finished":
         raise UserError(f"{path} is not finished (status {record.get('status')}); the run's own command continues it")
     return Finished(folder.path.resolve(), record, config)

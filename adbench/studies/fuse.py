@@ -164,9 +164,10 @@ def _record(
 
     from adbench.evaluation.metrics import bootstrap_auroc, curve, held_out_threshold, image_metrics
     from adbench.experiment import job as jobs
+    from adbench.experiment import training
     from adbench.experiment.identity import digest
 
-    jobs._quiet()
+    training.quiet()
     whole, patches = records["global"], records["local"]
     score, label = np.array([row.score for row in rows]), np.array([row.label for row in rows])
     defect = np.array([row.defect for row in rows])
