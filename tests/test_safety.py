@@ -8,12 +8,13 @@ import tarfile
 import pytest
 import torch
 import yaml
-from adbench.experiment.TRUSTED import trusted
 
 import adbench
 from adbench.data.classes import unpack
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.groups import conf_dir
+from adbench.experiment.reevaluation import evaluate
+from adbench.experiment.trust import check, trusted
 from adbench.types import UserError
 
 HOSTILE = {
@@ -56,11 +57,52 @@ def test_a_hostile_target_in_a_run_folder_is_refused_wherever_it_stands(trained,
     else:
         cfg[place] = node
     (trained / ".hydra/config.yaml").write_text(yaml.safe_dump(cfg))
-    with pytest.raises(UserError):
+    built = place.startswith(("method", "partial")) or isinstance(node, str)
+    if built:
+        with pytest.raises(UserError):
+            adbench.load(trained)
+    else:  # scoring builds the method alone, and looks at nothing else
         adbench.load(trained)
     with pytest.raises(UserError):
-        RunFolder(trained).config()
+        evaluate(trained)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("key", ["target", "test_target"])
+def test_a_data_sets_own_target_is_looked_at_too(trained, tmp_path, key):
+    cfg = yaml.safe_load((trained / ".hydra/config.yaml").read_text())
+    cfg["data"]["source"] = {
+        "_target_": "adbench.data.dataset.DatasetSource", "target": "adbench.testing.Stripes",
+        "arguments": {"command": f"touch {tmp_path / 'mark'}"}, key: "os.system",
+    }  # fmt: skip
+    (trained / ".hydra/config.yaml").write_text(yaml.safe_dump(cfg))
+    with pytest.raises(UserError, match=r"os\.system .*--trust os"):
+        evaluate(trained)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_an_optimizer_that_nobody_trusts_is_no_reason_not_to_score(finished):
+    """A run of somebody's own optimizer is scored as any other; the factory itself is never called."""
+    folder = finished("method=autoencoder", "method.width=8", "data=digits")
+    image = torch.rand(2, 3, 32, 32)
+    wanted = adbench.load(folder).score(image).image
+    cfg = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
+    cfg["method"]["optimizer"] = {"_target_": "os.system", "_partial_": True, "command": "true"}
+    (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(cfg))
+    detector = adbench.load(folder)
+    assert torch.equal(detector.score(image).image, wanted)
+    with pytest.raises(UserError, match="loaded without os.system"):
+        detector.engine.method.configure_optimizers()
+
+
+def test_who_trusts_a_package_says_so_by_its_name_and_gets_what_it_defines_alone():
+    node = {"optimizer": {"_target_": "timm.optim.Lion", "_partial_": True}}
+    with pytest.raises(UserError, match="add --trust timm"):
+        check(node, "here")
+    assert check({"_target_": "timm.optim.lion.Lion"}, "here", trust=["timm"])
+    assert check(node, "here", trust=["timm"])
+    assert not trusted("timm.optim.lion.torch", ["timm"])
+    assert not trusted("timmy.optim.Lion", ["timm"])
 
 
 def test_every_target_of_the_configuration_tree_is_trusted():
@@ -68,7 +110,7 @@ def test_every_target_of_the_configuration_tree_is_trusted():
     targets = {t for t in targets if not t.startswith("hydra_plugins.")}  # launchers and sweepers: in no run folder
     assert len(targets) > 20
     for target in targets - {"null"}:
-        trusted({"method": {"_target_": target}}, "conf")
+        check({"method": {"_target_": target}}, "conf")
 
 
 class Payload:

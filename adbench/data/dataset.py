@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from adbench.data.images import to_rgb
+from adbench.data.images import pixels_of
 from adbench.data.records import Records
 from adbench.errors import UserError
 
@@ -195,7 +195,7 @@ def _share_out(rows: list[dict[str, object]], share: float) -> None:
 
 def _image(image: Any, where: str) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return pixels_of(image)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image if image.ndim == 2 else image.movedim(0, -1) if image.ndim == 3 else image).numpy()

@@ -20,7 +20,7 @@ from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
 from adbench.experiment.build import how_far, load_method, restored
-from adbench.experiment.folder import RunFolder
+from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.trust import plain_values
 from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
@@ -281,21 +281,6 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
         "held_out_scores": held_out_scores(folder),
         "held_out_origin": f"{HELD_OUT}, calibration.csv",
     }
-
-
-def held_out_scores(folder: RunFolder) -> list[float]:
-    """The scores in calibration.csv; empty, with a warning, where no row was held out."""
-    path = folder.path / "calibration.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            scores = [
-                float(np.float32(row["score"])) for row in csv.DictReader(file)
-            ]  # nine digits give it back exactly
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); the run's own command writes it again") from error
-    if not scores:
-        warnings.warn(f"{path} has no rows: no threshold and no p-values", stacklevel=2)
-    return scores
 
 
 def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:

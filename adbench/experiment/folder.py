@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -206,3 +208,21 @@ def _close_log_in(folder: Path) -> None:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent.resolve() == folder.resolve():
             logging.getLogger().removeHandler(handler)
             handler.close()
+
+
+def held_out_scores(folder: RunFolder) -> list[float]:
+    """The scores in calibration.csv; empty, with a warning, where no row was held out.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder.path / "calibration.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            # Scores are float32; nine digits give them back exactly.
+            scores = [float(np.float32(row["score"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); the run's own command writes it again") from error
+    if not scores:
+        warnings.warn(f"{path} has no rows: no threshold and no p-values", stacklevel=2)
+    return scores

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adbench.errors import UserError
 from adbench.experiment.build import load_method, stored_datamodule
-from adbench.experiment.folder import RunFolder
+from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.identity import safe_id
 from adbench.experiment.overrides import understood
@@ -99,7 +99,6 @@ def _test(
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import TQDMProgressBar
 
-    from adbench.detection.detector import held_out_scores
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
