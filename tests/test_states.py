@@ -156,6 +156,7 @@ class Bench:
             self.cfg.evaluation.update({"panels_per_defect": 0, "panels_normal": 0, "gallery": 0})
             self.cfg.hydra.runtime.output_dir = str(self.path)
         self.trained = None  # what is to be kept: (data, setting, code), batches
+        self.superseded = set()  # attempts that an overwriting command has put an end to
 
     def configuration(self, command: Command):
         """The command's, and the data as it finds them."""
@@ -241,8 +242,10 @@ class Bench:
         if command.end == "whole" and not command.wrong and command.data != "gone" and command.overwrite is True:
             assert outcome.code == 0
         # An overwriting command that was killed as it began leaves the old checkpoint, which counts no more.
-        belongs = found is not None and (not overwrites or found[2] == record.get("attempt"))
-        self.trained = found[:2] if belongs and found[1] > 0 else None
+        if overwrites and found is not None and found[2] != record.get("attempt"):
+            self.superseded.add(found[2])
+        belongs = found is not None and found[1] > 0 and found[2] not in self.superseded
+        self.trained = found[:2] if belongs else None
 
     def check_result(self, command: Command, outcome, record, found):
         """What is reported is this data's, of these settings, of the whole training and the whole test."""
