@@ -82,18 +82,26 @@ class Command:
 
 WRONG = ("trainer.accelerator=nowhere", "trainer.precision=bf17", "data.workers=many", "overwrite=maybe",
          "trainer.limit_test_batches=2", "budget.max_batches=-1", "protocol.holdout=7")  # fmt: skip
-RIGHT = st.builds(Command, end=st.just("whole"))
-CUT = st.builds(Command, end=st.sampled_from(["kill", "fail", "term"]), at=st.integers(0, 60),
-                overwrite=st.sampled_from([False, False, True]))  # fmt: skip
+RIGHT = st.just(Command())
+CUT = st.one_of(
+    st.builds(Command, end=st.sampled_from(["fail", "term"]), at=st.integers(1, 5)),
+    st.builds(Command, end=st.just("kill"), at=st.integers(0, 60), overwrite=st.sampled_from([False, False, True])),
+)
 SLIP = st.one_of(
-    st.builds(Command, wrong=st.sampled_from(WRONG)), st.just(Command(data="gone")), st.just(Command(resume=False))
+    st.sampled_from([Command(data="changed"), Command(setting=2), Command(code=2), Command(data="moved")]),
+    st.sampled_from([Command(data="gone"), Command(resume=False), Command(code=2, overwrite="stale")]),
+    st.builds(Command, wrong=st.sampled_from(WRONG)),
 )
 OTHER = st.builds(
     Command, data=st.sampled_from(["a", "moved", "changed"]), setting=st.sampled_from([1, 2]),
     code=st.sampled_from([1, 1, 2]), overwrite=st.sampled_from([False, False, True, "stale"]), resume=st.booleans(),
     end=st.sampled_from(["whole", "kill", "fail", "term"]), at=st.integers(0, 60),
 )  # fmt: skip
-SEQUENCES = st.lists(st.one_of(RIGHT, CUT, CUT, SLIP, OTHER, OTHER), min_size=2, max_size=6)
+# Most begin with something to lose.
+SEQUENCES = st.builds(
+    lambda first, rest: [first, *rest], st.one_of(RIGHT, CUT, OTHER),
+    st.lists(st.one_of(RIGHT, CUT, SLIP, SLIP, OTHER), min_size=2, max_size=5),
+)  # fmt: skip
 
 
 class Killed(BaseException):
@@ -287,7 +295,7 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "databas
           "phases": [Phase.explicit, Phase.generate]}  # fmt: skip
 
 
-@settings(max_examples=12, derandomize=True, **COMMON)
+@settings(max_examples=15, derandomize=True, **COMMON)
 @given(sequence=SEQUENCES)
 def test_nothing_trained_is_lost_and_nothing_is_mixed_up(sequence, tmp_path_factory, killer, hydra):
     play(sequence, hydra, tmp_path_factory.getbasetemp() / "sequence", killer)
@@ -330,6 +338,16 @@ def test_a_slip_between_an_interrupted_run_and_its_own_command_costs_nothing(ben
     # A failure in batch 3 leaves the checkpoint before batch 2, SIGTERM saves where it stops.
     assert resumed == [{"fail": 2, "term": 4}[end]]
     assert RunFolder(bench.path).metrics()["status"] == "finished"
+
+
+def test_a_run_takes_the_folder_between_its_preparation_and_its_first_batch(bench, monkeypatch):
+    events = []
+    note = lambda name, original: lambda *arguments: (events.append(name), original(*arguments))[1]  # noqa: E731
+    monkeypatch.setattr(tiny.Tiny, "prepare", note("prepare", tiny.Tiny.prepare))
+    monkeypatch.setattr(tiny.Tiny, "objective", note("batch", tiny.Tiny.objective))
+    monkeypatch.setattr(RunFolder, "write_metrics", note("metrics.json", RunFolder.write_metrics))
+    bench.run(Command(end="fail", at=1))
+    assert events == ["prepare", "metrics.json", "batch", "batch", "metrics.json"]
 
 
 def test_overwriting_keeps_a_finished_run_whole_until_the_first_batch_of_the_new_one(bench):
