@@ -432,10 +432,12 @@ def test_a_finished_run_of_other_code_is_answered_as_stale_and_trained_anew_on_d
 
 
 def test_a_run_that_went_on_with_other_code_than_it_began_with_is_stale(bench):
-    bench.step(Command(end="fail", at=5))
-    bench.step(Command(code=2))
-    outcome, _ = bench.run(Command(code=2))
-    assert (outcome.code, outcome.stale) == (0, True)
+    bench.step(Command(end="fail", at=3))
+    bench.step(Command(code=2, end="fail", at=5))
+    bench.step(Command())
+    for code in (1, 2):
+        outcome, _ = bench.run(Command(code=code))
+        assert (outcome.code, outcome.stale) == (0, True)
 
 
 def test_a_number_that_is_not_finite_becomes_null_and_the_run_is_finished(bench, monkeypatch):
