@@ -146,12 +146,17 @@ def _record(cfg: DictConfig, choices: Mapping[str, Any], standing: Standing) -> 
         "selection": "last batch", "metrics": {}, "counts": {},
         "time": {"started": before.get("time", {}).get("started") or now(), "finished": None},
         "hardware": {}, "versions": versions(), "git": git(),
-        # A run that goes on with other code than it began with is of neither.
-        "code": before.get("code") if before else code_hash(cfg),
+        "code": _code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         "attempt": before.get("attempt") if before else uuid.uuid4().hex[:12],
         "changed": changed_values(cfg, choices),
     }  # fmt: skip
+
+
+def _code(before: Mapping[str, Any], now: str) -> str:
+    """The code behind a run; one that went on with other code than it began with is of neither, and stale for ever."""
+    began = str(before.get("code")) if before else now
+    return began if began == now or "+" in began else f"{began}+{now}"
 
 
 def _resolve(cfg: DictConfig) -> None:
