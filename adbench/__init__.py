@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adbench.api import Run, compare, create_data, create_method, evaluate, fit, train
     from adbench.detection.detector import Detector
 
 __version__ = "0.1.0"
+__all__ = ["Run", "compare", "create_data", "create_method", "evaluate", "fit", "load", "train"]
+API = ("Run", "compare", "create_data", "create_method", "evaluate", "fit", "train")
 
 
 def refuse_windows(platform: str = sys.platform) -> None:
@@ -24,7 +29,7 @@ def refuse_windows(platform: str = sys.platform) -> None:
 refuse_windows()  # every command imports this first
 
 
-def load(path: Path | str, device: str = "cpu") -> Detector:
+def load(path: Path | str, device: str = "cpu", trust: Sequence[str] = ()) -> Detector:
     """The trained detector of a run folder, or of a .onnx or .safetensors file that `adbench.export` wrote.
 
     >>> import numpy as np
@@ -37,7 +42,25 @@ def load(path: Path | str, device: str = "cpu") -> Detector:
     'held-out normal training samples of digits/0, pca, seed 0'
     >>> (scores.image > threshold["value"]).tolist()
     [True, True]
+
+    Args:
+        path: of the folder or file.
+        device: cpu, cuda, ...
+        trust: packages whose classes may be built from it, beside this one and installed plug-ins.
     """
     from adbench.detection.detector import load
 
-    return load(path, device)
+    return load(path, device, trust)
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API, imported when it is used: `import adbench` stays cheap."""
+    if name in API:
+        from adbench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'adbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *API])

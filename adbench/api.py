@@ -63,7 +63,8 @@ class Run:
         file = self.path / "scores.csv"
         if not file.is_file():
             raise UserError(f"{self.path} is not finished: {file} is missing")
-        return pandas.read_csv(file, keep_default_na=False, float_precision="round_trip")
+        table = pandas.read_csv(file, keep_default_na=False, dtype={"path": str, "defect": str, "score": str})
+        return table.assign(score=table["score"].astype(float))  # exact, whatever version of pandas reads it
 
     def detector(self, device: str = "cpu") -> Detector:
         """The trained detector, for new images."""
@@ -169,16 +170,23 @@ def evaluate(
 
 
 def compare(results: Path | str = "results") -> pandas.DataFrame:
-    """All finished runs below a folder as one tidy table: a row a run, settings and metrics as columns.
+    """All runs below a folder as one tidy table: a row a run, settings, metrics and intervals as columns.
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no run.
     """
     import pandas
 
-    from adbench.report.collect import collect
+    from adbench.report.collect import tidy
+    from adbench.report.contents import gather
 
-    return pandas.DataFrame(collect(Path(results).expanduser()))
+    place = Path(results).expanduser()
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}; give the one that runs are written to, usually results")
+    runs = gather(place, place / "report").runs
+    if not runs:
+        raise UserError(f"there is no run below {place}")
+    return pandas.DataFrame(tidy(runs))
 
 
 def create_method(
@@ -198,11 +206,11 @@ def create_method(
         UserError: there is no such method, or a value cannot be.
     """
     from adbench.experiment.build import build_method
-    from adbench.experiment.compose import composed_method
+    from adbench.experiment.compose import composed_method, data_advice
 
     cfg = composed_method(name, kind, image_size, [_override(f"method.{key}", value) for key, value in values.items()])
     method = build_method(cfg)
-    method.data_advice = {"image_size": cfg.data.image_size, "batch_size": int(cfg.data.batch_size)}
+    method.data_advice = data_advice(cfg)
     return method
 
 
@@ -243,7 +251,7 @@ def fit(
         max_batches: length of the training; None takes `max_epochs` passes over the training rows.
         trainer: further arguments of `pytorch_lightning.Trainer`.
     """
-    from adbench.evaluation.session import fit as fitted
+    from adbench.experiment.training import fit as fitted
 
     return fitted(method, data, max_batches=max_batches, max_epochs=max_epochs, **trainer)
 
@@ -262,7 +270,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_quoted(str(k))}:{_quoted(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{_quoted(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_quoted, value)) + "]"
     escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
@@ -270,11 +278,7 @@ def _quoted(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without OmegaConf's, NumPy's or pathlib's types."""
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True)
+    """Without NumPy's or pathlib's types."""
     if isinstance(value, Path):
         return str(value)
     return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value
@@ -284,14 +288,19 @@ def _plain(value: Any) -> Any:
 def _console(folder: Path) -> Iterator[None]:
     """What a run tells, on standard output and in run.log, without touching anybody's logging configuration."""
     level, propagate = log.level, log.propagate
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    folder.mkdir(parents=True, exist_ok=True)
+    console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "run.log", delay=True)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in (console, file):
+        log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        for handler in (console, file):
+            log.removeHandler(handler)
+            handler.close()
         log.setLevel(level)
         log.propagate = propagate

@@ -96,12 +96,11 @@ def export(
 
 
 def _save_weights(method: Any, card: dict[str, Any], folder: Any, path: Path) -> None:
-    from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
     from adbench.files import whole
 
-    config = OmegaConf.to_container(folder.config(), resolve=True)
+    config = folder.values()
     note = {"card": card, "config": {key: config[key] for key in ("method", "seed")}}
     state = {name: value.detach().clone().contiguous() for name, value in method.state_dict().items()}
     with whole(path) as temporary:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "adbench"
-BASE = {"errors", "types", "streams", "files", "__init__"}
+BASE = {"errors", "types", "streams", "files", "__init__", "__version__"}
 CORE = BASE | {"losses", "networks", "transforms"}
 ROOMS = CORE | {"data", "methods", "pretraining", "evaluation", "experiment"}
 MAY_IMPORT = {

@@ -7,10 +7,10 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from adbench.experiment.reevaluation import _with_data
 from adbench.experiment import overrides
-from adbench.experiment.overrides import first_job, nearest, understood
 from adbench.experiment.groups import choices
+from adbench.experiment.overrides import first_job, nearest, understood
+from adbench.experiment.reevaluation import _with_data
 from adbench.run import checked, main
 from adbench.types import UserError
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench.errors import UserError
-from adbench.experiment.groups import conf_dir, unknown_choice
+from adbench.experiment.groups import conf_dir
+from adbench.experiment.overrides import understood
 
 
 @contextmanager
@@ -39,14 +40,12 @@ def composed(words: Sequence[str], hydra: bool = False) -> DictConfig:
     Raises:
         UserError: it does not compose; the message names the word.
     """
-    message = unknown_choice(list(words))
-    if message:
-        raise UserError(message)
+    words = understood(words)
     try:
         if hydra:
-            return compose("config", overrides=list(words), return_hydra_config=True)
+            return compose("config", overrides=words, return_hydra_config=True)
         with composing():
-            return compose("config", overrides=list(words))
+            return compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the configuration does not compose: {str(error).strip().splitlines()[0]}") from error
 
@@ -89,3 +88,9 @@ def composed_method(name: str, kind: str | None, image_size: Any, words: Sequenc
     return composed(
         [f"method={name}", "data=dataset", "data.name=mine", "data.target=mine", f"data.kind={kind}", *size, *words]
     )
+
+
+def data_advice(cfg: DictConfig) -> dict[str, Any]:
+    """What a method's configuration says of its data: the size of the images and of the batches."""
+    size = cfg.data.image_size
+    return {"image_size": size if isinstance(size, int) else list(size), "batch_size": int(cfg.data.batch_size)}

@@ -115,6 +115,10 @@ class RunFolder:
         plain_values(OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg, file)
         return cfg
 
+    def values(self) -> dict[str, Any]:
+        """The configuration as plain values; see `config`."""
+        return OmegaConf.to_container(self.config(), resolve=True)
+
     @staticmethod
     def parsed(config: Mapping[str, Any]) -> DictConfig:
         """A configuration from plain values."""
@@ -204,10 +208,12 @@ def latest_run(latest: Path) -> Path:
 
 def _close_log_in(folder: Path) -> None:
     """Close the log file of a folder that is about to vanish; it would be opened again by the next word."""
-    for handler in list(logging.getLogger().handlers):
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent.resolve() == folder.resolve():
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+    for logger in (logging.getLogger(), logging.getLogger("adbench")):
+        for handler in list(logger.handlers):
+            file = Path(handler.baseFilename) if isinstance(handler, logging.FileHandler) else None
+            if file is not None and file.parent.resolve() == folder.resolve():
+                logger.removeHandler(handler)
+                handler.close()
 
 
 def held_out_scores(folder: RunFolder) -> list[float]:

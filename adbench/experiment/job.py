@@ -31,7 +31,7 @@ from adbench.experiment.ranks import all_ranks, number_of_ranks
 from adbench.experiment.signals import StopRequest, signals_as_request
 from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
-from adbench.experiment.training import Prepared, one_line, prepare, set_threads, train_and_test
+from adbench.experiment.training import Prepared, one_line, prepare, quietly, set_threads, train_and_test
 from adbench.experiment.values import flat, refuse_absent_devices
 from adbench.types import UserError
 
@@ -54,7 +54,7 @@ def execute(cfg: DictConfig) -> Outcome:
         refuse_wrong_types(cfg, choices)
         refuse_cut_short(cfg)
         refuse_absent_devices(cfg.trainer)
-        with folder, signals_as_request() as request:
+        with folder, signals_as_request() as request, quietly():
             outcome = attempt(cfg, folder, choices, request)
     except UserError as error:  # the folder may be another's: its metrics.json is not ours to write
         _say_error(error)

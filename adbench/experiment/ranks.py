@@ -183,7 +183,7 @@ def main() -> None:
     """A rank other than 0: `python -m adbench.experiment.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
     from adbench.experiment.signals import StopRequest
-    from adbench.experiment.training import prepare, set_threads, train_and_test
+    from adbench.experiment.training import prepare, quietly, set_threads, train_and_test
 
     deaf = StopRequest()
     deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all
@@ -196,7 +196,9 @@ def main() -> None:
     place = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     record = {"time": {}, **dict.fromkeys(GROUPS, ""), "attempt": handed["attempt"]}
     found = folder.trained(record) if handed["resume"] else None
-    train_and_test(prepare(cfg, folder, record, deaf, threads=threads, place=place, found=found), Ranks(*place, [pipe]))
+    with quietly():
+        job = prepare(cfg, folder, record, deaf, threads=threads, place=place, found=found)
+        train_and_test(job, Ranks(*place, [pipe]))
     _leave()
 
 

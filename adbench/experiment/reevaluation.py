@@ -17,6 +17,7 @@ from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.identity import safe_id
 from adbench.experiment.overrides import understood
+from adbench.experiment.training import quietly
 
 ALLOWED = ("data=", "data.", "data_root=", "cache_dir=", "evaluation.")
 
@@ -41,7 +42,8 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str
         cfg = _with_data(cfg, record, list(overrides))
     target = RunFolder(folder.path / "evaluations" / safe_id(cfg.data.id))
     datamodule = stored_datamodule(cfg, method.supervision, folder.config_file, trust)
-    return _test(method, cfg, record, folder, target, trained_on, datamodule), target.path
+    with quietly():
+        return _test(method, cfg, record, folder, target, trained_on, datamodule), target.path
 
 
 def _check(record: dict[str, Any], overrides: list[str], run: Path | str) -> None:
@@ -107,7 +109,6 @@ def _test(
     from adbench.experiment import job as jobs
     from adbench.experiment import training
 
-    training.quiet()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()

@@ -100,7 +100,6 @@ def prepare(
 
     from adbench.data.notes import lines
 
-    quiet()
     with _no_stdout_chatter():
         seed_everything(cfg.seed, workers=True)
     _check_devices(cfg, place[1])
@@ -253,6 +252,35 @@ def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
     job.folder.write_scores("scores.csv", named_rows(datamodule.records, table["index"], table["score"]))
 
 
+def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epochs: int = 1, **options: Any) -> Any:
+    """Train a method with a plain trainer and calibrate it, outside any run folder; see `adbench.fit`."""
+    import torch
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.model_helpers import is_overridden
+
+    datamodule.setup()
+    _refuse_far_rows(method, datamodule)
+    total = max_batches if max_batches is not None else datamodule.batches_of(max_epochs)
+    total = total if is_overridden("training_step", method) else 0
+    plain = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "auto",
+             "devices": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False}  # fmt: skip
+    with quietly():
+        trainer = Trainer(**plain | options, max_epochs=1)
+        device = trainer.strategy.root_device
+        if total:
+            method.total_batches = total
+            datamodule.set_budget(total)
+            trainer.fit(method, datamodule=datamodule)
+        method.to(device).eval()
+        with torch.no_grad():
+            if not total:
+                method.prepare(datamodule.training_batches(device))
+                method.prepared.fill_(True)
+            method.calibrate(datamodule.holdout_batches(device))
+            method.calibrated.fill_(True)
+    return method
+
+
 # -- Lightning --------------------------------------------------------------------------------------------------------
 
 
@@ -310,18 +338,28 @@ def _beginning(job: Prepared, saver: Any) -> Any:
     return LambdaCallback(on_train_batch_start=begin)
 
 
-def quiet() -> None:
-    """Silence what Lightning says about things that are deliberate here."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*", ".*You're resuming from a checkpoint that ended before.*",
-        ".*Checkpoint directory .* exists.*", ".*`LightningModule.configure_optimizers` returned `None`.*",
-        ".*No `test_dataloader.*", ".*isinstance\\(treespec, LeafSpec\\).*", ".*Experiment logs directory.*",
-        ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
-    warnings.showwarning = lambda message, *_, **__: log.warning(f"warning: {message}")
+@contextmanager
+def quietly() -> Iterator[None]:
+    """While open, Lightning keeps to itself what is deliberate here, and warnings are lines of the log; then all is as
+    it was."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*", ".*You're resuming from a checkpoint that ended before.*",
+                ".*Checkpoint directory .* exists.*", ".*`LightningModule.configure_optimizers` returned `None`.*",
+                ".*No `test_dataloader.*", ".*isinstance\\(treespec, LeafSpec\\).*", ".*Experiment logs directory.*",
+                ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
+            ):  # fmt: skip
+                warnings.filterwarnings("ignore", message=message)
+            warnings.showwarning = lambda message, *_, **__: log.warning(f"warning: {message}")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

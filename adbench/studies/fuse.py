@@ -37,10 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside RUN_GLOBAL")
     options = parser.parse_args(arguments)
 
-    from adbench.types import UserError
+    from adbench.errors import UserError
+    from adbench.experiment.training import quietly
 
     try:
-        record, folder = fuse(options.run_global, options.run_local, options.out)
+        with quietly():
+            record, folder = fuse(options.run_global, options.run_local, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -164,10 +166,8 @@ def _record(
 
     from adbench.evaluation.metrics import bootstrap_auroc, curve, held_out_threshold, image_metrics
     from adbench.experiment import job as jobs
-    from adbench.experiment import training
     from adbench.experiment.identity import digest
 
-    training.quiet()
     whole, patches = records["global"], records["local"]
     score, label = np.array([row.score for row in rows]), np.array([row.label for row in rows])
     defect = np.array([row.defect for row in rows])
