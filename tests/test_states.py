@@ -166,6 +166,7 @@ class Bench:
             self.cfg.evaluation.update({"panels_per_defect": 0, "panels_normal": 0, "gallery": 0})
             self.cfg.hydra.runtime.output_dir = str(self.path)
         self.trained = None  # what is to be kept: (data, setting, code), batches
+        self.codes = {}  # attempt -> the editions of the code that had a part in it
         self.superseded = set()  # attempts that an overwriting command has put an end to
 
     def configuration(self, command: Command):
@@ -235,13 +236,16 @@ class Bench:
 
     def step(self, command: Command):
         before, kept = self.content(), self.trained
+        codes = self.codes.get(RunFolder(self.path).metrics().get("attempt"), set())
+        overwrites = command.overwrite is True or (command.overwrite == "stale" and codes != {command.code})
         outcome, began = self.run(command)
         record, after = RunFolder(self.path).metrics(), self.content()
-        if not began:
+        if began:
+            self.codes.setdefault(record.get("attempt"), set()).add(command.code)
+        else:
             assert after == before, "a command that did not begin changed the folder"
             if not before:
                 assert outcome is None or not self.path.exists()
-        overwrites = command.overwrite is True or (command.overwrite == "stale" and kept and kept[0][2] != command.code)
         found = next(self.checkpoints(), None)
         if kept and not overwrites:
             assert found is not None, "what was trained is gone"
