@@ -122,6 +122,8 @@ def prepare(
     if place[0] == 0:
         for line in lines(record["data_report"]):
             log.warning(line)
+    if hasattr(pretraining, "weights_used"):
+        record["pretraining_weights"] = pretraining.weights_used()
     if hasattr(pretraining, "images_used"):
         record["pretraining_images"] = pretraining.images_used()
     loggers = _loggers(cfg, folder, record)

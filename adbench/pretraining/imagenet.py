@@ -20,6 +20,7 @@ from adbench.files import whole
 from adbench.losses.distillation import feature_distance
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
+from adbench.pretraining.packaged import EXTRA, in_a_package, packaged, renamed
 from adbench.pretraining.views import Views
 from adbench.types import UserError
 
@@ -33,7 +34,8 @@ OWN = "own"  # the run's own training rows
 
 
 def weights_file(name: str, checkpoint: str | None) -> Path:
-    """The file with a timm model's weights: the one given, or from the local hub cache, or from the hub.
+    """The file with a timm model's weights: the one given, from the hub's local cache, from an installed package, or
+    from the hub, in this order.
 
     Raises:
         UserError: it is not there and the hub does not answer within a few seconds.
@@ -49,6 +51,9 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
     if isinstance(cached, str) and Path(cached).is_file():
         return Path(cached)
+    found = packaged(name)
+    if found is not None:
+        return found.file
     if _reachable(huggingface_hub.constants.ENDPOINT):
         try:
             return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors", etag_timeout=WAIT))
@@ -56,10 +61,24 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
             reason = f"it could not be downloaded ({type(error).__name__})"
     else:
         reason = "the hub does not answer"
+    installable = f"{EXTRA} brings them; or " if in_a_package(name) else ""
     raise UserError(
-        f"the weights {repository} are not in the local cache and {reason}; fetch model.safetensors of {repository} "
-        f"where there is a network (`hf download {repository} model.safetensors`) and pass pretraining.checkpoint=FILE"
+        f"the weights {repository} are not in the local cache and {reason}; {installable}fetch model.safetensors of "
+        f"{repository} where there is a network (`hf download {repository} model.safetensors`) and pass "
+        "pretraining.checkpoint=FILE"
     )
+
+
+def weights_used(name: str, path: Path, checkpoint: str | None) -> dict[str, str]:
+    """What a run's metrics.json says of the weights it began with: name, origin and sha256 of the file."""
+    found = packaged(name)
+    if checkpoint is not None:
+        origin = f"file {path.name}"
+    elif found is not None and found.file == path:
+        origin = found.origin
+    else:
+        origin = f"hub timm/{name}"
+    return {"name": name, "origin": origin, "sha256": _file_digest(path)}
 
 
 def _reachable(endpoint: str) -> bool:
@@ -97,7 +116,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state) if isinstance(state, dict) else state
         assert all(isinstance(value, Tensor) for value in state.values())
-        return state
+        return renamed(state)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -136,6 +155,7 @@ class ImageNet:
     def __init__(self, checkpoint: str | None) -> None:
         self.checkpoint = checkpoint
         self._files: dict[str, Path] = {}
+        self._used: dict[str, dict[str, str]] = {}
 
     def check(self, method: Any) -> None:
         """Find every file now: what is missing is said before any data is read."""
@@ -147,6 +167,11 @@ class ImageNet:
                 )
             self._files[name] = weights_file(encoder.published, self.checkpoint)
             fill(encoder.network, read_weights(self._files[name]), self._files[name])
+            self._used[name] = weights_used(encoder.published, self._files[name], self.checkpoint)
+
+    def weights_used(self) -> dict[str, dict[str, str]]:
+        """Name, origin and sha256 of each encoder's weights, for metrics.json; known after `check`."""
+        return self._used
 
     def __call__(self, method: Any, datamodule: Any, **_: Any) -> None:
         if not self._files:
@@ -304,6 +329,10 @@ class Distillation(Trained):
         if self._folder is None:
             return super().images(datamodule, device)
         return FolderImages(self._folder, device, max(datamodule.size))
+
+    def weights_used(self) -> dict[str, dict[str, str]]:
+        """Name, origin and sha256 of the teacher's weights, for metrics.json; known after `check`."""
+        return {"teacher": weights_used(self.teacher, self._file, self._checkpoint)} if self._file else {}
 
     def images_used(self) -> dict[str, Any]:
         """What the distillation learns from, as the run's metrics.json has it."""

@@ -31,6 +31,11 @@ class Packaged(NamedTuple):
     origin: str  # package and version
 
 
+def in_a_package(name: str) -> bool:
+    """Whether there is a package with the weights of a timm model, installed or not."""
+    return LITE.fullmatch(name) is not None
+
+
 def packaged(name: str) -> Packaged | None:
     """The weights of a timm model that an installed package has; None if no such package is installed."""
     found = LITE.fullmatch(name)
