@@ -48,7 +48,8 @@ def test_a_recipe_has_a_paper_and_a_quick_budget_and_says_what_it_takes(name):
 
 @pytest.mark.parametrize("name", choices("data"))
 def test_a_data_set_composes_with_a_method_that_takes_its_kind(name):
-    overrides = {"folder": ["data.name=n", "data.root=/r"], "npz": ["data.name=n", "data.file=/f.npz"]}.get(name, [])
+    named = {"folder": "data.root=/r", "npz": "data.file=/f.npz", "dataset": "data.target=a.B"}
+    overrides = ["data.name=n", named[name]] if name in named else []
     cfg = composed(f"data={name}", "method=brightness", *overrides)
     assert cfg.data.kind in KIND_OF
     if cfg.data.kind in cfg.method.recipe.input:

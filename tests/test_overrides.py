@@ -290,9 +290,10 @@ def test_the_next_commands_after_a_first_run_can_be_typed(tmp_path, monkeypatch)
 
 def test_only_a_run_without_arguments_says_what_comes_next(monkeypatch, capfd, tmp_path):
     from adbench.experiment import job as jobs
+    from adbench.experiment.states import Outcome
 
     monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path))
-    monkeypatch.setattr(jobs, "execute", lambda cfg: 0)
+    monkeypatch.setattr(jobs, "execute", lambda cfg: Outcome(0, "finished"))
     assert main([]) == 0
     assert "data=folder data.name=NAME data.root=DIR" in capfd.readouterr().out
     assert main(["seed=1"]) == 0

@@ -202,7 +202,8 @@ class Trained:
         data = self.data_key(datamodule, kept)
         for name, encoder in encoders_of(method, self.name).items():
             options = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-            key = digest([self.name, options, signature(encoder), data, seed, name, max_batches])
+            frozen = [p.requires_grad for p in encoder.network.parameters() if not p.requires_grad]
+            key = digest([self.name, options, signature(encoder), data, seed, name, max_batches, *frozen[:1]])
             path = kept / f"{self.name}-{key}.safetensors"
             with FileLock(path.with_suffix(".lock")):
                 if not _load(path, encoder.network):
@@ -210,7 +211,7 @@ class Trained:
                     images = images or self.images(datamodule, device)
                     partial = path.with_suffix(".partial")
                     encoder.network.train()
-                    with _single_rows_refused(self, images):
+                    with _single_rows_refused(self, images), _thawed(encoder.network):
                         self.train(
                             encoder,
                             images,
@@ -236,6 +237,18 @@ def _single_rows_refused(pretraining: Any, images: Images) -> Iterator[None]:
             f"pretraining={pretraining.name} needs batches of at least two images for this encoder's batch "
             f"normalisation; there are {len(images.rows)} images and pretraining.batch_size={pretraining.batch_size}"
         ) from None
+
+
+@contextmanager
+def _thawed(network: nn.Module) -> Iterator[None]:
+    """While open, every parameter learns: a method that keeps its encoder frozen wants it pretrained all the same."""
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    network.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
 
 
 def _save(path: Path, network: nn.Module) -> None:

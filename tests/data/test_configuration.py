@@ -16,6 +16,7 @@ NAMES = sorted(
 )
 EXTRA = {
     "folder": ["data.name=mine", "data.root=there"],
+    "dataset": ["data.name=mine", "data.target=mine.Mine"],
     "npz": ["data.name=mine", "data.file=there.npz"],
     "tabular": ["data.name=mine", "data.file=there.npz", "data.features=4"],
 }
