@@ -615,4 +615,5 @@ def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, 
         after = list(encoder.network.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(after, before[key], strict=True)), key
         assert all(torch.isfinite(p).all() for p in after)
-        assert [p.requires_grad for p in after] == learned[key], "frozen encoders are frozen again"
+        still = [p.requires_grad for p, was in zip(after, learned[key], strict=True) if not was]
+        assert not any(still), "what was frozen is frozen again"
