@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -54,7 +54,7 @@ class Stripes:
             self.masks[i, y : y + side, x : x + side] = True
         self.images[self.masks] = 255
         self.array = self.images
-        anomalous = self.masks.any((1, 2))
+        anomalous: list[bool] = [bool(mask.any()) for mask in self.masks]
         self.records = Records.of(
             [
                 {"split": "train" if i < train else "test", "label": int(anomalous[i]), "path": str(i),
@@ -84,8 +84,8 @@ def stripes(method: Method, image_size: int | Sequence[int], cache_dir: Path | s
     """`Stripes` as the data module of a method: batches of four rows, one-class protocol, seed 0."""
     side = image_size if isinstance(image_size, int) else max(image_size)
     return DataModule(
-        Stripes(side), partial(one_class, holdout=0.05), image_size=image_size, batch_size=4, eval_batch_size=4,
-        workers=0, seed=0, cache_dir=cache_dir, supervision=method.supervision,
+        cast(Any, Stripes(side)), partial(one_class, holdout=0.05), image_size=image_size, batch_size=4,
+        eval_batch_size=4, workers=0, seed=0, cache_dir=cache_dir, supervision=method.supervision,
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ class DatasetSource:
         for row in range(len(self._items)):
             image = self.read_image(row)
             digest.update(f"\n{self.records.path[row]} {self.records.label[row]} {image.shape}".encode())
-            digest.update(np.ascontiguousarray(image))
+            digest.update(image.tobytes())
             if self.records.mask[row]:
                 digest.update(np.packbits(self.read_mask(row)).tobytes())
         return digest.hexdigest()
