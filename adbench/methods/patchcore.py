@@ -69,6 +69,9 @@ class PatchCore(Reference):
         distance, member = nearest(patches, self.bank)
         maps = distance.view(-1, 1, height, width)
         largest, place = maps.flatten(1).max(1)
-        row = place + torch.arange(len(image), device=image.device) * (height * width)
-        scores = reweighted(largest, patches[row], member[row], self.bank, self.neighbours)
+        # By image and place, not by row: an exported graph takes any number of images.
+        by_image = patches.view(-1, height * width, patches.shape[1])
+        patch = by_image.gather(1, place[:, None, None].expand(-1, 1, patches.shape[1]))[:, 0]
+        member = member.view(-1, height * width).gather(1, place[:, None])[:, 0]
+        scores = reweighted(largest, patch, member, self.bank, self.neighbours)
         return Scores(scores.float(), smoothed(maps, image.shape[-2:], self.sigma).float())
