@@ -130,7 +130,7 @@ def test_a_rank_that_fails_before_the_training_fails_the_run_and_is_not_waited_f
     out = capfd.readouterr().out
     assert code == 1
     assert "rank1.log" in out
-    assert "is no run folder" in out
+    assert "give the folder of a run" in out
     assert list((tmp_path / "results").rglob("rank1.log"))  # which the message names
     assert not list((tmp_path / "results").rglob("metrics.json"))
     assert "LOCAL_RANK" not in os.environ
