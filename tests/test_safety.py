@@ -80,6 +80,18 @@ def test_a_data_sets_own_target_is_looked_at_too(trained, tmp_path, key):
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_data_sets_own_target_cannot_be_handed_over_without_its_name(trained, tmp_path):
+    cfg = yaml.safe_load((trained / ".hydra/config.yaml").read_text())
+    cfg["data"]["source"] = {
+        "_target_": "adbench.data.dataset.DatasetSource",
+        "_args_": ["subprocess.Popen", {"args": ["touch", str(tmp_path / "mark")]}],
+    }
+    (trained / ".hydra/config.yaml").write_text(yaml.safe_dump(cfg))
+    with pytest.raises(UserError):
+        evaluate(trained)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_an_optimizer_that_nobody_trusts_is_no_reason_not_to_score(finished):
     """A run of somebody's own optimizer is scored as any other; the factory itself is never called."""
     folder = finished("method=autoencoder", "method.width=8", "data=digits")

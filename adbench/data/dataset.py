@@ -45,6 +45,7 @@ class DatasetSource:
 
     def __init__(
         self,
+        *,  # by name alone: what a stored configuration would call is found by the key `target` (experiment.trust)
         target: str,
         arguments: Mapping[str, Any] | None = None,
         test_target: str | None = None,

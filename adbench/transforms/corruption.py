@@ -473,6 +473,12 @@ def _inside_polygon(vertex_x: Tensor, vertex_y: Tensor, x: Tensor, y: Tensor) ->
 # -- simple corruptions -------------------------------------------------------------------------------------------
 
 
+def _rectangle(image: Tensor, draws: Draws, patch: tuple[float, float]) -> Tensor:
+    """(B, 1, H, W): 1 inside one rectangle of each image, with sides between the shares `patch`."""
+    first = torch.zeros(len(image), dtype=torch.long, device=image.device)
+    return _box_mask(draw_boxes(draws, 1, tuple(image.shape[-2:]), patch).of(first), image)
+
+
 @dataclass(frozen=True)
 class Cutout:
     """Set a rectangular patch to zero: the comparison of Section 3.2 ("simple cut-out") and Figure 11 ("zeros")."""
@@ -483,10 +489,7 @@ class Cutout:
         _check_shares("corruption.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        box = draw_boxes(draws, 1, tuple(image.shape[-2:]), self.patch).of(
-            torch.zeros(len(image), dtype=torch.long, device=image.device)
-        )
-        mask = _box_mask(box, image)
+        mask = _rectangle(image, draws, self.patch)
         return image * (1 - mask), mask
 
 
@@ -508,13 +511,10 @@ class Swap:
         _check_shares("corruption.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        box = draw_boxes(draws, 1, tuple(image.shape[-2:]), self.patch).of(
-            torch.zeros(len(image), dtype=torch.long, device=image.device)
-        )
+        mask = _rectangle(image, draws, self.patch)
         further = draws.integers(low=1, high=max(1, len(image) - 1))
         if len(image) == 1:
             return image, torch.zeros_like(image[:, :1])
-        mask = _box_mask(box, image)
         partner = (torch.arange(len(image), device=image.device) + further) % len(image)
         return torch.where(mask.bool(), image[partner], image), mask
 
