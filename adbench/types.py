@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adbench.errors import UserError as UserError
@@ -17,6 +18,13 @@ class Batch(NamedTuple):
     semi_label: Tensor  # (B,) int64, +1 known normal, 0 unlabelled, -1 known anomalous: all that training may see
     mask: Tensor  # (B, 1, H, W) bool, True where anomalous; absent data: all False plus a datamodule flag
     index: Tensor  # (B,) int64, row of the record table
+
+    @classmethod
+    def unlabelled(cls, image: Tensor) -> Batch:
+        """A training batch of images of which nothing else is known: (B, 3, H, W) bytes or floats in [0, 1]."""
+        rows = torch.zeros(len(image), dtype=torch.int64)
+        mask = torch.zeros(len(image), 1, *(image.shape[2:] or (1, 1)), dtype=torch.bool)
+        return cls(image, rows - 1, rows, mask, torch.arange(len(image)))
 
 
 class Scores(NamedTuple):

@@ -44,6 +44,8 @@ class TrainingRows(Sampler[np.ndarray]):
         step: rows of an optimizer step; None for a batch that is one.
         labelled: rows of a stream of their own, passed through in the same way, without any left over.
         labelled_per_step: how many of them close each step, >= 1 if there are any.
+        position: gives the batches trained on so far, at the start of each epoch of `total` batches; None for a
+            training of one epoch.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class TrainingRows(Sampler[np.ndarray]):
         step: int | None = None,
         labelled: np.ndarray | None = None,
         labelled_per_step: int = 0,
+        position: Callable[[], int] | None = None,
     ) -> None:
-        self.total, self.start, self.rank, self.world = total, start, rank, world
+        self.total, self.start, self.rank, self.world, self.position = total, start, rank, world, position
         step = step or batch_size
         self.steps = batch_size // step
         self.streams = [_Stream(rows, step - labelled_per_step, seed, "rows", whole_steps=True)]
@@ -70,7 +73,10 @@ class TrainingRows(Sampler[np.ndarray]):
         return self.total
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for k in range(self.start, self.total):
+        batches = range(self.start, self.total)
+        if self.position is not None:  # in the middle of an epoch the trainer takes as many of these as it lacks
+            batches = range(first := self.position(), first + self.total)
+        for k in batches:
             parts = [stream.taken(k * self.steps, self.steps) for stream in self.streams]
             yield np.concatenate(parts, axis=1).ravel()[self.rank :: self.world]
 
@@ -314,9 +320,12 @@ class DataModule(LightningDataModule):
             train, labelled = train[~known], train[known]
         rows = TrainingRows(
             train, self.rows_per_batch, self.seed, total, self._start, rank, world, self.rows_of_a_step, labelled,
-            per_step,
+            per_step, self._batches_seen if self._max_batches is None else None,
         )  # fmt: skip
         return self._loader(self._withheld(), rows)
+
+    def _batches_seen(self) -> int:
+        return getattr(getattr(self.trainer, "lightning_module", None), "batches_seen", 0)
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """All training rows in order, on every rank, as float on `device`; no batch of one row (see `chunk_sizes`)."""

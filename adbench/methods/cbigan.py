@@ -178,7 +178,7 @@ class CBiGAN(Adversarial):
             adversarial = loss.encoder_generator_loss(real, fake)
         if self.alpha > 0:
             # Gradients are averaged over ranks, so a sum over the joined batch is this rank's times their number.
-            ranks = self.ranks if self.consistency_reduction == "sum" else 1
+            ranks = self.world if self.consistency_reduction == "sum" else 1
             of_image = loss.consistency(loss.l1_distance(x, x_hat), self.consistency_reduction)
             of_latent = loss.consistency(loss.l1_distance(z, self.encoder(generated)), self.consistency_reduction)
             of_image, of_latent = ranks * of_image, ranks * of_latent

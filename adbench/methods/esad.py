@@ -155,7 +155,7 @@ class ESAD(SeveralSteps):
             self.scaling.fit(rows)
         self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 
-    def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
+    def shared_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """(x, Φ(x)): what the networks see, and what they are to reconstruct."""
         x = self._input(batch.image)
         anomalous = (batch.semi_label < 0).view(-1, *[1] * (x.ndim - 1))
@@ -166,13 +166,13 @@ class ESAD(SeveralSteps):
 
     def _counts(self, semi_label: Tensor) -> Tensor | None:
         """See `losses.esad.reconstruction`: (2,), None where this device has all rows of the step."""
-        if self.ranks == 1:
+        if self.world == 1:
             return None
         counts = torch.stack([(semi_label == 0).sum(), (semi_label != 0).sum()]).float()
-        return self.trainer.strategy.reduce(counts, reduce_op="mean")
+        return self.mean_over_ranks(counts)
 
     def objective(self, batch: Batch, *both: Tensor) -> Terms:
-        x, target = both or self.at_once(batch)
+        x, target = both or self.shared_inputs(batch)
         z, x_hat, z_hat = self._codes(x)
         semi, counts = batch.semi_label, self._counts(batch.semi_label)
         norm = losses.norm(z_hat, semi, self.code_reduction, self.inverse_eps, counts)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -257,11 +257,11 @@ class IGD(Adversarial):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.e_steps is None:
-            every = max(1, round(self.e_step_every * self.trainer.datamodule.batches_per_epoch))
+            every = max(1, round(self.e_step_every * self.batches_per_epoch))
         else:
             every = max(1, math.ceil(self.total_batches / self.e_steps))
         if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
-            self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
+            self.e_step(self.training_rows(), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
         """Set each scale's center and variance from all training images. Source: Eq. 3.
@@ -312,8 +312,8 @@ class IGD(Adversarial):
         about = d.center if released and not first else center
         distances = loss.distance_sums(count, total, squares, about)
         variance = loss.floored_variance(distances, count, self.variance_floor, per_batch=released)
-        if self.ranks > 1:  # every rank has seen all rows; their last digits may differ
-            agreed = self.trainer.strategy.reduce(torch.cat([center.double(), variance.view(1)]), reduce_op="mean")
+        if self.world > 1:  # every rank has seen all rows; their last digits may differ
+            agreed = self.mean_over_ranks(torch.cat([center.double(), variance.view(1)]))
             center, variance = agreed[:-1], agreed[-1]
         d.variance.copy_(variance)
         d.center.copy_(center)
@@ -326,9 +326,8 @@ class IGD(Adversarial):
     def _without_gradient(self, training: bool) -> Iterator[None]:
         before = self.training
         self.train(training)
-        precision = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         try:
-            with torch.no_grad(), precision:
+            with torch.no_grad(), self.precision():
                 yield
         finally:
             self.train(before)
@@ -347,7 +346,11 @@ class IGD(Adversarial):
             ]
         return phases
 
+    def optimizer_steps(self, k: int) -> int:
+        return len(self._players) * sum(self.local_steps if scale == "local" else 1 for scale in self.scales)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = self.admitted(batch, first=batch_idx == 0)
         if self.interpolation and len(batch.image) < 2:
             raise UserError("interpolation needs two images in a batch, got one; set data.batch_size=2 or more")
         image = self.normalize(self._augmented(batch.image))
@@ -363,11 +366,10 @@ class IGD(Adversarial):
         self._decoded = {}
         self.record(terms)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_batch(self) -> None:
         last = self.batches_seen == self.total_batches  # here, so that the last checkpoint has them
         if last and self.decoder_statistics == "plain" and not self.bn_frozen:
-            self._take_plain_statistics(self.trainer.datamodule.training_batches(self.device))
+            self._take_plain_statistics(self.training_rows())
 
     def _take_plain_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the decoders' running statistics to their means over the batches, of plain embeddings alone."""

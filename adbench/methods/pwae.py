@@ -15,7 +15,7 @@ their own, a head guesses from all codes in which order the tiles came, and a de
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -310,22 +310,21 @@ class PWAE(SingleObjective):
         Only this device's rows carry a gradient, times the number of devices, so that the mean of the devices'
         gradients is the joined batch's.
         """
-        if self._trainer is None or self.trainer.world_size == 1:
+        if self.world == 1:
             return rows
-        world, held = self.trainer.world_size, rows.detach()
-        parts = list(self.all_gather(held).unbind(0))
-        parts[self.trainer.global_rank] = held + world * (rows - held)
+        constant = rows.detach()
+        parts = list(self.all_gather(constant).unbind(0))
+        parts[self.rank] = constant + self.world * (rows - constant)
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     # -- after training ---------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_batch(self) -> None:
         if self.batches_seen == self.total_batches:  # here, so that the last checkpoint has them
             self.eval()
             self.maxima.zero_()
             with torch.no_grad():
-                self.calibrate(self.trainer.datamodule.training_batches(self.device))
+                self.calibrate(self.training_rows())
             self.train()
 
     def calibrate(self, batches: Iterable[Batch]) -> None:

@@ -225,11 +225,11 @@ class SSAE(SingleObjective):
     # -- training -------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        rows = self.trainer.datamodule.rows_per_batch // self.ranks if self._corruption_name == "swap" else 2
-        if rows < 2:
+        rows = self.rows_per_batch if self._corruption_name == "swap" else None
+        if rows is not None and rows < 2:
             raise UserError(
                 "method.corruption=swap takes patches from other images of a batch, and a batch has one image on each "
-                f"device; set data.batch_size={2 * self.ranks} or more"
+                f"device; set data.batch_size={2 * self.world} or more"
             )
         super().on_fit_start()
 
@@ -259,8 +259,7 @@ class SSAE(SingleObjective):
         rows = len(batch.image)
         code = self.codes[(self.rand("symmetry", rows) * len(self.codes)).long().clamp(max=len(self.codes) - 1)]
         clean = crop(apply_symmetry(batch.image, code), *self.extent(), self.rand("crop", rows, 2))
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
-        corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, rank, world))
+        corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, self.rank, self.world))
         terms: Terms = {}
         for number, network in zip(self.objectives, self.networks, strict=True):
             prefix = f"objective_{number}/" if len(self.objectives) > 1 else ""
@@ -284,15 +283,13 @@ class SSAE(SingleObjective):
 
     # -- validation: which weights are kept, and when the learning rate falls -------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        due = self.batches_seen % self.validate_every == 0 or self.batches_seen == self.total_batches
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if due and datamodule is not None:
-            errors = self.validation_errors(datamodule.holdout_batches(self.device))
-            if errors is not None:
-                errors = self.trainer.strategy.reduce(errors, reduce_op="mean")  # every rank decides alike
-                self.select(errors.tolist(), self.optimizers(use_pl_optimizer=False).param_groups)
+    def after_batch(self) -> None:
+        if self.batches_seen % self.validate_every and self.batches_seen != self.total_batches:
+            return
+        errors = self.validation_errors(self.holdout_rows())
+        if errors is not None:
+            errors = self.mean_over_ranks(errors)  # every rank decides alike
+            self.select(errors.tolist(), self.optimizers(use_pl_optimizer=False).param_groups)
 
     @torch.no_grad()
     def validation_errors(self, batches: Iterable[Batch]) -> Tensor | None:

@@ -29,7 +29,9 @@ def make(data_id: str = "textures/toy", kind: str = "texture", **changes) -> SSA
         "optimizer": functools.partial(torch.optim.Adam, lr=1e-3),
     } | changes  # fmt: skip
     torch.manual_seed(0)
-    return SSAE(**options)
+    method = SSAE(**options)
+    method.total_batches = 1
+    return method
 
 
 def batch(rows: int = 4, seed: int = 0) -> Batch:
@@ -175,7 +177,9 @@ def test_categories_get_the_corruptions_and_symmetries_of_the_paper():
 @pytest.mark.parametrize(("rows", "world"), [(1, 1), (2, 2)])
 def test_patches_are_not_swapped_within_batches_of_one_image(rows, world):
     method = make(corruption="swap")
-    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(rows_per_batch=rows), world_size=world)
+    method._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(rows_per_batch=rows, training_batches=None), world_size=world
+    )
     with pytest.raises(UserError, match=f"data.batch_size={2 * world}"):
         method.on_fit_start()
 
@@ -297,7 +301,7 @@ def test_the_state_of_the_selection_is_in_the_checkpoint():
     assert other.best_error.tolist() == [0.25]
 
 
-def test_lightning_calls_the_validation_and_restores_nothing_before_the_end():
+def test_lightning_calls_the_validation_and_at_the_end_the_calibration():
     from pytorch_lightning import LightningDataModule, Trainer
 
     class Data(LightningDataModule):
@@ -317,7 +321,8 @@ def test_lightning_calls_the_validation_and_restores_nothing_before_the_end():
     method.total_batches = 4
     options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
     Trainer(max_epochs=1, enable_progress_bar=False, **options).fit(method, datamodule=data)
-    assert data.calls == 2  # after batches 3 and 4
+    assert data.calls == 3  # after batches 3 and 4, and after the last one
+    assert bool(method.calibrated) and method.average_maps.any()
     assert method.kept_at.item() in (3, 4)
 
 
