@@ -173,7 +173,8 @@ def _resolve(cfg: DictConfig) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"the configuration does not resolve: {reason}") from None
 
 
 def summary(record: Mapping[str, Any], folder: Path) -> str:

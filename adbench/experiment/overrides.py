@@ -359,6 +359,8 @@ def _unknown(key: str, value: Any, added: bool, known: Known) -> str:
     where = f" with {section}={chosen}" if chosen and inner else ""
     what = f"nothing reads {key}{where}" if added else f"there is no {key}{where}"
     node = _at(known.base, parent) if parent else {}
+    if isinstance(node, str) and (table := re.fullmatch(r"\$\{by_data:(.+)\}", node)):
+        raise UserError(f"{what}; type method.recipe.{table[1]}.{key.rpartition('.')[2]}")
     if not isinstance(node, Mapping):
         raise UserError(f"{what}: {parent} holds no keys")
     target = TRAINER if parent == "trainer" else node.get("_target_")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -372,6 +372,28 @@ def _refuse_lightnings_sampler(trainer: Trainer, datamodule: Any) -> None:
             f"on {trainer.world_size} devices this data module shares out its rows by itself; "
             "give Trainer(use_distributed_sampler=False)"
         )
+
+
+def refuse_other_words(constructor: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Refuse a value that is none of the words which its argument's annotation, a `Literal`, lists.
+
+    Args:
+        constructor: with the annotations.
+        values: its arguments by name; others are not looked at.
+
+    Raises:
+        UserError: naming the argument and its words.
+    """
+    for name, hint in get_type_hints(constructor).items():
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        if words and values[name] not in words:
+            raise UserError(f"method.{name} must be {' or '.join(map(str, words))}, got {values[name]!r}")
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width from one side, or from [height, width]."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
 
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

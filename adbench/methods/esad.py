@@ -14,7 +14,8 @@ pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adbench.losses import esad as losses
-from adbench.methods.base import OptimizerFactory, Schedule, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, Terms, step_decay
 from adbench.methods.several_steps import SeveralSteps
 from adbench.networks import esad as deep
 from adbench.networks import lenet
-from adbench.networks.mlp import FeatureScaling, mlp
+from adbench.networks.mlp import SIZES, FeatureScaling, mlp
 from adbench.transforms.displacement import other_rows, permuted, quarter_turned
 from adbench.types import Batch, Scores, UserError
+
+PHI = {"turn": True, "permutation": True, "noise": 0.1, "normal": False}
+OPTIMIZER = partial(torch.optim.SGD, lr=0.1)
+SCHEDULE = step_decay([0.25, 0.5, 0.75], 0.5)
 
 
 class ESAD(SeveralSteps):
@@ -61,28 +66,28 @@ class ESAD(SeveralSteps):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        network: str,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        widths: list[int],
-        batch_norm: bool,
-        code_bn: bool,
-        pad: int,
-        lambda_1: float,
-        lambda_2: float,
-        phi: Mapping[str, Any],
-        reduction: losses.Reduction,
-        code_reduction: losses.Reduction,
-        squared_score: bool,
-        labelled_stream: bool,
-        inverse_eps: float,
-        second_encoder: bool,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
-        clip: float | None,
+        kind: str = "object",
+        image_size: int = 64,
+        network: str = "deep",
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        widths: Sequence[int] = deep.WIDTHS,
+        batch_norm: bool = True,
+        code_bn: bool = False,
+        pad: int = 0,
+        lambda_1: float = 1.0,
+        lambda_2: float = 1.0,
+        phi: Mapping[str, Any] = PHI,
+        reduction: losses.Reduction = "sum",
+        code_reduction: losses.Reduction = "sum",
+        squared_score: bool = True,
+        labelled_stream: bool = True,
+        inverse_eps: float = 1e-3,
+        second_encoder: bool = True,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = SCHEDULE,
+        rows_per_step: int | None = None,
+        clip: float | None = 5.0,
     ) -> None:
         super().__init__(optimizer, schedule, rows_per_step, clip)
         self.tabular, self.pad = kind == "tabular", 0 if kind == "tabular" else pad
@@ -113,7 +118,7 @@ class ESAD(SeveralSteps):
 
     @staticmethod
     def _deep(
-        side: int, network: str, sizes: Any, widths: list[int], norm: bool, code_bn: bool
+        side: int, network: str, sizes: Any, widths: Sequence[int], norm: bool, code_bn: bool
     ) -> tuple[nn.Module, ...]:
         deep.check_side(side)
         encoder = lambda: deep.encoder(tuple(widths), norm, code_bn)  # noqa: E731

@@ -26,7 +26,16 @@ from torch import Tensor, nn
 
 from adbench.losses import igd as loss
 from adbench.losses.similarity import scale_weights
-from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule, Terms
+from adbench.methods.base import (
+    Adversarial,
+    OptimizerFactory,
+    Phase,
+    Schedule,
+    Terms,
+    polynomial,
+    refuse_other_words,
+    sides,
+)
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
 from adbench.transforms.sliding import all_windows, chosen_windows, fold_windows
@@ -35,6 +44,14 @@ from adbench.types import Batch, Scores, UserError, chunk_sizes
 PATCH, STRIDE = 32, 16
 #: Weights of (l_r, l_h) in the released detection script. Source: released code, not the paper.
 RELEASED_WEIGHTS = {"global": (0.1, 0.9), "local": (0.9, 0.1), "alone": (0.5, 0.5)}
+
+TRUNKS = {"global": "resnet18", "local": "residual", "small": "residual"}
+CRITIC_SIGMOID = {"global": False, "local": False, "small": False}
+OPTIMIZERS = {
+    "generator": partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9), weight_decay=1e-6),
+    "critic": partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9)),
+}
+SCHEDULE = polynomial(0.9)
 
 
 class _Decoded(NamedTuple):
@@ -87,13 +104,13 @@ class IGD(Adversarial):
             embeddings; or by statistics of "plain" ones, from a pass over the training rows after the last batch.
         freeze: hold a pretrained trunk fixed; one without pretraining always trains.
         e_step_every: epochs between two E-steps.
-        e_steps: so many over the whole training instead, the one before it included; None goes by epochs.
+        e_steps: number of E-steps over the whole training, the one before it included; None goes by epochs.
         e_step_order: "center_first", or "variance_first" (with the old center, and floored per batch) as released.
         center_floor, variance_floor: see losses.igd.
         patches_per_image: patches drawn per image and batch for the local descriptor; None takes all.
         local_steps: steps of the local descriptor within a batch, among which the batch's patches are dealt out.
         e_step_patches: patches drawn per image in the E-step; None takes all.
-        flip: mirror half of the training images left-right; a truth value or one per data kind.
+        flip: mirror half of the training images left-right.
         fusion: "paper" (l_r + l_h, summed over scales) or "released" (weights 0.1, 0.9 and halves).
         fold: overlapping local maps are averaged ("mean") or added ("sum", as released).
         maps: "paper" (bilinear, Eq. 17's weights) or "released" (nearest, structural part unweighted).
@@ -104,67 +121,30 @@ class IGD(Adversarial):
     """
 
     def __init__(
-        self,
-        kind: str,
-        image_size: int | Sequence[int],
-        scales: Sequence[Literal["global", "local"]],
-        latent: int,
-        width: float,
-        trunks: Mapping[str, str],
-        rho: float,
-        lambda_1: float,
-        lambda_2: float,
-        lambda_3: float,
-        residual: Literal["similarity", "squared"],
-        gaussian: bool,
-        interpolation: bool,
-        zeta: float | Literal["uniform"],
-        critic_first: bool,
-        critic_sigmoid: Mapping[str, bool],
-        critic_broadcast: bool,
-        pairing: Literal["next", "mirror"],
-        bn_frozen: bool,
-        freeze: bool,
-        e_step_every: float,
-        e_steps: int | None,
-        e_step_order: Literal["center_first", "variance_first"],
-        center_floor: float,
-        variance_floor: float,
-        patches_per_image: int | None,
-        e_step_patches: int | None,
-        flip: bool | Mapping[str, bool],
-        fusion: Literal["paper", "released"],
-        fold: Literal["mean", "sum"],
-        maps: Literal["paper", "released"],
-        signed_error: bool,
-        eval_patches: int,
-        optimizers: Mapping[str, OptimizerFactory],
-        schedule: Schedule | None,
-        local_steps: int = 1,
-        decoder: Literal["residual", "resnet18"] = "residual",
-        pixels: Literal["mean", "sum"] = "mean",
-        decoder_statistics: Literal["trained", "plain"] = "trained",
-    ) -> None:
+        self, kind: Literal["object", "texture", "small"] = "object", image_size: int | Sequence[int] = 256,
+        scales: Sequence[Literal["global", "local"]] = ("global", "local"),
+        latent: int = 128, width: float = 1.0, trunks: Mapping[str, str] = TRUNKS,
+        rho: float = 0.15, lambda_1: float = 1.0, lambda_2: float = 1.0, lambda_3: float = 0.1,
+        residual: Literal["similarity", "squared"] = "similarity", gaussian: bool = True, interpolation: bool = True,
+        zeta: float | Literal["uniform"] = 0.2, critic_first: bool = True,
+        critic_sigmoid: Mapping[str, bool] = CRITIC_SIGMOID, critic_broadcast: bool = False,
+        pairing: Literal["next", "mirror"] = "next", bn_frozen: bool = False, freeze: bool = True,
+        e_step_every: float = 10, e_steps: int | None = None,
+        e_step_order: Literal["center_first", "variance_first"] = "center_first",
+        center_floor: float = 0.1, variance_floor: float = 1.0,
+        patches_per_image: int | None = None, e_step_patches: int | None = None, flip: bool = True,
+        fusion: Literal["paper", "released"] = "paper", fold: Literal["mean", "sum"] = "mean",
+        maps: Literal["paper", "released"] = "paper", signed_error: bool = False, eval_patches: int = 1024,
+        optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS, schedule: Schedule | None = SCHEDULE,
+        local_steps: int = 8, decoder: Literal["residual", "resnet18"] = "residual",
+        pixels: Literal["mean", "sum"] = "mean", decoder_statistics: Literal["trained", "plain"] = "trained",
+    ) -> None:  # fmt: skip
         side = _square(image_size)
         scales = _scales(kind, side, scales)
         players = ["critic", "generator"] if critic_first else ["generator", "critic"]
-        if not interpolation:
-            players = ["generator"]
-        self._players = players
+        self._players = players = players if interpolation else ["generator"]
         super().__init__({f"{scale}_{player}": optimizers[player] for scale in scales for player in players}, schedule)
-        for name, value, choices in (
-            ("residual", residual, ("similarity", "squared")),
-            ("pairing", pairing, ("next", "mirror")),
-            ("e_step_order", e_step_order, ("center_first", "variance_first")),
-            ("fusion", fusion, ("paper", "released")),
-            ("fold", fold, ("mean", "sum")),
-            ("maps", maps, ("paper", "released")),
-            ("decoder", decoder, ("residual", "resnet18")),
-            ("pixels", pixels, ("mean", "sum")),
-            ("decoder_statistics", decoder_statistics, ("trained", "plain")),
-        ):
-            if value not in choices:
-                raise UserError(f"method.{name} must be {' or '.join(choices)}, got {value!r}")
+        refuse_other_words(IGD.__init__, locals())
         if not 0 <= rho <= 1:
             raise UserError(f"method.rho weighs two errors and must be in [0, 1], got {rho}; the paper's is 0.15")
         if isinstance(local_steps, bool) or not isinstance(local_steps, int) or local_steps < 1:
@@ -177,27 +157,23 @@ class IGD(Adversarial):
         self.e_step_every, self.e_steps, self.e_step_order = e_step_every, e_steps, e_step_order
         self.center_floor, self.variance_floor = center_floor, variance_floor
         self.patches_per_image, self.e_step_patches, self.local_steps = patches_per_image, e_step_patches, local_steps
-        self.pixels, self.decoder_statistics = pixels, decoder_statistics
-        self.flip = flip[kind] if isinstance(flip, Mapping) else flip
+        self.pixels, self.decoder_statistics, self.flip = pixels, decoder_statistics, flip
         self.fusion, self.fold, self.released_maps, self.signed_error = fusion, fold, maps == "released", signed_error
         self.eval_patches = eval_patches
+        sizes = {"latent": latent, "width": width, "critic": interpolation, "decoder": decoder}
+        self._build(trunks, critic_sigmoid, sizes)
 
+    def _build(self, trunks: Mapping[str, str], critic_sigmoid: Mapping[str, bool], sizes: Mapping[str, Any]) -> None:
+        """Each scale's networks and the windows of its similarity."""
         self.descriptors = nn.ModuleDict()
         self._window: dict[str, dict[str, Any]] = {}
-        for scale in scales:
-            name = "small" if side == PATCH else scale
-            descriptor = Descriptor(
-                PATCH if scale == "local" else side,
-                trunk=trunks[name],
-                latent=latent,
-                width=width,
-                critic=interpolation,
-                sigmoid=critic_sigmoid.get(name, critic_sigmoid[scale]),
-                decoder=decoder,
-            )
-            self.descriptors[scale] = descriptor
-            window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
-            self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
+        for scale in self.scales:
+            name = "small" if self.side == PATCH else scale
+            sigmoid = critic_sigmoid.get(name, critic_sigmoid[scale])
+            side = PATCH if scale == "local" else self.side
+            self.descriptors[scale] = Descriptor(side, trunk=trunks[name], sigmoid=sigmoid, **sizes)
+            window, most = (3, 4) if side == PATCH else (11, 5)
+            self._window[scale] = {"window": window, "weights": scale_weights(side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
         self._features: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # moments of a frozen trunk's features, by scale
         self._tested: tuple[Tensor, dict[str, _Parts]] | None = None
@@ -592,7 +568,7 @@ class IGD(Adversarial):
 
 
 def _square(image_size: int | Sequence[int]) -> int:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides(image_size)
     if height != width:
         raise UserError(f"IGD takes square images, got {height}x{width}; set method.recipe.input to one side")
     return height

@@ -103,7 +103,13 @@ class OneClassSVM(Shallow):
     fitted = ("vectors", "weights", "offset", "scale")
 
     def __init__(
-        self, kind: str, image_size: int, scaling: str, encoder: str | None, nu: float, gamma: float | str
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        nu: float = 0.1,
+        gamma: float | str = "scale",
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         self.nu, self.gamma = nu, gamma
@@ -135,7 +141,13 @@ class IsolationForest(Shallow):
     fitted = ("feature", "threshold", "below", "depth")
 
     def __init__(
-        self, kind: str, image_size: int, scaling: str, encoder: str | None, trees: int, rows_per_tree: int
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "none",
+        encoder: str | None = None,
+        trees: int = 100,
+        rows_per_tree: int = 256,
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if trees < 1 or rows_per_tree < 2:
@@ -204,7 +216,14 @@ class KernelDensity(Shallow):
 
     fitted = ("rows", "width")
 
-    def __init__(self, kind: str, image_size: int, scaling: str, encoder: str | None, bandwidth: float | str) -> None:
+    def __init__(
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        bandwidth: float | str = "scott",
+    ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if bandwidth != "scott" and not (isinstance(bandwidth, int | float) and bandwidth > 0):
             raise UserError(f"method.bandwidth is a number above 0, or scott; got {bandwidth}")
@@ -235,7 +254,14 @@ class NearestNeighbour(Shallow):
 
     fitted = ("rows",)
 
-    def __init__(self, kind: str, image_size: int, scaling: str, encoder: str | None, neighbours: int) -> None:
+    def __init__(
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        neighbours: int = 1,
+    ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if neighbours < 1:
             raise UserError(f"method.neighbours is at least 1, got {neighbours}")

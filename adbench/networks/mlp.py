@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adbench.types import UserError
 
 SCALINGS = ("min_max", "standardised", "clipped", "none")
+SIZES = {"hidden": [32, 16], "embedding": 8}  # the usual widths of a perceptron for tables
 Scaling = Literal["min_max", "standardised", "clipped", "none"]
 
 
