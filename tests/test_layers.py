@@ -54,5 +54,23 @@ def test_imports_point_down(path):
             pytest.fail(f"{path} imports wandb: Lightning's logger reaches it")
 
 
+def functions():
+    """(file, name, number of lines) of every function."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield str(path.relative_to(PACKAGE)), node.name, node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    assert [one for one in functions() if one[2] > 60] == []
+
+
+def test_methods_reach_the_trainers_private_side_and_the_data_module_in_the_base_alone():
+    for path in (PACKAGE / "methods").glob("*.py"):
+        text = path.read_text()
+        assert path.name == "base.py" or ("_trainer" not in text and ".datamodule" not in text), path
+
+
 def test_every_room_has_a_row():
     assert {home(path) for path in modules()} - COMMANDS - {"__init__"} == set(MAY_IMPORT)

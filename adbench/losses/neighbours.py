@@ -61,8 +61,8 @@ def greedy_coreset(rows: Tensor, count: int, first: int, head: int = 24) -> Tens
         bound = torch.addmv(front_length, front, front[place], alpha=-2).add_(front_length[place] - slack)
         closer = (bound < distance).nonzero()[:, 0]
         for some in closer.split(1 << 16):
-            found = (turned[some] - turned[place]).square().sum(1)
-            distance[some] = torch.minimum(distance[some], found)
+            squared = (turned[some] - turned[place]).square().sum(1)
+            distance[some] = torch.minimum(distance[some], squared)
         distance[place] = -1.0  # a member is not chosen again, even where rows repeat
         place = distance.argmax()
     return chosen

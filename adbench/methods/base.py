@@ -1,7 +1,7 @@
-"""What every method shares: the training loop's bookkeeping, and nothing of any paper's mathematics.
+"""The base of every method: the training loop's bookkeeping, and nothing of any paper's mathematics.
 
 A method subclasses `SingleObjective` (one loss, Lightning's automatic optimisation) or `Adversarial` (several players,
-manual optimisation) and says which losses act on which networks; `score` turns images into anomaly scores.
+manual optimisation) and names the losses that act on its networks; `score` turns images into anomaly scores.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Method(LightningModule):
         """Share of the training that is over, in [0, 1]; a pure function of k, so schedules resume exactly.
 
         Raises:
-            UserError: nobody has said how long the training is.
+            UserError: the length of the training is not known.
         """
         if self.total_batches is None:
             raise UserError(
@@ -300,7 +300,7 @@ class Method(LightningModule):
         return int(length)
 
     def _batches_of_steps(self, steps: int, batches: float) -> float:
-        """Training batches in which the trainer counts so many optimizer steps; `batches` make an epoch."""
+        """Training batches in which the trainer counts `steps` optimizer steps; `batches` make an epoch."""
         if self.automatic_optimization:
             each = self.trainer.accumulate_grad_batches  # the last batch of an epoch always steps
             if math.isinf(batches):
@@ -545,10 +545,10 @@ class Adversarial(Method):
 
 
 class _OnlyTraining:
-    """While open, of `every` parameter only those in `chosen` require a gradient; then all do again."""
+    """While open, of `every` parameter only those in `learners` require a gradient; then all do again."""
 
-    def __init__(self, every: list[nn.Parameter], chosen: list[nn.Parameter]) -> None:
-        keep = {id(p) for p in chosen}
+    def __init__(self, every: list[nn.Parameter], learners: list[nn.Parameter]) -> None:
+        keep = {id(p) for p in learners}
         self.held = [p for p in every if id(p) not in keep]
 
     def __enter__(self) -> None:

@@ -37,7 +37,7 @@ from adbench.methods.base import (
 from adbench.networks.averaging import WeightAverage
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.residual_bigan import Critic, Encoder, Generator
-from adbench.transforms.geometry import rotate, rotated_crop, tile, untile
+from adbench.transforms.geometry import rotated_crop, tile, turned_clockwise, untile
 from adbench.transforms.image import to_rgb
 from adbench.types import Batch, Scores, UserError
 
@@ -142,13 +142,13 @@ class CBiGAN(Adversarial):
         ]
 
     def view(self, image: Tensor) -> Tensor:
-        """What the encoder is shown in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
+        """The encoder's view in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
         low, high = self.rotation
         degrees = low + (high - low) * self.rand("rotation", len(image))
         if self.is_texture:
             image = to_rgb(rotated_crop(image, degrees, self.rand("crop", len(image), 2), self.side))
         elif high > low:
-            image = rotate(image, degrees)
+            image = turned_clockwise(image, degrees)
         return _signed(image)
 
     def critic_objective(self, batch: Batch) -> Terms:

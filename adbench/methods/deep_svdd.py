@@ -107,7 +107,7 @@ class _Hypersphere(SeveralSteps):
         return lenet.decoder(self.network, self.image_size)
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
-        """What pretraining may fill; the decoder is made anew and is not part of the method."""
+        """The encoder that pretraining may fill; the decoder is new at each call and no part of the method."""
         side = None if self.tabular else self.image_size
         return {
             "encoder": PretrainableEncoder(self.encoder, len(self.center), side, self.input, decoder=self._decoder())

@@ -243,7 +243,7 @@ class IGD(Adversarial):
         """Set each scale's center and variance from all training images. Source: Eq. 3.
 
         In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing
-        yet, and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
+        yet, and their embeddings lie far from those of training, where l_h would be 1 without a slope.
         """
         if not self.gaussian:
             return
@@ -259,24 +259,24 @@ class IGD(Adversarial):
         others each time: these look again.)
         """
         once = [scale for scale in self.scales if self._fixed_features(scale)]
-        wanted = [scale for scale in self.scales if not (scale in once and scale in self._features)]
-        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
-        for number, batch in enumerate(batches if wanted else ()):
-            for scale in wanted:
+        missing = [scale for scale in self.scales if not (scale in once and scale in self._features)]
+        moments: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
+        for number, batch in enumerate(batches if missing else ()):
+            for scale in missing:
                 encoder, x = self.descriptors[scale].encoder, self._e_step_input(scale, batch.image, number)
                 network = encoder.trunk if scale in once else encoder
                 y = torch.cat([network(piece) for piece in x.split(chunk_sizes(len(x), self.eval_patches))])
                 if scale not in once:
-                    found[scale].append(loss.moments(y))
+                    moments[scale].append(loss.moments(y))
                 else:  # one sum: a second moment has as many numbers as a layer has weights
-                    sums = found[scale].pop() if found[scale] else (0.0, 0.0, 0.0)
-                    found[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
+                    sums = moments[scale].pop() if moments[scale] else (0.0, 0.0, 0.0)
+                    moments[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
         for scale in once:
-            if found[scale]:
-                self._features[scale] = found[scale][0]
+            if moments[scale]:
+                self._features[scale] = moments[scale][0]
             projection = self.descriptors[scale].encoder.projection
-            found[scale] = [loss.projected_moments(*self._features[scale], projection.weight, projection.bias)]
-        return {scale: [torch.stack(part) for part in zip(*parts, strict=True)] for scale, parts in found.items()}
+            moments[scale] = [loss.projected_moments(*self._features[scale], projection.weight, projection.bias)]
+        return {scale: [torch.stack(part) for part in zip(*parts, strict=True)] for scale, parts in moments.items()}
 
     def _fixed_features(self, scale: str) -> bool:
         every_patch = scale == "global" or self.e_step_patches is None
@@ -476,16 +476,16 @@ class IGD(Adversarial):
         tested, self._tested = self._tested, None
         parts = tested[1] if tested is not None and tested[0] is image else self._parts(image)
         paper, released = (self._scale_scores(parts, fusion) for fusion in ("paper", "released"))
-        found = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
+        scores = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
         if self.gaussian:
-            found["released"] = torch.stack(list(released.values())).mean(dim=0)
+            scores["released"] = torch.stack(list(released.values())).mean(dim=0)
         if len(parts) > 1:
-            found |= {f"s_{scale}": value for scale, value in paper.items()}
+            scores |= {f"s_{scale}": value for scale, value in paper.items()}
         for scale, (residual, anomalous, _) in parts.items():
-            found[f"l_r_{scale}"] = loss.worst_patch(residual)
+            scores[f"l_r_{scale}"] = loss.worst_patch(residual)
             if anomalous is not None:
-                found[f"l_h_{scale}"] = loss.worst_patch(anomalous)
-        return found
+                scores[f"l_h_{scale}"] = loss.worst_patch(anomalous)
+        return scores
 
     def extra_metrics(self, columns: Mapping[str, Tensor], label: Tensor) -> dict[str, float]:
         """Accuracy at the paper's threshold of 0.5 on the score as it is, of both fusions of `extra_scores`. Source:

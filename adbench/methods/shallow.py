@@ -1,6 +1,6 @@
 """One-class SVM, isolation forest, kernel density and nearest neighbours, on pixels, features or embeddings.
 
-scikit-learn fits the first two once, in `prepare`; what it found is kept in buffers and scored with tensors, so a
+scikit-learn fits the first two once, in `prepare`; the result is kept in buffers and scored with tensors, so a
 checkpoint holds no object of scikit-learn.
 """
 
@@ -85,8 +85,8 @@ def _squared_distance(rows: Tensor, others: Tensor) -> Tensor:
     return (lengths - 2 * rows @ others.T).clamp(min=0)
 
 
-def _like(found: Any, rows: Tensor) -> Tensor:
-    return torch.as_tensor(found, device=rows.device)
+def _like(values: Any, rows: Tensor) -> Tensor:
+    return torch.as_tensor(values, device=rows.device)
 
 
 class OneClassSVM(Shallow):
@@ -117,11 +117,11 @@ class OneClassSVM(Shallow):
     def fit_rows(self, rows: Tensor) -> None:
         from sklearn.svm import OneClassSVM as Svm
 
-        found = Svm(nu=self.nu, gamma=self.gamma).fit(rows.double().cpu().numpy())
-        self.vectors = _like(found.support_vectors_, rows)
-        self.weights = _like(found.dual_coef_[0], rows)
-        self.offset = _like(-found.intercept_[0], rows)
-        self.scale = _like(float(found._gamma), rows)
+        machine = Svm(nu=self.nu, gamma=self.gamma).fit(rows.double().cpu().numpy())
+        self.vectors = _like(machine.support_vectors_, rows)
+        self.weights = _like(machine.dual_coef_[0], rows)
+        self.offset = _like(-machine.intercept_[0], rows)
+        self.scale = _like(float(machine._gamma), rows)
 
     def score_rows(self, rows: Tensor) -> Tensor:
         return self.offset - torch.exp(-self.scale * _squared_distance(rows, self.vectors)) @ self.weights
@@ -160,12 +160,12 @@ class IsolationForest(Shallow):
         import numpy as np
         from sklearn.ensemble import IsolationForest as Forest
 
-        found = Forest(
+        forest = Forest(
             n_estimators=self.trees,
             max_samples=min(self.rows_per_tree, len(rows)),
             random_state=derived_seed(self.seed, "forest") % 2**32,
         ).fit(rows.float().cpu().numpy())
-        trees = [estimator.tree_ for estimator in found.estimators_]
+        trees = [estimator.tree_ for estimator in forest.estimators_]
         size = max(tree.node_count for tree in trees)
         feature, threshold = np.zeros((len(trees), size), np.int64), np.full((len(trees), size), np.inf)
         children, depth = np.zeros((len(trees), size, 2), np.int64), np.zeros((len(trees), size))

@@ -1,4 +1,4 @@
-"""Detectors that learn next to nothing. A method that does not beat them has found a shortcut, or the data has one."""
+"""Detectors that learn next to nothing. Where a method does not beat them, the data may have a shortcut."""
 
 from __future__ import annotations
 

@@ -38,8 +38,10 @@ class Backbone(nn.Module):
             ) from None
         maps = [(info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         if not stages or any(stage not in range(len(maps)) for stage in stages):
-            shown = ", ".join(f"{i}: {channels} channels, stride {stride}" for i, (channels, stride) in enumerate(maps))
-            raise UserError(f"method.stages={list(stages)} are places among the maps of {name} ({shown})")
+            places = ", ".join(
+                f"{i}: {channels} channels, stride {stride}" for i, (channels, stride) in enumerate(maps)
+            )
+            raise UserError(f"method.stages={list(stages)} are places among the maps of {name} ({places})")
         self.stages, self.channels = sorted(stages), [maps[stage][0] for stage in sorted(stages)]
         self.side = image_size if isinstance(image_size, int) else min(image_size)
         config = self.network.pretrained_cfg

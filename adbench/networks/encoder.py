@@ -1,4 +1,4 @@
-"""What a method shows of its encoders, so that any pretraining can fill them without knowing the method."""
+"""A method's encoders as pretraining sees them, so that it can fill them without knowing the method."""
 
 from __future__ import annotations
 
