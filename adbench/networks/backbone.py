@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Backbone(nn.Module):
     Raises:
         UserError: timm has no such model, or the model no such stage.
     """
+
+    network: Any  # a timm model
 
     def __init__(self, name: str, stages: Sequence[int], image_size: int | Sequence[int]) -> None:
         super().__init__()

@@ -34,8 +34,11 @@ def _folding_matrix(kernel: int) -> Tensor:
 class _Folded(nn.Conv2d):
     """A same-size convolution with odd kernel k whose weights are used folded to k + 1."""
 
+    fold: Tensor  # (k^2, (k + 1)^2)
+
     def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.margin = kernel // 2
         self.register_buffer("fold", self.make_fold(kernel), persistent=False)
 
     @staticmethod
@@ -58,7 +61,7 @@ class ConvThenHalve(_Folded):
         return _folding_matrix(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.folded(), self.bias, stride=2, padding=self.padding)
+        return F.conv2d(x, self.folded(), self.bias, stride=2, padding=self.margin)
 
 
 class DoubleThenConv(_Folded):
@@ -69,7 +72,7 @@ class DoubleThenConv(_Folded):
         return 4 * _folding_matrix(kernel).flip(1)  # doubling sums where halving averages; transposition flips
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self.folded().transpose(0, 1), self.bias, stride=2, padding=self.padding)
+        return F.conv_transpose2d(x, self.folded().transpose(0, 1), self.bias, stride=2, padding=self.margin)
 
 
 class ImageNorm(nn.Module):
@@ -148,7 +151,7 @@ class ResidualTrunk(nn.Module):
 class Encoder(nn.Module):
     """A trunk, which pretraining may fill and freeze, and the projection that IGD trains: (B, 3, S, S) -> (B, Z)."""
 
-    def __init__(self, trunk: nn.Module, latent: int) -> None:
+    def __init__(self, trunk: ResidualTrunk | ResNet18, latent: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.projection = nn.Linear(trunk.features, latent)
@@ -269,7 +272,7 @@ def image_critic(side: int, width: float = 1.0, sigmoid: bool = False) -> nn.Seq
     )
 
 
-TRUNKS: dict[str, Callable[[float], nn.Module]] = {
+TRUNKS: dict[str, Callable[[float], ResidualTrunk | ResNet18]] = {
     "resnet18": lambda width: ResNet18(width),
     "resnet18_cifar": lambda width: ResNet18(width, stem="cifar"),
     "residual": ResidualTrunk,

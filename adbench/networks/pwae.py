@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -37,6 +37,10 @@ class TileEncoder(nn.Module):
         posterior: give mean and log-variance (2 d numbers) instead of a code, for the KL ablation.
         normalize: subtract ImageNet's mean and divide by its deviation first.
     """
+
+    backbone: Any  # a timm model
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
 
     def __init__(self, backbone: str, width: float, latent: int, posterior: bool, normalize: bool) -> None:
         super().__init__()

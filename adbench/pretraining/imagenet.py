@@ -292,7 +292,7 @@ class Distillation(Trained):
         self.crop, self.flip_p, self.teacher_side, self.save_every = list(crop), flip_p, teacher_side, save_every
         self._checkpoint = checkpoint
         self._file: Path | None = None
-        self._teacher: nn.Module | None = None
+        self._teacher: Any = None
 
     def check(self, method: Any) -> None:
         super().check(method)
@@ -310,7 +310,7 @@ class Distillation(Trained):
         if encoder.side is None:
             raise UserError(f"pretraining={self.name} learns from images, and the encoder '{name}' takes vectors")
 
-    def _load_teacher(self) -> nn.Module:
+    def _load_teacher(self) -> Any:  # a timm model, which has no types
         if self._teacher is None:
             import timm
 
@@ -366,7 +366,7 @@ class Distillation(Trained):
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
         network, teacher = encoder.network, self._load_teacher().to(images.device)
-        if self.published and encoder.published == self.teacher:
+        if self.published and encoder.published == self.teacher and self._file is not None:
             fill(network, read_weights(self._file), self._file)
             return
         with torch.random.fork_rng():
@@ -377,7 +377,7 @@ class Distillation(Trained):
         optimizer = torch.optim.Adam(
             [*network.parameters(), *adapter.parameters()], lr=self.lr, weight_decay=self.weight_decay
         )
-        views = Views(images, encoder, self.augmentation(encoder.side), seed)
+        views = Views(images, encoder, self.augmentation(encoder.image_side), seed)
         mean, std = (value.to(images.device) for value in (self._mean, self._std))
 
         def loss(k: int) -> Tensor:
