@@ -209,7 +209,9 @@ def create_method(
     from adbench.experiment.build import build_method
     from adbench.experiment.compose import composed_method, data_advice
 
-    cfg = composed_method(name, kind, image_size, [_override(f"++method.{key}", value) for key, value in values.items()])
+    cfg = composed_method(
+        name, kind, image_size, [_override(f"++method.{key}", value) for key, value in values.items()]
+    )
     method = build_method(cfg)
     method.data_advice = data_advice(cfg)
     return method
