@@ -15,7 +15,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from adbench.evaluation.evaluator import Evaluator
-from adbench.evaluation.panels import Panel, draw_strip, map_scale
+from adbench.evaluation.overlay import map_scale
+from adbench.evaluation.panels import Panel, draw_strip
 from adbench.files import whole, write_json
 from adbench.types import Batch, Scores
 

@@ -20,12 +20,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from adbench.evaluation.curves import Curve
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.metrics import curve
+from adbench.evaluation.overlay import COLOURS, map_scale, overlay
 from adbench.files import whole
 from adbench.types import Batch, Scores
 
 NORMAL, ANOMALOUS, INK, FAINT = "#2f6db5", "#c8442e", "#222222", "#8a8a8a"
 CONTOUR = "#35f0ff"
-COLOURS = "inferno"
 DPI = 130
 
 
@@ -164,89 +164,101 @@ def _pixels(images: torch.Tensor) -> NDArray[np.float32]:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def draw_panels(panels: Sequence[Panel]) -> Figure:
-    """Each image in a row: image, reconstruction, anomaly map, map over the image with the mask's outline.
+class _Layout(NamedTuple):
+    """Where the cells of `draw_panels` lie, in inches."""
 
-    All maps share one colour scale. Columns that no image has are left out; many images are set in blocks.
-    """
+    columns: list[str]
+    rows: int
+    blocks: int
+    cell: tuple[float, float]  # width, height
+    block: float  # width
+    bar: float  # width of the colour bar's place
+    width: float
+    height: float
+
+    def place(self, at: int, column: int = 0) -> tuple[float, float]:
+        """Left and bottom of a column's cell of panel `at`."""
+        block, row = divmod(at, self.rows)
+        left = MARGIN + block * (self.block + BETWEEN) + column * (self.cell[0] + GAP)
+        return left, self.height - HEAD - (row + 1) * (self.cell[1] + LABEL)
+
+
+GAP, LABEL, BETWEEN, MARGIN, HEAD = 0.06, 0.27, 0.4, 0.25, 0.3  # inches
+
+
+def _layout(panels: Sequence[Panel]) -> _Layout:
+    """Columns that no image has are left out; many images are set in blocks beside each other."""
+    mapped = any(panel.map is not None for panel in panels)
     reconstructed = any(panel.reconstruction is not None for panel in panels)
-    mapped = [panel.map for panel in panels if panel.map is not None]
-    masked = any(panel.mask is not None for panel in panels)
-    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * bool(mapped)]
-    if masked and not mapped:
+    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * mapped]
+    if not mapped and any(panel.mask is not None for panel in panels):
         columns.append("mask")
     blocks = min(1 + (len(panels) > 4) + (len(panels) > 18), len(panels))
     rows = -(-len(panels) // blocks)
-
-    height, width = panels[0].image.shape[:2]  # layout in inches
-    cell_w = 1.5 if len(columns) > 2 else 2.0
-    cell_h = cell_w * height / width
-    gap, label, between, margin, head = 0.06, 0.27, 0.4, 0.25, 0.3
-    block_w = len(columns) * (cell_w + gap) - gap
+    height, width = panels[0].image.shape[:2]
+    cell_width = 1.5 if len(columns) > 2 else 2.0
+    cell = (cell_width, cell_width * height / width)
+    block = len(columns) * (cell_width + GAP) - GAP
     bar = 0.75 if mapped else 0.0
-    total_w = 2 * margin + blocks * block_w + (blocks - 1) * between + bar
-    total_h = head + rows * (cell_h + label) + margin
-    figure = Figure(figsize=(total_w, total_h), dpi=DPI, facecolor="white")
-    scale = map_scale(mapped) if mapped else None
+    whole_width = 2 * MARGIN + blocks * block + (blocks - 1) * BETWEEN + bar
+    whole_height = HEAD + rows * (cell[1] + LABEL) + MARGIN
+    return _Layout(columns, rows, blocks, cell, block, bar, whole_width, whole_height)
 
+
+def draw_panels(panels: Sequence[Panel]) -> Figure:
+    """Each image in a row: image, reconstruction, anomaly map, map over the image with the mask's outline.
+
+    All maps share one colour scale.
+    """
+    layout = _layout(panels)
+    width, height = layout.width, layout.height
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    maps = [panel.map for panel in panels if panel.map is not None]
+    scale = map_scale(maps) if maps else None
     for at, panel in enumerate(panels):
-        block, row = divmod(at, rows)
-        left = margin + block * (block_w + between)
-        bottom = total_h - head - (row + 1) * (cell_h + label)
-        for column, what in enumerate(columns):
-            x = left + column * (cell_w + gap)
-            axes = figure.add_axes((x / total_w, bottom / total_h, cell_w / total_w, cell_h / total_h))
+        for column, name in enumerate(layout.columns):
+            x, y = layout.place(at, column)
+            axes = figure.add_axes((x / width, y / height, layout.cell[0] / width, layout.cell[1] / height))
             axes.set_axis_off()
-            _draw_cell(axes, what, panel, scale)
-            if row == 0:
-                y = total_h - head * 0.6
-                figure.text((x + cell_w / 2) / total_w, y / total_h, what, ha="center", fontsize=8, color=FAINT)
+            _draw_cell(axes, name, panel, scale)
+            if at % layout.rows == 0:
+                middle = (x + layout.cell[0] / 2) / width
+                figure.text(middle, (height - HEAD * 0.6) / height, name, ha="center", fontsize=8, color=FAINT)
+        x, y = layout.place(at)
         figure.text(
-            left / total_w,
-            (bottom + cell_h + 0.05) / total_h,
-            f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
-            fontsize=9,
-            fontweight="bold",
-            color=NORMAL if panel.kind == "good" else ANOMALOUS,
-        )
+            x / width, (y + layout.cell[1] + 0.05) / height, f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
+            fontsize=9, fontweight="bold", color=NORMAL if panel.kind == "good" else ANOMALOUS,
+        )  # fmt: skip
     if scale is not None:
-        tall = min(total_h - 2 * margin - head, 4.0)
-        axes = figure.add_axes(
-            (
-                (total_w - margin - bar + 0.15) / total_w,
-                (total_h - head - label - tall) / total_h,
-                0.13 / total_w,
-                tall / total_h,
-            )
-        )
-        colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes, extend="max")
-        colours.set_label("anomaly score of a pixel", fontsize=8, color=INK)
-        colours.ax.tick_params(labelsize=7, colors=INK)
-        colours.outline.set_visible(False)
-        colours.ax.yaxis.get_offset_text().set_fontsize(7)
+        _draw_bar(figure, layout, scale)
     return figure
 
 
-def map_scale(maps: Sequence[NDArray[np.float32]]) -> Normalize:
-    """One colour scale for all of a test's maps, without the hottest pixels' few."""
-    values = np.concatenate([one.ravel() for one in maps])
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
-    return Normalize(low, high if high > low else low + 1.0, clip=True)
+def _draw_bar(figure: Figure, layout: _Layout, scale: Normalize) -> None:
+    """The colour bar at the right."""
+    width, height = layout.width, layout.height
+    tall = min(height - 2 * MARGIN - HEAD, 4.0)
+    left = width - MARGIN - layout.bar + 0.15
+    axes = figure.add_axes((left / width, (height - HEAD - LABEL - tall) / height, 0.13 / width, tall / height))
+    bar = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes, extend="max")
+    bar.set_label("anomaly score of a pixel", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
 
 
-def _draw_cell(axes: Axes, what: str, panel: Panel, scale: Normalize | None) -> None:
+def _draw_cell(axes: Axes, column: str, panel: Panel, scale: Normalize | None) -> None:
     image = panel.image.clip(0, 1)
-    if what == "reconstruction":
+    if column == "reconstruction":
         if panel.reconstruction is not None:
             axes.imshow(panel.reconstruction.clip(0, 1))
-    elif what == "anomaly map":
+    elif column == "anomaly map":
         if panel.map is not None:
             axes.imshow(panel.map, cmap=COLOURS, norm=scale)
-    elif what == "image":
+    elif column == "image":
         axes.imshow(image)
     else:
-        axes.imshow(_overlay(image, panel.map, scale))
+        axes.imshow(_overlay(panel, scale))
         if panel.mask is not None and panel.mask.any():
             edge = np.pad(panel.mask, 1).astype(float)  # a defect at the border is outlined too
             across = np.arange(-1, panel.mask.shape[1] + 1)
@@ -255,16 +267,12 @@ def _draw_cell(axes: Axes, what: str, panel: Panel, scale: Normalize | None) -> 
             axes.set(xlim=(-0.5, panel.mask.shape[1] - 0.5), ylim=(panel.mask.shape[0] - 0.5, -0.5))
 
 
-def _overlay(
-    image: NDArray[np.float32], map_: NDArray[np.float32] | None, scale: Normalize | None
-) -> NDArray[np.float32]:
-    """The grey image under the map's colours; cold pixels leave it visible."""
-    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-    if map_ is not None and scale is not None:
-        heat = ScalarMappable(scale, COLOURS).to_rgba(map_)[..., :3]
-        strength = 0.75 * np.asarray(scale(map_))[..., None]
-        grey = (1 - strength) * grey + strength * heat
-    return grey.clip(0, 1)
+def _overlay(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
+    """(H, W, 3): the grey image under the map's colours; without a map the grey image."""
+    image = (panel.image.clip(0, 1) * 255).round().astype(np.uint8)
+    if panel.map is None or scale is None:
+        return np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1)
+    return overlay(image, panel.map, scale)
 
 
 STRIP = 128  # pixels of the longer side of a strip's cells
@@ -277,7 +285,7 @@ def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
     if panel.reconstruction is not None:
         cells.append(panel.reconstruction.clip(0, 1))
     if panel.map is not None or panel.mask is not None:
-        cells.append(_overlay(image, panel.map, scale))
+        cells.append(_overlay(panel, scale).astype(np.float32) / 255)
     height, width = (max(1, round(STRIP * side / max(image.shape[:2]))) for side in image.shape[:2])
     small = [_resized(cell, (height, width)) for cell in cells]
     if panel.mask is not None and panel.mask.any():

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.gallery import Gallery, Kept, keys
-from adbench.evaluation.panels import Panel, draw_strip, map_scale
+from adbench.evaluation.overlay import map_scale
+from adbench.evaluation.panels import Panel, draw_strip
 from adbench.types import Batch, Scores
 
 # What each row of the test scores; rows 0-5 are normal, 6-11 anomalous. The threshold is 0.46.
