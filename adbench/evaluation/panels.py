@@ -15,11 +15,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from adbench.evaluation.curves import Curve
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.metrics import curve
+from adbench.evaluation.observers import Observer
 from adbench.evaluation.overlay import COLOURS, map_scale, overlay
 from adbench.files import whole
 from adbench.types import Batch, Scores
@@ -40,14 +41,12 @@ class Panel(NamedTuple):
     mask: NDArray[np.bool_] | None  # (H, W)
 
 
-class Panels(Callback):
+class Panels(Observer):
     """Draws `panels.png`, `roc.png` and `histogram.png` when a test ends, and hands them to the loggers.
 
     Args:
         folder: where the pictures go.
-        evaluator: the one of the same trainer; it knows the scores.
-        defects: defect kind of each row of the record table, "good" for normal rows.
-        test_rows: rows of the record table that are tested.
+        evaluator: the one of the same trainer; it knows what is tested, and the scores.
         per_defect: images shown of each defect kind.
         normals: normal images shown.
         at_most: images shown in all.
@@ -57,30 +56,20 @@ class Panels(Callback):
         self,
         folder: str | os.PathLike[str],
         evaluator: Evaluator,
-        defects: Sequence[str] | NDArray[np.str_],
-        test_rows: ArrayLike,
         per_defect: int = 2,
         normals: int = 4,
         at_most: int = 24,
     ) -> None:
         self.folder = Path(folder)
         self.evaluator = evaluator
-        self.defects = np.asarray(defects)
-        self.rows = frozenset(chosen_rows(self.defects, np.asarray(test_rows), per_defect, normals, at_most))
+        self.defects = evaluator.subject.defects
+        self.rows = frozenset(chosen_rows(self.defects, evaluator.subject.rows, per_defect, normals, at_most))
         self._panels: dict[int, Panel] = {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, method: LightningModule) -> None:
         self._panels = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Scores,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
         if batch.image.ndim != 4 or len(self._panels) == len(self.rows):
             return
         here = {row: at for at, row in enumerate(batch.index.tolist()) if row in self.rows}
@@ -88,32 +77,29 @@ class Panels(Callback):
             return
         picked = torch.tensor(list(here.values()), device=batch.image.device)
         image = batch.image[picked]
-        with torch.no_grad():
-            reconstruction = pl_module.reconstruct(image) if hasattr(pl_module, "reconstruct") else None
-        maps = None if outputs.maps is None else _pixels(outputs.maps[picked])[..., 0]
-        masks = batch.mask[picked, 0].cpu().numpy() if self.evaluator.has_masks else None
-        scores = outputs.image[picked].tolist()
+        reconstruction = method.reconstruct(image) if hasattr(method, "reconstruct") else None
+        maps = None if scores.maps is None else _pixels(scores.maps[picked])[..., 0]
+        masks = batch.mask[picked, 0].cpu().numpy() if self.evaluator.subject.has_masks else None
+        image_scores = scores.image[picked].tolist()
         images = _pixels(image)
         reconstructions = None if reconstruction is None else _pixels(reconstruction)
         for k, row in enumerate(here):
             self._panels[row] = Panel(
                 str(self.defects[row]),
-                scores[k],
+                image_scores[k],
                 images[k],
                 None if reconstructions is None else reconstructions[k],
                 None if maps is None else maps[k],
                 None if masks is None else masks[k],
             )
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._panels)
-            self._panels = {row: panel for panels in gathered for row, panel in panels.items()}
+    def share(self) -> dict[int, Panel]:
+        return self._panels
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+    def finish(self, shares: list[dict[int, Panel]], method: LightningModule) -> None:
+        self._panels = {row: panel for panels in shares for row, panel in panels.items()}
+
+    def draw(self, trainer: Trainer, method: LightningModule) -> None:
         table, threshold = self.evaluator.table(), self.evaluator.threshold
         level = None if threshold is None else threshold["value"]
         figures = {"histogram": draw_histogram(table["score"], table["label"], level)}

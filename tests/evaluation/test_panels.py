@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from adbench.evaluation import panels as drawing
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.metrics import curve
+from adbench.evaluation.observers import Subject
 from adbench.evaluation.panels import Panel, Panels, chosen_rows
 from adbench.types import Batch, Scores
 
@@ -48,8 +49,8 @@ def batches(tabular=False, size=(16, 20)):
 
 
 def run(folder, loader, loggers=False, detector=None):
-    evaluator = Evaluator(has_masks=True, threshold=0.3)
-    panels = Panels(folder, evaluator, DEFECTS, np.arange(N))
+    evaluator = Evaluator(Subject(DEFECTS, DEFECTS, np.arange(N), has_masks=True), threshold=0.3)
+    panels = Panels(folder, evaluator)
     trainer = Trainer(accelerator="cpu", logger=loggers, callbacks=[panels, evaluator], enable_progress_bar=False)
     trainer.test(detector or Darkness(), loader, verbose=False)
     return panels
