@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,31 +12,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from adbench.evaluation.evaluator import Evaluator
+from adbench.evaluation.kept import Kept
 from adbench.evaluation.observers import Observer
 from adbench.evaluation.overlay import map_scale
-from adbench.evaluation.panels import Panel, draw_strip
+from adbench.evaluation.panels import draw_strip, panels_of
 from adbench.files import whole, write_json
 from adbench.types import Batch, Scores
-
-
-class Kept(NamedTuple):
-    """The rows kept for one role, on the device of the test; fewer rows than wanted have key -inf."""
-
-    key: Tensor  # (K,)
-    index: Tensor  # (K,)
-    label: Tensor  # (K,)
-    score: Tensor  # (K,)
-    image: Tensor  # (K, 3, H, W)
-    mask: Tensor  # (K, 1, H, W)
-    maps: Tensor | None  # (K, 1, H, W)
-
-    def best(self, number: int) -> Kept:
-        """The `number` rows of the highest keys."""
-        rows = self.key.topk(min(number, len(self.key))).indices
-        return Kept(*(None if column is None else column[rows] for column in self))
-
-    def with_rows_of(self, other: Kept) -> Kept:
-        return Kept(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self, other, strict=True)))
 
 
 def keys(score: Tensor, label: Tensor, threshold: float | None) -> dict[str, Tensor]:
@@ -83,14 +63,14 @@ class Gallery(Observer):
         threshold = self.evaluator.threshold
         level = None if threshold is None else threshold["value"]
         score = scores.image.detach()
-        rows = Kept(score, batch.index, batch.label, score, batch.image, batch.mask, _detached(scores.maps))
+        rows = Kept.of(batch, scores)
         for role, key in keys(score, batch.label, level).items():
             here = rows._replace(key=key).best(self.number)
             before = self._kept.get(role)
             self._kept[role] = here if before is None else before.with_rows_of(here).best(self.number)
 
     def share(self) -> dict[str, Kept]:
-        return {role: Kept(*(None if c is None else c.cpu() for c in kept)) for role, kept in self._kept.items()}
+        return {role: kept.on_host() for role, kept in self._kept.items()}
 
     def finish(self, shares: list[dict[str, Kept]], method: LightningModule) -> None:
         self._kept = {}
@@ -103,7 +83,7 @@ class Gallery(Observer):
         subject, kept, self._kept = self.evaluator.subject, self._kept, {}
         if not kept:
             return
-        panels = {role: self._panels(rows, method) for role, rows in kept.items()}
+        panels = {role: panels_of(rows, method, subject) for role, rows in kept.items()}
         maps = [panel.map for images in panels.values() for _, panel in images if panel.map is not None]
         scale = map_scale(maps) if maps else None
         entries = []
@@ -118,40 +98,3 @@ class Gallery(Observer):
                     "score": panel.score if np.isfinite(panel.score) else None,
                 })  # fmt: skip
         write_json(self.folder / "gallery.json", entries)
-
-    def _panels(self, rows: Kept, method: LightningModule) -> list[tuple[int, Panel]]:
-        rows = Kept(*(None if column is None else column[rows.key > -torch.inf] for column in rows))
-        if not len(rows.key):
-            return []
-        reconstruction = None
-        if hasattr(method, "reconstruct"):
-            reconstruction = method.reconstruct(rows.image.to(method.device))
-        columns = [
-            None if pixels is None else pixels.detach().float().movedim(1, -1).cpu().numpy()
-            for pixels in (
-                rows.image,
-                reconstruction,
-                rows.maps,
-                rows.mask if self.evaluator.subject.has_masks else None,
-            )
-        ]
-        image, reconstructed, maps, mask = columns
-        assert image is not None
-        return [
-            (
-                row,
-                Panel(
-                    str(self.evaluator.subject.defects[row]),
-                    score,
-                    image[k],
-                    None if reconstructed is None else reconstructed[k],
-                    None if maps is None else maps[k, ..., 0],
-                    None if mask is None else mask[k, ..., 0] > 0.5,
-                ),
-            )
-            for k, (row, score) in enumerate(zip(rows.index.tolist(), rows.score.tolist(), strict=True))
-        ]
-
-
-def _detached(pixels: Tensor | None) -> Tensor | None:
-    return None if pixels is None else pixels.detach()

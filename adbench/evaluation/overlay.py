@@ -29,6 +29,20 @@ def map_scale(maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> Norm
     return Normalize(float(low), float(high if high > low else low + 1.0), clip=True)
 
 
+def coloured(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
+    """(h, w) -> (h, w, 3): the map in the scale's colours."""
+    return _table()[(_shares(values, scale) * 255).astype(np.uint8)].astype(np.uint8)
+
+
+def _shares(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.float32]:
+    """(h, w) in [0, 1]: the place on the scale; what is no number is hot."""
+    return np.nan_to_num(np.asarray(scale(values), dtype=np.float32), nan=1.0)
+
+
+def _table() -> NDArray[np.float32]:
+    return (colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.float32)
+
+
 def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
     """The map's colours over the grey image: where the map is cold the image stays visible.
 
@@ -41,10 +55,8 @@ def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], scale: Normal
         (H, W, 3).
     """
     height, width = image.shape[:2]
-    share = np.nan_to_num(np.asarray(scale(values), dtype=np.float32), nan=1.0)
-    share = np.asarray(Image.fromarray(share).resize((width, height), Image.Resampling.BILINEAR))
-    table = (colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.float32)
+    share = np.asarray(Image.fromarray(_shares(values, scale)).resize((width, height), Image.Resampling.BILINEAR))
     grey = image.mean(axis=-1, keepdims=True, dtype=np.float32)
     strength = HEAT * share[..., None]
-    mixed = (1 - strength) * grey + strength * table[(share * 255).astype(np.uint8)]
+    mixed = (1 - strength) * grey + strength * _table()[(share * 255).astype(np.uint8)]
     return mixed.clip(0, 255).astype(np.uint8)

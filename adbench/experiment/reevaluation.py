@@ -132,7 +132,7 @@ def _test(
     extra = ExtraScores(subject)
     trainer.callbacks += [
         evaluator, extra, CodePanels(figures, subject),
-        Panels(figures, evaluator, per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal),
+        Panels(figures, evaluator, anomalous=cfg.evaluation.panels_anomalous, normals=cfg.evaluation.panels_normal),
     ]  # fmt: skip
     trainer.test(method, datamodule=datamodule, verbose=False)
     table = evaluator.table()

@@ -231,7 +231,7 @@ def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
     figures, subject = job.folder.path / "figures", Subject.of(datamodule)
     offset = histogram_offset(held_out["pixels"]) if len(held_out["pixels"]) else 0.0
     evaluator, extra = Evaluator(subject, job.record["threshold"], offset), ExtraScores(subject)
-    panels = Panels(figures, evaluator, per_defect=options.panels_per_defect, normals=options.panels_normal)
+    panels = Panels(figures, evaluator, anomalous=options.panels_anomalous, normals=options.panels_normal)
     gallery = Gallery(figures, evaluator, number=options.gallery)
     bar = TQDMProgressBar(refresh_rate=refresh_rate())
     callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, subject, options.codes), extra]
