@@ -163,7 +163,7 @@ class Bench:
             self.cfg.budget = {"name": "quick", "max_batches": tiny.BATCHES, "max_epochs": None,
                                "pretraining_batches": None, "checkpoint_every": 2}  # fmt: skip
             self.cfg.protocol.holdout = 0.25
-            self.cfg.evaluation.update({"panels_per_defect": 0, "panels_normal": 0, "gallery": 0})
+            self.cfg.evaluation.update({"panels_anomalous": 0, "panels_normal": 0, "gallery": 0})
             self.cfg.hydra.runtime.output_dir = str(self.path)
         self.trained = None  # what is to be kept: (data, setting, code), batches
         self.codes = {}  # attempt -> the editions of the code that had a part in it

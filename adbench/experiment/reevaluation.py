@@ -105,6 +105,7 @@ def _test(
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
     from adbench.evaluation.metrics import held_out_threshold, histogram_offset
+    from adbench.evaluation.observers import Subject
     from adbench.evaluation.panels import Panels
     from adbench.experiment import job as jobs
     from adbench.experiment import training
@@ -126,12 +127,12 @@ def _test(
     if threshold is None or threshold["quantile"] != cfg.evaluation.quantile:
         threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile)
     threshold = threshold and threshold | {"origin": origin}
-    evaluator = Evaluator(datamodule.has_masks, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
-    extra = ExtraScores(records.defect)
+    subject = Subject.of(datamodule)
+    evaluator = Evaluator(subject, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
+    extra = ExtraScores(subject)
     trainer.callbacks += [
-        evaluator, extra, CodePanels(figures, records.defect),
-        Panels(figures, evaluator, records.defect, datamodule.split.test,
-               per_defect=cfg.evaluation.panels_per_defect, normals=cfg.evaluation.panels_normal),
+        evaluator, extra, CodePanels(figures, subject),
+        Panels(figures, evaluator, anomalous=cfg.evaluation.panels_anomalous, normals=cfg.evaluation.panels_normal),
     ]  # fmt: skip
     trainer.test(method, datamodule=datamodule, verbose=False)
     table = evaluator.table()
@@ -139,7 +140,7 @@ def _test(
         **{key: record[key] for key in ("method", "protocol", "pretraining", "seed", "config_hash")},
         "data": cfg.data.id, "trained_on": trained_on, "status": "evaluation", "threshold": threshold,
         "metrics": evaluator.results() | extra.results(),
-        "per_defect_image_auroc": evaluator.per_defect(records.defect),
+        "per_defect_image_auroc": evaluator.per_defect(),
         "image_auroc_interval_95": evaluator.interval(), "counts": training.counts(datamodule, method),
         "data_report": datamodule.data_report(),
         "time": {"finished": jobs.now(), "total_s": round(time.perf_counter() - started, 2)},

@@ -224,25 +224,23 @@ def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
     from adbench.evaluation.extra_scores import ExtraScores
     from adbench.evaluation.gallery import Gallery
     from adbench.evaluation.metrics import histogram_offset
+    from adbench.evaluation.observers import Subject
     from adbench.evaluation.panels import Panels
 
     clock, datamodule, options = time.perf_counter(), job.datamodule, job.cfg.evaluation
-    figures, defects, paths = job.folder.path / "figures", datamodule.records.defect, datamodule.records.path
+    figures, subject = job.folder.path / "figures", Subject.of(datamodule)
     offset = histogram_offset(held_out["pixels"]) if len(held_out["pixels"]) else 0.0
-    evaluator, extra = Evaluator(datamodule.has_masks, job.record["threshold"], offset), ExtraScores(defects)
-    panels = Panels(
-        figures, evaluator, defects, datamodule.split.test,
-        per_defect=options.panels_per_defect, normals=options.panels_normal,
-    )  # fmt: skip
-    gallery = Gallery(figures, evaluator, defects, paths, number=options.gallery)
+    evaluator, extra = Evaluator(subject, job.record["threshold"], offset), ExtraScores(subject)
+    panels = Panels(figures, evaluator, anomalous=options.panels_anomalous, normals=options.panels_normal)
+    gallery = Gallery(figures, evaluator, number=options.gallery)
     bar = TQDMProgressBar(refresh_rate=refresh_rate())
-    callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, defects, options.codes), extra]
+    callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, subject, options.codes), extra]
     callbacks += [*job.callbacks, bar]
     tester = _trainer(job.cfg, job.folder, ranks.world, callbacks, job.loggers)
     tester.test(job.method, datamodule=datamodule, verbose=False)
     job.record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
     job.record["metrics"] = evaluator.results() | extra.results()
-    job.record["per_defect_image_auroc"] = evaluator.per_defect(defects)
+    job.record["per_defect_image_auroc"] = evaluator.per_defect()
     job.record["image_auroc_interval_95"] = evaluator.interval()
     for logger in job.loggers:
         numbers = {f"test/{k}": v for k, v in job.record["metrics"].items() if v is not None}

@@ -25,13 +25,8 @@ from adbench.losses import pwae as loss
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
-from adbench.transforms.jigsaw import (
-    distant_permutations,
-    join_tiles,
-    permute_tiles,
-    random_permutations,
-    split_tiles,
-)
+from adbench.transforms.geometry import tile, untile
+from adbench.transforms.jigsaw import distant_permutations, permute_tiles, random_permutations
 from adbench.types import Batch, Scores, UserError
 
 
@@ -201,7 +196,7 @@ class PWAE(SingleObjective):
             image = F.pad(image, (0, self.right, 0, self.below), mode="replicate")
         if self.enlarge > 1:
             image = F.interpolate(image, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        return split_tiles(image, self.grid)
+        return tile(image, (image.shape[-2] // self.grid, image.shape[-1] // self.grid))
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> the tiles' last maps (B, K, C, h, w) and codes (B, K, d), or (B, K, 2 d) for a posterior."""
@@ -211,7 +206,9 @@ class PWAE(SingleObjective):
 
     def _mosaic_to_image(self, maps: Tensor) -> Tensor:
         height, width = self.image_size
-        return self.decoder(join_tiles(maps, self.grid))[..., :height, :width].float()
+        return self.decoder(untile(maps, self.grid * maps.shape[-2], self.grid * maps.shape[-1]))[
+            ..., :height, :width
+        ].float()
 
     def _maps_of(self, z: Tensor) -> Tensor:
         return self.code_to_map(z.flatten(0, 1)).unflatten(0, z.shape[:2])
