@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from adbench.losses import pwae as loss
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
 from adbench.networks.encoder import PretrainableEncoder
-from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
+from adbench.networks.pwae import CodeToMap, Decoder, TileEncoder, map_side
 from adbench.transforms.geometry import tile, untile
 from adbench.transforms.jigsaw import distant_permutations, permute_tiles, random_permutations
 from adbench.types import Batch, Scores, UserError
@@ -45,8 +45,8 @@ class PWAE(SingleObjective):
         kind: data kind: object, texture or small.
         image_size: side of the images, or [H, W].
         grid: n, tiles along a side; 2 or 3.
-        backbone: "resnet50" or "resnet18".
-        width: multiplies the channels of encoder and decoder.
+        backbone: "resnet50", "resnet18", or another timm model whose last map has a stride of 32.
+        width: multiplies the channels of the decoder and of a ResNet encoder.
         latent: d, numbers in the code of a tile.
         enlarge: data kind -> whole factor by which its images are enlarged in front of the encoder.
         normalize_input: apply ImageNet's mean and deviation inside the encoder.
@@ -123,7 +123,6 @@ class PWAE(SingleObjective):
         super().__init__(optimizer, schedule)
         for name, value, choices in (
             ("grid", grid, (2, 3)),
-            ("backbone", backbone, BACKBONES),
             ("decoder", decoder, ("released", "padded")),
             ("decoder_input", decoder_input, ("feature_map", "latent")),
             ("output", output, ("sigmoid", "tanh")),
@@ -151,7 +150,7 @@ class PWAE(SingleObjective):
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
         #: height and width in pixels of what the encoder sees
         self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
-        self.backbone, self.latent = backbone, latent
+        self.latent = latent
         self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
         self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
@@ -373,7 +372,6 @@ class PWAE(SingleObjective):
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The backbone, up to the mean over its last map; the map itself goes to codes and decoder."""
-        published = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
         encoder = self.encoder
         return {
             "tiles": PretrainableEncoder(
@@ -382,7 +380,7 @@ class PWAE(SingleObjective):
                 min(self.tile_size),
                 encoder.normalized,
                 windows=True,
-                published=published[self.backbone] if encoder.width == 1 else None,
+                published=encoder.published,
             )
         }
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adbench.networks.backbone import TimmTrunk
+from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.resnet import ResNet18
 from adbench.types import UserError
 
@@ -284,9 +286,9 @@ class Descriptor(nn.Module):
 
     Args:
         side: of the images or patches that it sees; 32 takes the patch networks, more the whole-image networks.
-        trunk: "resnet18", "resnet18_cifar" or "residual" (32 px only).
+        trunk: "resnet18", "resnet18_cifar", "residual" (32 px only), or another timm model.
         latent: Z.
-        width: multiplies every number of channels.
+        width: multiplies every number of channels, but for those of a timm model.
         critic: whether it has one (interpolation is trained).
         sigmoid: whether the critic ends in one.
         decoder: "residual", or "resnet18", the trunk's architecture reversed.
@@ -304,13 +306,14 @@ class Descriptor(nn.Module):
         decoder: Literal["residual", "resnet18"] = "residual",
     ) -> None:
         super().__init__()
-        if trunk not in TRUNKS:
-            raise UserError(f"unknown trunk '{trunk}'; choose one of {', '.join(TRUNKS)}")
         if trunk == "residual" and side != 32:
             raise UserError(f"the trunk 'residual' takes 32-px images, got {side}; choose resnet18")
         self.side = side
-        self.published = trunk == "resnet18" and width == 1  # weights for the trunk can be had
-        self.encoder = Encoder(TRUNKS[trunk](width), latent)
+        self.encoder = Encoder(self._trunk(trunk, width), latent)
+        #: the weights that can be had for the trunk
+        self.published = getattr(self.encoder.trunk, "published", None)
+        if trunk == "resnet18" and width == 1:
+            self.published = "resnet18.tv_in1k"
         if decoder == "resnet18":
             self.decoder = reverse_resnet18(side, latent, width)
         else:
@@ -323,3 +326,22 @@ class Descriptor(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and not isinstance(module, _Folded):
                 module.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _trunk(name: str, width: float) -> nn.Module:
+        if name in TRUNKS:
+            return TRUNKS[name](width)
+        try:
+            return TimmTrunk(name, "the trunk")
+        except UserError as error:
+            raise UserError(f"{error}, and IGD's own are {', '.join(TRUNKS)}") from None
+
+    def pretrainable(self, normalize: Callable[[Tensor], Tensor], windows: bool = False) -> PretrainableEncoder:
+        """The trunk as a pretraining fills it; `normalize` is what the encoder's images went through."""
+        trunk = self.encoder.trunk
+        network = trunk
+        if isinstance(trunk, TimmTrunk):
+            network, normalize = trunk.network, trunk.normalize
+        return PretrainableEncoder(
+            network, trunk.features, self.side, normalize, windows=windows, published=self.published
+        )
