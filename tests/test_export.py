@@ -11,7 +11,7 @@ from test_contract import make, variants
 import adbench
 from adbench.data.cache import resized
 from adbench.data.images import center_crop
-from adbench.evaluation.metrics import held_out_threshold
+from adbench.evaluation.thresholds import held_out_threshold
 from adbench.export import main, save_graph
 from adbench.types import UserError
 

@@ -29,7 +29,7 @@ class Evaluator(Callback):
 
     Args:
         has_masks: whether the data set has ground-truth masks; without them there are no pixel metrics.
-        threshold: what `metrics.held_out_threshold` returns, or a number, or None; may be set until the test ends.
+        threshold: what `thresholds.held_out_threshold` returns, or a number, or None; may be set until the test ends.
         offset: subtracted from maps before pixels are binned (`metrics.histogram_offset` of held-out maps).
     """
 
