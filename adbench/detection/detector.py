@@ -16,7 +16,7 @@ from torch import Tensor
 from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.tables import as_numbers
-from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
+from adbench.evaluation.thresholds import conformal_p_value, held_out_threshold
 from adbench.experiment.build import how_far, load_method, restored
 from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.trust import plain_values

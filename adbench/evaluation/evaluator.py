@@ -30,7 +30,7 @@ class Evaluator(Observer):
 
     Args:
         subject: what is tested; without masks there are no pixel metrics.
-        threshold: what `metrics.held_out_threshold` returns, or a number, or None; may be set until the test ends.
+        threshold: what `thresholds.held_out_threshold` returns, or a number, or None; may be set until the test ends.
         offset: subtracted from maps before pixels are binned (`metrics.histogram_offset` of held-out maps).
     """
 

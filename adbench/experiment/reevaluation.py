@@ -104,9 +104,10 @@ def _test(
     from adbench.evaluation.codes import CodePanels
     from adbench.evaluation.evaluator import Evaluator
     from adbench.evaluation.extra_scores import ExtraScores
-    from adbench.evaluation.metrics import held_out_threshold, histogram_offset
+    from adbench.evaluation.metrics import histogram_offset
     from adbench.evaluation.observers import Subject
     from adbench.evaluation.panels import Panels
+    from adbench.evaluation.thresholds import held_out_threshold
     from adbench.experiment import job as jobs
     from adbench.experiment import training
 

@@ -203,7 +203,7 @@ def _calibrate(job: Prepared, fitter: Any) -> None:
 
 def _hold_out(job: Prepared, fitter: Any) -> dict[str, Any]:
     """Score the held-out normal rows and set the threshold by them."""
-    from adbench.evaluation.metrics import held_out_threshold
+    from adbench.evaluation.thresholds import held_out_threshold
 
     held_out = score_all(job.method, job.datamodule.holdout_batches(fitter.strategy.root_device))
     job.record["threshold"] = held_out_threshold(held_out["score"], job.cfg.evaluation.quantile)

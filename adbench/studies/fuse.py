@@ -164,7 +164,8 @@ def _record(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from adbench.evaluation.metrics import bootstrap_auroc, curve, held_out_threshold, image_metrics
+    from adbench.evaluation.metrics import bootstrap_auroc, curve, image_metrics
+    from adbench.evaluation.thresholds import held_out_threshold
     from adbench.experiment import job as jobs
     from adbench.experiment.identity import digest
 
