@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from adbench.errors import UserError
-    from adbench.experiment.job import summary
+    from adbench.experiment.console import summary
     from adbench.experiment.reevaluation import evaluate
 
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
@@ -139,12 +139,24 @@ def bootstrap_auroc(
 # -- thresholds from held-out normal samples --------------------------------------------------------------------------
 
 
+class Threshold(TypedDict):
+    """The score above which a sample is called anomalous, and where it comes from. Plain JSON."""
+
+    value: Annotated[float, "a score above it means anomalous"]
+    quantile: Annotated[float | None, "share of the held-out scores that it was to cover"]
+    n: Annotated[int | None, "held-out normal scores"]
+    origin: Annotated[str, "where these scores come from, in words"]
+    false_alarm_rate: Annotated[
+        float | None, "to be expected on new normal samples: 1 - quantile, or 1 / (n + 1) where n is too small for it"
+    ]
+
+
 def held_out_threshold(
     score: ArrayLike | Tensor,
     quantile: float = 0.95,
     origin: str = "held-out normal training samples",
     key: str = "evaluation.quantile",
-) -> dict[str, Any] | None:
+) -> Threshold | None:
     """The threshold above which a sample is called anomalous: a quantile of held-out normal scores.
 
     The smallest held-out score is taken that at least the share `quantile` of them does not exceed.
