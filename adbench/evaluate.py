@@ -38,7 +38,7 @@ def _evaluate(arguments: list[str]) -> int:
                         help="a tree of your own with data/NAME.yaml; also ADBENCH_CONF=DIR")  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
 
-    from adbench.experiment.job import summary
+    from adbench.experiment.console import summary
     from adbench.experiment.reevaluation import evaluate
 
     record, folder = evaluate(options.run, options.overrides, options.trust)

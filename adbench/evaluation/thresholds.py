@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +14,28 @@ from adbench.types import UserError
 Floats = NDArray[np.float64]
 
 
+class _Source(TypedDict):
+    value: Annotated[float, "a score above it means anomalous"]
+    quantile: Annotated[float | None, "share of the held-out scores that it was to cover"]
+    n: Annotated[int | None, "held-out normal scores"]
+    origin: Annotated[str, "where these scores come from, in words"]
+    false_alarm_rate: Annotated[float | None, "asked for: 1 - quantile, or 1 / (n + 1) where n is too small for it"]
+
+
+class Threshold(_Source, total=False):
+    """The score above which a sample is called anomalous, where it comes from and how sure it is. Plain JSON."""
+
+    above: Annotated[int, "held-out normal scores that exceed it"]
+    expected_false_alarm_rate: Annotated[float, "to be expected on new normal samples: (above + 1) / (n + 1)"]
+    false_alarm_interval_95: Annotated[list[float], "exact 95 % interval (Clopper and Pearson) of that rate"]
+
+
 def held_out_threshold(
     score: ArrayLike,
     quantile: float = 0.95,
     origin: str = "held-out normal training samples",
     key: str = "evaluation.quantile",
-) -> dict[str, Any] | None:
+) -> Threshold | None:
     """The threshold above which a sample is called anomalous: a quantile of held-out normal scores.
 
     The smallest held-out score is taken that at least the share `quantile` of them does not exceed.
@@ -110,7 +125,7 @@ def needed(quantile: float) -> int:
     return int(np.ceil(quantile / (1 - quantile) - 1e-9))
 
 
-def in_words(threshold: Mapping[str, Any]) -> str:
+def in_words(threshold: Threshold) -> str:
     """One line: the threshold, where it comes from, and the share of good images that it lets expect above it."""
     low, high = (f"{100 * rate:.3g}" for rate in threshold["false_alarm_interval_95"])
     return (
