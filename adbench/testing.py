@@ -28,6 +28,7 @@ from adbench.data.datamodule import DataModule
 from adbench.data.protocols import one_class
 from adbench.data.records import Records
 from adbench.experiment.checkpoints import SaveEvery, WholeFiles
+from adbench.experiment.training import complete
 from adbench.methods.base import Method
 from adbench.types import Batch
 
@@ -121,12 +122,7 @@ def fit(
             plugins=[WholeFiles()],
         )  # fmt: skip
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
-    else:
-        with torch.no_grad():
-            method.eval().prepare(datamodule.training_batches("cpu"))
-    method.eval()
-    with torch.no_grad():
-        method.calibrate(datamodule.holdout_batches("cpu"))
+    complete(method, datamodule, "cpu")
     return method
 
 

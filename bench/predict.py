@@ -10,7 +10,6 @@ import io
 import json
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import torch
 from PIL import Image
 
 from adbench.detection.detector import Detector, load
+from adbench.detection.graph import export
+from adbench.detection.prediction import Options, Results, score_images
 from adbench.experiment.folder import latest_run
-from adbench.export import export
-from adbench.predict import Found, _images
 from adbench.run import main as run
 from bench.loader import IMAGES, SIDE, TRAINED, photographs
 
@@ -69,10 +68,10 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def _predict(detector: Detector, files: list[Path], root: Path) -> int:
-    found = Found([], [], [])
-    _images(detector, files, Namespace(batch_size=32, maps="none", out=root / "out"), found)
-    assert not found.unreadable
-    return len(found.rows)
+    results = Results()
+    score_images(detector, files, Options(root / "out", maps="none"), results)
+    assert not results.unreadable
+    return len(results.rows)
 
 
 def _one_by_one(detector: Detector, files: list[Path]) -> int:

@@ -11,8 +11,10 @@ from test_contract import make, variants
 import adbench
 from adbench.data.cache import resized
 from adbench.data.images import center_crop
-from adbench.evaluation.metrics import held_out_threshold
-from adbench.export import main, save_graph
+from adbench.detection import graph
+from adbench.detection.graph import save_graph
+from adbench.evaluation.thresholds import held_out_threshold
+from adbench.export import main
 from adbench.types import UserError
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -48,15 +50,15 @@ def fitted(name, tmp_path):
 def test_onnxruntime_scores_images_of_any_size_and_number_as_the_method_does(name, tmp_path):
     method, card = fitted(name, tmp_path)
     save_graph(method, card, "onnx", tmp_path / "m.onnx")
-    graph = session(tmp_path / "m.onnx")
+    running = session(tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     for rows, height, width in ((1, 50, 37), (3, 20, 71)):
         image = rng.integers(0, 256, (rows, height, width, 3), dtype=np.uint8)
-        found = graph.run(None, {"image": np.ascontiguousarray(image.transpose(0, 3, 1, 2))})
+        found = running.run(None, {"image": np.ascontiguousarray(image.transpose(0, 3, 1, 2))})
         seen = torch.from_numpy(resized(image, tuple(card["input"]["size"]))) / 255.0
         with torch.no_grad():
             wanted = method.score(seen)
-        assert [output.name for output in graph.get_outputs()] == ["score", "map"][: len(found)]
+        assert [output.name for output in running.get_outputs()] == ["score", "map"][: len(found)]
         np.testing.assert_allclose(found[0], wanted.image.numpy(), rtol=1e-4, atol=1e-7)
         assert (wanted.maps is None) == (len(found) == 1)
         if wanted.maps is not None:
@@ -157,13 +159,13 @@ def test_a_central_crop_before_resizing_is_part_of_the_graph(tmp_path):
     method, card = fitted("pca", tmp_path)
     card["input"]["crop"] = 40
     save_graph(method, card, "onnx", tmp_path / "m.onnx")
-    graph = session(tmp_path / "m.onnx")
+    running = session(tmp_path / "m.onnx")
     for height, width in ((61, 50), (30, 51), (40, 17)):
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         seen = resized(center_crop(image, 40)[None], tuple(card["input"]["size"]))
         with torch.no_grad():
             wanted = method.score(torch.from_numpy(seen) / 255.0)
-        found = graph.run(None, {"image": np.ascontiguousarray(image.transpose(2, 0, 1))[None]})
+        found = running.run(None, {"image": np.ascontiguousarray(image.transpose(2, 0, 1))[None]})
         np.testing.assert_allclose(found[0], wanted.image.numpy(), rtol=1e-4)
 
 
@@ -181,14 +183,16 @@ def test_what_cannot_be_exported_says_which_operation_and_why(tmp_path):
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_a_graph_that_gives_other_scores_is_not_written(tmp_path, monkeypatch):
-    from adbench import export
-
+def test_a_graph_that_gives_other_scores_leaves_the_file_before_it(tmp_path, monkeypatch):
     method, card = fitted("brightness", tmp_path)
-    monkeypatch.setattr(export, "_run_onnx", lambda content, image: [np.ones(len(image), np.float32)])
-    with pytest.raises(UserError, match="differ by"):
-        save_graph(method, card, "onnx", tmp_path / "m.onnx")
-    assert not (tmp_path / "m.onnx").exists()
+    monkeypatch.setattr(graph, "_run_onnx", lambda content, image: [np.ones(len(image), np.float32)])
+    path = tmp_path / "m.onnx"
+    for before in (None, b"an older graph"):
+        if before:
+            path.write_bytes(before)
+        with pytest.raises(UserError, match="differ by"):
+            save_graph(method, card, "onnx", path)
+        assert (path.read_bytes() if path.exists() else None) == before
 
 
 def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from conftest import metrics_of, striped
 from PIL import Image
 
 import adbench
-from adbench.predict import _unique, listed, main, read_map, write_map
+from adbench.detection.maps import read_map, write_map
+from adbench.detection.prediction import listed, unique_names
+from adbench.predict import main
 from adbench.types import UserError
 
 PCA = ("method=pca", "data=mvtec/bottle", "data.image_size=32")
@@ -176,11 +177,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
-def test_help_comes_without_waiting_for_torch(command):
+def test_help_imports_no_torch(command):
     line = f"import adbench.{command} as c, sys\ntry: c.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"  # noqa: E501
-    started = time.perf_counter()
     subprocess.run([sys.executable, "-c", line], check=True, capture_output=True)
-    assert time.perf_counter() - started < 2
 
 
 # -- in Python ---------------------------------------------------------------------------------------------------------
@@ -347,7 +346,7 @@ def test_maps_of_long_names_and_deep_trees_are_written_under_shorter_names(train
 
 def test_names_that_differ_in_case_alone_or_that_a_number_would_repeat_keep_a_map_each():
     paths = ["f/a.png", "f/A.png", "f/a_png_2", "f/sub/a.png", "f/sub_a.png", "f/\u00e9", "f/e\u0301"]
-    names = _unique([Path(path) for path in paths]).values()
+    names = unique_names([Path(path) for path in paths]).values()
     assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(paths)
 
 

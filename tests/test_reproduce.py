@@ -7,7 +7,7 @@ from adbench.experiment import sweeps
 from adbench.experiment.groups import choices
 from adbench.studies import reproduce
 
-TINY = ("trainer=smoke", "trainer.threads=1", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")
+TINY = ("trainer=smoke", "trainer.threads=1", "evaluation.panels_anomalous=0", "evaluation.panels_normal=0")
 
 
 def test_the_tables_run_on_what_is_there_and_say_what_is_not(run, tmp_path, capfd):

@@ -151,7 +151,7 @@ def test_released_weights_are_safetensors_and_hold_a_trusted_configuration(train
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from adbench.export import export
+    from adbench.detection.graph import export
 
     path, _ = export(trained, "safetensors", tmp_path / "w.safetensors")
     images = torch.rand(4, 3, 20, 20)

@@ -18,7 +18,7 @@ from adbench.experiment import sweeps
 from adbench.experiment.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
 from hydra_plugins import adbench_sweepers
 
-QUICK = ("data.batch_size=4", "evaluation.panels_per_defect=0", "evaluation.panels_normal=0")
+QUICK = ("data.batch_size=4", "evaluation.panels_anomalous=0", "evaluation.panels_normal=0")
 
 
 def statuses():

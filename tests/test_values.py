@@ -65,7 +65,7 @@ def check(line):
         ("budget.max_batches=1e3", "budget.max_batches must be a whole number of at least 0"),
         ("budget.max_epochs=2.5", "budget.max_epochs must be a whole number"),
         ("evaluation.quantile=95", "evaluation.quantile must be between 0 and 1"),
-        ("evaluation=3", "evaluation has quantile, panels_per_defect"),
+        ("evaluation=3", "evaluation has quantile, panels_anomalous"),
         ("log_every=0", "log_every must be a whole number of at least 1"),
         ("resume=3", "resume must be true or false"),
         ("seed=nan", "seed must be a finite number"),

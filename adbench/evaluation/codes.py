@@ -9,18 +9,19 @@ ESAD, Figure 3.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from scipy.stats import gaussian_kde
 
+from adbench.evaluation.observers import Observer, Subject
 from adbench.evaluation.panels import ANOMALOUS, DPI, FAINT, INK, NORMAL, publish
 from adbench.files import whole
 from adbench.types import Batch, Scores, UserError
@@ -29,14 +30,14 @@ Floats = NDArray[np.float32]
 TILE_COLOURS = "tab10"
 
 
-class CodePanels(Callback):
+class CodePanels(Observer):
     """Draws `codes_tsne.png`, `codes_density.png` and, where codes can be decoded, `codes_interpolation.png` when a
     test ends, and keeps the codes in `codes.npz` for comparisons between runs. Nothing for methods without codes. Codes
     with names have a `codes_tsne_<name>.png` each.
 
     Args:
         folder: where the pictures go.
-        defects: defect kind of each row of the record table, "good" for normal rows.
+        subject: what is tested.
         at_most: test images whose codes are kept, per process, in the order of the test; 0 draws nothing.
         seed: of t-SNE.
         steps: pictures along an interpolation, both ends included.
@@ -45,63 +46,53 @@ class CodePanels(Callback):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        defects: Sequence[str] | NDArray[np.str_],
+        subject: Subject,
         at_most: int = 150,
         seed: int = 0,
         steps: int = 7,
     ) -> None:
-        self.folder, self.defects = Path(folder), np.asarray(defects)
+        self.folder, self.subject = Path(folder), subject
         self.at_most, self.seed, self.steps = at_most, seed, steps
         self._codes: dict[int, Floats] = {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, method: LightningModule) -> None:
         self._codes = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Scores,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
         room = self.at_most - len(self._codes)
-        if room <= 0 or not callable(getattr(pl_module, "codes", None)):
+        if room <= 0 or not callable(getattr(method, "codes", None)):
             return
-        with torch.no_grad():
-            codes = pl_module.codes(batch.image[:room]).float().cpu().numpy()
+        codes = method.codes(batch.image[:room]).float().cpu().numpy()
         self._codes.update(zip(batch.index[:room].tolist(), codes, strict=True))
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._codes)
-            self._codes = {row: codes for part in gathered for row, codes in part.items()}
+    def share(self) -> dict[int, Floats]:
+        return self._codes
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or len(self._codes) < 4:  # fewer points have neither neighbours nor a density
+    def finish(self, shares: list[dict[int, Floats]], method: LightningModule) -> None:
+        self._codes = {row: codes for share in shares for row, codes in share.items()}
+
+    def draw(self, trainer: Trainer, method: LightningModule) -> None:
+        if len(self._codes) < 4:  # fewer points have neither neighbours nor a density
             return
         rows = sorted(self._codes)
-        codes, kinds = np.stack([self._codes[row] for row in rows]), self.defects[rows]
+        codes, kinds = np.stack([self._codes[row] for row in rows]), self.subject.defects[rows]
         self._codes = {}
         save_codes(self.folder / "codes.npz", Codes(codes, kinds, np.array(rows)))
         if not np.isfinite(codes).all():  # nothing to draw; the numbers themselves are there
             return
-        names = getattr(pl_module, "code_names", ())
+        names = getattr(method, "code_names", ())
         apart = {f"_{name}": codes[:, [k]] for k, name in enumerate(names)} or {"": codes}
         figures = {f"codes_tsne{name}": draw_tsne(tsne(one, self.seed), kinds) for name, one in apart.items()}
         normal = np.flatnonzero(kinds == "good")
         shown = normal if len(normal) > 3 else np.arange(len(codes))
-        title = type(pl_module).__name__
+        title = type(method).__name__
         figures["codes_density"] = draw_density(
             {title + name.replace("_", " ", 1): c[shown] for name, c in apart.items()}
         )
         codes = next(iter(apart.values()))
-        if getattr(pl_module, "decodes", False) and len(normal) > 1:
+        if getattr(method, "decodes", False) and len(normal) > 1:
             path = interpolations(codes[normal[0]], codes[normal[-1]], self.steps)
-            with torch.no_grad():
-                pictures = [_decoded(pl_module, row) for row in path.values()]
+            pictures = [_decoded(method, row) for row in path.values()]
             figures["codes_interpolation"] = draw_interpolations(dict(zip(path, pictures, strict=True)))
         publish(figures, self.folder, trainer)
 

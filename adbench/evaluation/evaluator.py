@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from adbench.evaluation.metrics import (
@@ -19,43 +18,31 @@ from adbench.evaluation.metrics import (
     curve,
     image_metrics,
 )
+from adbench.evaluation.observers import Observer, Subject
+from adbench.evaluation.thresholds import Threshold
 from adbench.types import Batch, Scores
 
 Table = dict[str, NDArray[Any]]
 
 
-class Evaluator(Callback):
+class Evaluator(Observer):
     """Collects image scores and counts pixel scores while testing; knows the metrics afterwards, on every rank.
 
     Args:
-        has_masks: whether the data set has ground-truth masks; without them there are no pixel metrics.
-        threshold: what `metrics.held_out_threshold` returns, or a number, or None; may be set until the test ends.
+        subject: what is tested; without masks there are no pixel metrics.
+        threshold: what `thresholds.held_out_threshold` returns, or a number, or None.
         offset: subtracted from maps before pixels are binned (`metrics.histogram_offset` of held-out maps).
     """
 
-    def __init__(
-        self, has_masks: bool, threshold: Mapping[str, Any] | float | None = None, offset: float = 0.0
-    ) -> None:
-        self.has_masks = has_masks
-        self.threshold = threshold
+    def __init__(self, subject: Subject, threshold: Threshold | float | None = None, offset: float = 0.0) -> None:
+        self.subject = subject
+        self.threshold: Threshold | None = _given(threshold) if isinstance(threshold, int | float) else threshold
         self.offset = offset
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._pixels: PixelMetrics | None = None
         self._table: Table | None = None
         self._results: dict[str, float | None] = {}
         self._curves: dict[str, list[float]] = {}
-
-    @property
-    def threshold(self) -> dict[str, Any] | None:
-        """`value`, `quantile`, `n` and `origin`, or None."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, threshold: Mapping[str, Any] | float | None) -> None:
-        if threshold is None or isinstance(threshold, Mapping):
-            self._threshold = None if threshold is None else dict(threshold)
-        else:
-            self._threshold = {"value": float(threshold), "quantile": None, "n": None, "origin": "given"}
 
     # -- after the test -----------------------------------------------------------------------------------------------
 
@@ -74,18 +61,12 @@ class Evaluator(Callback):
             raise RuntimeError("the evaluator has seen no finished test; call trainer.test with it among the callbacks")
         return self._table
 
-    def per_defect(self, defects: Sequence[str] | NDArray[np.str_]) -> dict[str, float]:
-        """Image AUROC of each defect kind's rows against all normal rows.
-
-        Args:
-            defects: defect kind of each row of the record table (the test rows' indices look it up).
-
-        Returns:
-            Kinds in alphabetical order; empty where the test has no normal or no anomalous rows.
-        """
+    def per_defect(self) -> dict[str, float]:
+        """Image AUROC of each defect kind's rows against all normal rows, kinds in alphabetical order; empty where the
+        test has no normal or no anomalous rows."""
         table = self.table()
         normal = table["label"] == 0
-        kinds = np.asarray(defects)[table["index"]]
+        kinds = self.subject.defects[table["index"]]
         results = {}
         for kind in np.unique(kinds[~normal]) if normal.any() else ():
             rows = normal | (~normal & (kinds == kind))
@@ -102,33 +83,24 @@ class Evaluator(Callback):
 
     # -- while testing ------------------------------------------------------------------------------------------------
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, method: LightningModule) -> None:
         self._rows, self._table, self._results, self._pixels, self._curves = [], None, {}, None, {}
-        if self.has_masks and getattr(pl_module, "has_maps", True):
-            device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device  # no float64 on mps
+        if self.subject.has_masks and getattr(method, "has_maps", True):
+            device = torch.device("cpu") if method.device.type == "mps" else method.device  # no float64 on mps
             self._pixels = PixelMetrics(self.offset).to(device)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Scores,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
         # Rows stay on the device until the test ends: no waiting for it here.
-        self._rows.append((batch.index.detach(), batch.label.detach(), outputs.image.detach().float()))
-        if self._pixels is not None and outputs.maps is not None:
-            self._pixels.update(outputs.maps, batch.mask)
+        self._rows.append((batch.index.detach(), batch.label.detach(), scores.image.detach().float()))
+        if self._pixels is not None and scores.maps is not None:
+            self._pixels.update(scores.maps, batch.mask)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)] or [np.zeros(0)] * 3
-        self._rows = []
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [np.concatenate(column) for column in zip(*gathered, strict=True)]
+    def share(self) -> list[NDArray[Any]]:
+        rows, self._rows = self._rows, []
+        return [torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)] or [np.zeros(0)] * 3
+
+    def finish(self, shares: list[list[NDArray[Any]]], method: LightningModule) -> None:
+        rows = [np.concatenate(column) for column in zip(*shares, strict=True)]
         index, first = np.unique(rows[0].astype(np.int64), return_index=True)
         repeated = len(rows[0]) - len(index)
         self._table = {
@@ -151,3 +123,7 @@ class Evaluator(Callback):
             )
             pixels = dict.fromkeys(PIXEL_METRICS)
         self._results |= pixels
+
+
+def _given(value: float) -> Threshold:
+    return Threshold(value=float(value), quantile=None, n=None, origin="given", false_alarm_rate=None)

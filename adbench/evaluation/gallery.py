@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from adbench.evaluation.evaluator import Evaluator
-from adbench.evaluation.panels import Panel, draw_strip, map_scale
+from adbench.evaluation.kept import Kept
+from adbench.evaluation.observers import Observer
+from adbench.evaluation.overlay import map_scale
+from adbench.evaluation.panels import draw_strip, panels_of
 from adbench.files import whole, write_json
 from adbench.types import Batch, Scores
-
-
-class Kept(NamedTuple):
-    """The rows kept for one role, on the device of the test; fewer rows than wanted have key -inf."""
-
-    key: Tensor  # (K,)
-    index: Tensor  # (K,)
-    label: Tensor  # (K,)
-    score: Tensor  # (K,)
-    image: Tensor  # (K, 3, H, W)
-    mask: Tensor  # (K, 1, H, W)
-    maps: Tensor | None  # (K, 1, H, W)
-
-    def best(self, number: int) -> Kept:
-        """The `number` rows of the highest keys."""
-        rows = self.key.topk(min(number, len(self.key))).indices
-        return Kept(*(None if column is None else column[rows] for column in self))
-
-    def with_rows_of(self, other: Kept) -> Kept:
-        return Kept(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self, other, strict=True)))
 
 
 def keys(score: Tensor, label: Tensor, threshold: float | None) -> dict[str, Tensor]:
@@ -58,7 +38,7 @@ def keys(score: Tensor, label: Tensor, threshold: float | None) -> dict[str, Ten
     }
 
 
-class Gallery(Callback):
+class Gallery(Observer):
     """Writes `gallery-<role>-<k>.jpg` and `gallery.json` when a test ends, `number` images for each role.
 
     The rows are chosen while testing, on the device and without waiting for it; `number` images for each role are all
@@ -66,107 +46,55 @@ class Gallery(Callback):
 
     Args:
         folder: where the pictures go.
-        evaluator: the one of the same trainer; it knows the threshold and whether there are masks.
-        defects, paths: of each row of the record table.
+        evaluator: the one of the same trainer; it knows what is tested, and the threshold.
         number: images for each role; 0 writes nothing.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        evaluator: Evaluator,
-        defects: Sequence[str] | NDArray[np.str_],
-        paths: Sequence[str] | NDArray[np.str_],
-        number: int = 3,
-    ) -> None:
-        self.folder = Path(folder)
-        self.evaluator = evaluator
-        self.defects, self.paths = np.asarray(defects), np.asarray(paths)
-        self.number = number
+    def __init__(self, folder: str | os.PathLike[str], evaluator: Evaluator, number: int = 3) -> None:
+        self.folder, self.evaluator, self.number = Path(folder), evaluator, number
         self._kept: dict[str, Kept] = {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, method: LightningModule) -> None:
         self._kept = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Scores,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
         if batch.image.ndim != 4 or not self.number:
             return
         threshold = self.evaluator.threshold
         level = None if threshold is None else threshold["value"]
-        score = outputs.image.detach()
-        rows = Kept(score, batch.index, batch.label, score, batch.image, batch.mask, _detached(outputs.maps))
+        score = scores.image.detach()
+        rows = Kept.of(batch, scores)
         for role, key in keys(score, batch.label, level).items():
             here = rows._replace(key=key).best(self.number)
             before = self._kept.get(role)
             self._kept[role] = here if before is None else before.with_rows_of(here).best(self.number)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            mine = {role: Kept(*(None if c is None else c.cpu() for c in kept)) for role, kept in self._kept.items()}
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, mine)
-            self._kept = {}
-            for kept in gathered:
-                for role, rows in kept.items():
-                    before = self._kept.get(role)
-                    self._kept[role] = rows if before is None else before.with_rows_of(rows).best(self.number)
+    def share(self) -> dict[str, Kept]:
+        return {role: kept.on_host() for role, kept in self._kept.items()}
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        kept, self._kept = self._kept, {}
-        if not trainer.is_global_zero or not kept:
+    def finish(self, shares: list[dict[str, Kept]], method: LightningModule) -> None:
+        self._kept = {}
+        for kept in shares:
+            for role, rows in kept.items():
+                before = self._kept.get(role)
+                self._kept[role] = rows if before is None else before.with_rows_of(rows).best(self.number)
+
+    def draw(self, trainer: Trainer, method: LightningModule) -> None:
+        subject, kept, self._kept = self.evaluator.subject, self._kept, {}
+        if not kept:
             return
-        panels = {role: self._panels(rows, pl_module) for role, rows in kept.items()}
-        maps = [panel.map for found in panels.values() for _, panel in found if panel.map is not None]
+        panels = {role: panels_of(rows, method, subject) for role, rows in kept.items()}
+        maps = [panel.map for images in panels.values() for _, panel in images if panel.map is not None]
         scale = map_scale(maps) if maps else None
         entries = []
-        for role, found in panels.items():
-            for k, (row, panel) in enumerate(found):
+        for role, images in panels.items():
+            for k, (row, panel) in enumerate(images):
                 name = f"gallery-{role}-{k}.jpg"
                 with whole(self.folder / name) as temporary:
                     Image.fromarray(draw_strip(panel, scale)).save(temporary, quality=88)
                 entries.append({
-                    "role": role, "file": name, "index": row, "path": str(self.paths[row]), "defect": panel.kind,
+                    "role": role, "file": name, "index": row, "path": str(subject.paths[row]),
+                    "defect": panel.kind,
                     "score": panel.score if np.isfinite(panel.score) else None,
                 })  # fmt: skip
         write_json(self.folder / "gallery.json", entries)
-
-    def _panels(self, rows: Kept, pl_module: LightningModule) -> list[tuple[int, Panel]]:
-        rows = Kept(*(None if column is None else column[rows.key > -torch.inf] for column in rows))
-        if not len(rows.key):
-            return []
-        reconstruction = None
-        if hasattr(pl_module, "reconstruct"):
-            with torch.no_grad():
-                reconstruction = pl_module.reconstruct(rows.image.to(pl_module.device))
-        columns = [
-            None if pixels is None else pixels.detach().float().movedim(1, -1).cpu().numpy()
-            for pixels in (rows.image, reconstruction, rows.maps, rows.mask if self.evaluator.has_masks else None)
-        ]
-        image, reconstructed, maps, mask = columns
-        assert image is not None
-        return [
-            (
-                row,
-                Panel(
-                    str(self.defects[row]),
-                    score,
-                    image[k],
-                    None if reconstructed is None else reconstructed[k],
-                    None if maps is None else maps[k, ..., 0],
-                    None if mask is None else mask[k, ..., 0] > 0.5,
-                ),
-            )
-            for k, (row, score) in enumerate(zip(rows.index.tolist(), rows.score.tolist(), strict=True))
-        ]
-
-
-def _detached(pixels: Tensor | None) -> Tensor | None:
-    return None if pixels is None else pixels.detach()

@@ -9,23 +9,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from PIL import Image
+from PIL.Image import Resampling
+from pytorch_lightning import LightningModule, Trainer
+from scipy.ndimage import binary_erosion
 
 from adbench.evaluation.curves import Curve
 from adbench.evaluation.evaluator import Evaluator
+from adbench.evaluation.kept import Kept
 from adbench.evaluation.metrics import curve
+from adbench.evaluation.observers import Observer, Subject
+from adbench.evaluation.overlay import COLOURS, coloured, map_scale, overlay
 from adbench.files import whole
 from adbench.types import Batch, Scores
 
 NORMAL, ANOMALOUS, INK, FAINT = "#2f6db5", "#c8442e", "#222222", "#8a8a8a"
 CONTOUR = "#35f0ff"
-COLOURS = "inferno"
 DPI = 130
 
 
@@ -40,90 +46,102 @@ class Panel(NamedTuple):
     mask: NDArray[np.bool_] | None  # (H, W)
 
 
-class Panels(Callback):
+class Panels(Observer):
     """Draws `panels.png`, `roc.png` and `histogram.png` when a test ends, and hands them to the loggers.
+
+    The rows are chosen while testing, on the device and without waiting for it; those that are drawn are all that is
+    ever held.
 
     Args:
         folder: where the pictures go.
-        evaluator: the one of the same trainer; it knows the scores.
-        defects: defect kind of each row of the record table, "good" for normal rows.
-        test_rows: rows of the record table that are tested.
-        per_defect: images shown of each defect kind.
-        normals: normal images shown.
-        at_most: images shown in all.
+        evaluator: the one of the same trainer; it knows what is tested, and the scores.
+        anomalous: anomalous images drawn at most; of more those with the lowest scores, which are missed first.
+        normals: normal images drawn, evenly spread over the test rows.
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        evaluator: Evaluator,
-        defects: Sequence[str] | NDArray[np.str_],
-        test_rows: ArrayLike,
-        per_defect: int = 2,
-        normals: int = 4,
-        at_most: int = 24,
+        self, folder: str | os.PathLike[str], evaluator: Evaluator, anomalous: int = 48, normals: int = 4
     ) -> None:
-        self.folder = Path(folder)
-        self.evaluator = evaluator
-        self.defects = np.asarray(defects)
-        self.rows = frozenset(chosen_rows(self.defects, np.asarray(test_rows), per_defect, normals, at_most))
-        self._panels: dict[int, Panel] = {}
+        self.folder, self.evaluator = Path(folder), evaluator
+        rows = np.sort(evaluator.subject.rows)
+        self.normals = torch.tensor(_spread(rows[evaluator.subject.defects[rows] == "good"], normals))
+        self.numbers = {"anomalous": anomalous, "normal": len(self.normals)}
+        self._kept: dict[str, Kept] = {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._panels = {}
+    def begin(self, method: LightningModule) -> None:
+        self._kept = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Scores,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch.image.ndim != 4 or len(self._panels) == len(self.rows):
+    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
+        if batch.image.ndim != 4:
             return
-        here = {row: at for at, row in enumerate(batch.index.tolist()) if row in self.rows}
-        if not here:
-            return
-        picked = torch.tensor(list(here.values()), device=batch.image.device)
-        image = batch.image[picked]
-        with torch.no_grad():
-            reconstruction = pl_module.reconstruct(image) if hasattr(pl_module, "reconstruct") else None
-        maps = None if outputs.maps is None else _pixels(outputs.maps[picked])[..., 0]
-        masks = batch.mask[picked, 0].cpu().numpy() if self.evaluator.has_masks else None
-        scores = outputs.image[picked].tolist()
-        images = _pixels(image)
-        reconstructions = None if reconstruction is None else _pixels(reconstruction)
-        for k, row in enumerate(here):
-            self._panels[row] = Panel(
-                str(self.defects[row]),
-                scores[k],
-                images[k],
-                None if reconstructions is None else reconstructions[k],
-                None if maps is None else maps[k],
-                None if masks is None else masks[k],
-            )
+        rows, out = Kept.of(batch, scores), torch.full_like(scores.image.float(), -torch.inf)
+        lowest_first = (-scores.image.float()).clamp(min=torch.finfo(torch.float32).min)  # an infinite score is drawn
+        self.normals = self.normals.to(batch.index.device)
+        self._keep({
+            "anomalous": rows._replace(key=torch.where(batch.label == 1, lowest_first, out)),
+            "normal": rows._replace(key=torch.where(torch.isin(batch.index, self.normals), torch.zeros_like(out), out)),
+        })  # fmt: skip
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._panels)
-            self._panels = {row: panel for panels in gathered for row, panel in panels.items()}
+    def _keep(self, rows: dict[str, Kept]) -> None:
+        for role, number in self.numbers.items():
+            if role in rows and number:
+                before, here = self._kept.get(role), rows[role].best(number)
+                self._kept[role] = here if before is None else before.with_rows_of(here).best(number)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+    def share(self) -> dict[str, Kept]:
+        return {role: kept.on_host() for role, kept in self._kept.items()}
+
+    def finish(self, shares: list[dict[str, Kept]], method: LightningModule) -> None:
+        self._kept = {}
+        for kept in shares:
+            self._keep(kept)
+
+    def draw(self, trainer: Trainer, method: LightningModule) -> None:
         table, threshold = self.evaluator.table(), self.evaluator.threshold
         level = None if threshold is None else threshold["value"]
         figures = {"histogram": draw_histogram(table["score"], table["label"], level)}
         if (points := curve(table["score"], table["label"])) is not None:
             figures["roc"] = draw_roc(points, self.evaluator.interval(), level)
-        if self._panels:
-            panels = sorted(self._panels.items(), key=lambda item: (item[1].kind == "good", item[1].kind, item[0]))
+        kept, self._kept = self._kept, {}
+        anomalous, normal = (
+            panels_of(kept[role], method, self.evaluator.subject) if role in kept else [] for role in self.numbers
+        )
+        panels = sorted(anomalous, key=lambda item: (item[1].score, item[0]))
+        panels += sorted(normal, key=lambda item: (-item[1].score, item[0]))
+        if panels:
             figures["panels"] = draw_panels([panel for _, panel in panels])
         publish(figures, self.folder, trainer)
-        self._panels = {}
+
+
+RECONSTRUCTIONS = 16  # computed together
+
+
+def panels_of(rows: Kept, method: LightningModule, subject: Subject) -> list[tuple[int, Panel]]:
+    """The wanted rows, each with its place in the record table."""
+    rows = rows.wanted()
+    if not len(rows.key):
+        return []
+    parts: list[Any] = []
+    if hasattr(method, "reconstruct"):  # which gives None where a method of features alone has it
+        parts = [method.reconstruct(part.to(method.device)) for part in rows.image.split(RECONSTRUCTIONS)]
+    reconstruction = _pixels(torch.cat(parts)) if parts and parts[0] is not None else None
+    image = _pixels(rows.image)
+    maps = None if rows.maps is None else _pixels(rows.maps)[..., 0]
+    masks = _pixels(rows.mask)[..., 0] > 0.5 if subject.has_masks else None
+    return [
+        (
+            row,
+            Panel(
+                str(subject.defects[row]),
+                score,
+                image[k],
+                None if reconstruction is None else reconstruction[k],
+                None if maps is None else maps[k],
+                None if masks is None else masks[k],
+            ),
+        )
+        for k, (row, score) in enumerate(zip(rows.index.tolist(), rows.score.tolist(), strict=True))
+    ]
 
 
 def publish(figures: dict[str, Figure], folder: Path, trainer: Trainer) -> None:
@@ -164,107 +182,145 @@ def _pixels(images: torch.Tensor) -> NDArray[np.float32]:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def draw_panels(panels: Sequence[Panel]) -> Figure:
-    """Each image in a row: image, reconstruction, anomaly map, map over the image with the mask's outline.
+GAP, LABEL, BETWEEN, MARGIN, HEAD = 0.06, 0.27, 0.4, 0.25, 0.3  # inches
 
-    All maps share one colour scale. Columns that no image has are left out; many images are set in blocks.
-    """
+
+class _Layout(NamedTuple):
+    """Where the cells of `draw_panels` lie, in inches from the left and from the top."""
+
+    columns: list[str]
+    rows: int
+    cell: tuple[float, float]  # width, height
+    block: float  # width
+    bar: float  # width of the colour bar's place
+    size: tuple[float, float]  # width, height of the figure
+
+    def place(self, at: int, column: int = 0) -> tuple[float, float]:
+        """Left and top of a column's cell of panel `at`."""
+        block, row = divmod(at, self.rows)
+        left = MARGIN + block * (self.block + BETWEEN) + column * (self.cell[0] + GAP)
+        return left, HEAD + row * (self.cell[1] + LABEL) + LABEL
+
+
+def _layout(panels: Sequence[Panel]) -> _Layout:
+    """Columns that no image has are left out; many images are set in blocks beside each other."""
+    mapped = any(panel.map is not None for panel in panels)
     reconstructed = any(panel.reconstruction is not None for panel in panels)
-    mapped = [panel.map for panel in panels if panel.map is not None]
-    masked = any(panel.mask is not None for panel in panels)
-    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * bool(mapped)]
-    if masked and not mapped:
+    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * mapped]
+    if not mapped and any(panel.mask is not None for panel in panels):
         columns.append("mask")
     blocks = min(1 + (len(panels) > 4) + (len(panels) > 18), len(panels))
     rows = -(-len(panels) // blocks)
-
-    height, width = panels[0].image.shape[:2]  # layout in inches
-    cell_w = 1.5 if len(columns) > 2 else 2.0
-    cell_h = cell_w * height / width
-    gap, label, between, margin, head = 0.06, 0.27, 0.4, 0.25, 0.3
-    block_w = len(columns) * (cell_w + gap) - gap
+    height, width = panels[0].image.shape[:2]
+    cell_width = 1.5 if len(columns) > 2 else 2.0
+    cell = (cell_width, cell_width * height / width)
+    block = len(columns) * (cell_width + GAP) - GAP
     bar = 0.75 if mapped else 0.0
-    total_w = 2 * margin + blocks * block_w + (blocks - 1) * between + bar
-    total_h = head + rows * (cell_h + label) + margin
-    figure = Figure(figsize=(total_w, total_h), dpi=DPI, facecolor="white")
-    scale = map_scale(mapped) if mapped else None
+    size = (2 * MARGIN + blocks * block + (blocks - 1) * BETWEEN + bar, HEAD + rows * (cell[1] + LABEL) + MARGIN)
+    return _Layout(columns, rows, cell, block, bar, size)
 
+
+def draw_panels(panels: Sequence[Panel]) -> Figure:
+    """Each image in a row: image, reconstruction, anomaly map, map over the image with the mask's outline.
+
+    All maps share one colour scale.
+    """
+    layout = _layout(panels)
+    width, height = layout.size
+    figure = Figure(figsize=layout.size, dpi=DPI, facecolor="white")
+    maps = [panel.map for panel in panels if panel.map is not None]
+    scale = map_scale(maps) if maps else None
+    sheet = np.full((int(height * DPI), int(width * DPI), 3), 255, np.uint8)  # as the canvas rounds
+    side = (max(1, round(layout.cell[1] * DPI)), max(1, round(layout.cell[0] * DPI)))
     for at, panel in enumerate(panels):
-        block, row = divmod(at, rows)
-        left = margin + block * (block_w + between)
-        bottom = total_h - head - (row + 1) * (cell_h + label)
-        for column, what in enumerate(columns):
-            x = left + column * (cell_w + gap)
-            axes = figure.add_axes((x / total_w, bottom / total_h, cell_w / total_w, cell_h / total_h))
-            axes.set_axis_off()
-            _draw_cell(axes, what, panel, scale)
-            if row == 0:
-                y = total_h - head * 0.6
-                figure.text((x + cell_w / 2) / total_w, y / total_h, what, ha="center", fontsize=8, color=FAINT)
+        for column, name in enumerate(layout.columns):
+            x, y = layout.place(at, column)
+            cell = draw_cell(name, panel, scale, side)
+            if cell is not None:
+                left, top = round(x * DPI), round(y * DPI)
+                sheet[top : top + side[0], left : left + side[1]] = cell
+            if at % layout.rows == 0:
+                middle = (x + layout.cell[0] / 2) / width
+                figure.text(middle, 1 - HEAD * 0.6 / height, name, ha="center", fontsize=8, color=FAINT)
+        x, y = layout.place(at)
         figure.text(
-            left / total_w,
-            (bottom + cell_h + 0.05) / total_h,
-            f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
-            fontsize=9,
-            fontweight="bold",
-            color=NORMAL if panel.kind == "good" else ANOMALOUS,
-        )
+            x / width, 1 - (y - 0.05) / height, f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
+            fontsize=9, fontweight="bold", color=NORMAL if panel.kind == "good" else ANOMALOUS,
+        )  # fmt: skip
+    figure.add_artist(_Sheet(sheet))
     if scale is not None:
-        tall = min(total_h - 2 * margin - head, 4.0)
-        axes = figure.add_axes(
-            (
-                (total_w - margin - bar + 0.15) / total_w,
-                (total_h - head - label - tall) / total_h,
-                0.13 / total_w,
-                tall / total_h,
-            )
-        )
-        colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes, extend="max")
-        colours.set_label("anomaly score of a pixel", fontsize=8, color=INK)
-        colours.ax.tick_params(labelsize=7, colors=INK)
-        colours.outline.set_visible(False)
-        colours.ax.yaxis.get_offset_text().set_fontsize(7)
+        _draw_bar(figure, layout, scale)
     return figure
 
 
-def map_scale(maps: Sequence[NDArray[np.float32]]) -> Normalize:
-    """One colour scale for all of a test's maps, without the hottest pixels' few."""
-    values = np.concatenate([one.ravel() for one in maps])
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
-    return Normalize(low, high if high > low else low + 1.0, clip=True)
+class _Sheet(Artist):
+    """Pixels (H, W, 3) that fill the figure as they are: hundreds of axes, or resampling, would take seconds."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.set_zorder(-1)
+
+    def draw(self, renderer: Any) -> None:
+        opaque = np.full((*self.pixels.shape[:2], 1), 255, np.uint8)
+        context = renderer.new_gc()
+        renderer.draw_image(context, 0, 0, np.concatenate([self.pixels, opaque], axis=-1)[::-1])
+        context.restore()
 
 
-def _draw_cell(axes: Axes, what: str, panel: Panel, scale: Normalize | None) -> None:
-    image = panel.image.clip(0, 1)
-    if what == "reconstruction":
-        if panel.reconstruction is not None:
-            axes.imshow(panel.reconstruction.clip(0, 1))
-    elif what == "anomaly map":
-        if panel.map is not None:
-            axes.imshow(panel.map, cmap=COLOURS, norm=scale)
-    elif what == "image":
-        axes.imshow(image)
+def _draw_bar(figure: Figure, layout: _Layout, scale: Normalize) -> None:
+    """The colour bar at the right."""
+    width, height = layout.size
+    tall = min(height - 2 * MARGIN - HEAD, 4.0)
+    left = width - MARGIN - layout.bar + 0.15
+    axes = figure.add_axes((left / width, (height - HEAD - LABEL - tall) / height, 0.13 / width, tall / height))
+    bar = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes, extend="max")
+    bar.set_label("anomaly score of a pixel", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
+
+
+def draw_cell(name: str, panel: Panel, scale: Normalize | None, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """One picture of a panel.
+
+    Args:
+        name: image, reconstruction, anomaly map, overlay or mask (the grey image with the mask's outline).
+        scale: of the maps' colours.
+        size: (height, width) in pixels.
+
+    Returns:
+        (height, width, 3), or None if the panel has no such picture.
+    """
+    image = _as_bytes(panel.image)
+    if name == "image":
+        return _resized(image, size)
+    if name == "reconstruction":
+        return None if panel.reconstruction is None else _resized(_as_bytes(panel.reconstruction), size)
+    if name == "anomaly map":
+        return None if panel.map is None or scale is None else _resized(coloured(panel.map, scale), size)
+    if panel.map is not None and scale is not None:
+        picture = _resized(overlay(image, panel.map, scale), size)
     else:
-        axes.imshow(_overlay(image, panel.map, scale))
-        if panel.mask is not None and panel.mask.any():
-            edge = np.pad(panel.mask, 1).astype(float)  # a defect at the border is outlined too
-            across = np.arange(-1, panel.mask.shape[1] + 1)
-            down = np.arange(-1, panel.mask.shape[0] + 1)
-            axes.contour(across, down, edge, levels=[0.5], colors=CONTOUR, linewidths=1.1)
-            axes.set(xlim=(-0.5, panel.mask.shape[1] - 0.5), ylim=(panel.mask.shape[0] - 0.5, -0.5))
+        picture = _resized(np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1), size)
+    if panel.mask is not None and panel.mask.any():
+        inside = _resized(panel.mask.astype(np.uint8) * 255, size) > 0  # a defect smaller than a pixel is seen too
+        core = binary_erosion(inside, iterations=max(1, round(max(size) / 128)))  # at the border outlined as well
+        picture = np.where((inside & ~core)[..., None], OUTLINE, picture)
+    return picture
 
 
-def _overlay(
-    image: NDArray[np.float32], map_: NDArray[np.float32] | None, scale: Normalize | None
-) -> NDArray[np.float32]:
-    """The grey image under the map's colours; cold pixels leave it visible."""
-    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-    if map_ is not None and scale is not None:
-        heat = ScalarMappable(scale, COLOURS).to_rgba(map_)[..., :3]
-        strength = 0.75 * np.asarray(scale(map_))[..., None]
-        grey = (1 - strength) * grey + strength * heat
-    return grey.clip(0, 1)
+OUTLINE = (np.array(to_rgb(CONTOUR)) * 255).round().astype(np.uint8)
+
+
+def _as_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return (np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h, w) or (h, w, 3) -> the size: averaged where it shrinks, with its pixels visible where it grows."""
+    shrinks = size[0] < pixels.shape[0]
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Resampling.BOX if shrinks else Resampling.NEAREST))
 
 
 STRIP = 128  # pixels of the longer side of a strip's cells
@@ -272,33 +328,14 @@ STRIP = 128  # pixels of the longer side of a strip's cells
 
 def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
     """(h, w, 3): image, reconstruction, map over the image with the mask's outline, side by side at a small size."""
-    image = panel.image.clip(0, 1)
-    cells = [image]
-    if panel.reconstruction is not None:
-        cells.append(panel.reconstruction.clip(0, 1))
-    if panel.map is not None or panel.mask is not None:
-        cells.append(_overlay(image, panel.map, scale))
-    height, width = (max(1, round(STRIP * side / max(image.shape[:2]))) for side in image.shape[:2])
-    small = [_resized(cell, (height, width)) for cell in cells]
-    if panel.mask is not None and panel.mask.any():
-        inside = np.pad(_resized(panel.mask.astype(np.float32), (height, width)) > 0.5, 1)
-        core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-        small[-1][inside[1:-1, 1:-1] & ~core] = to_rgb(CONTOUR)
-    gap = np.ones((height, 2, 3), dtype=np.float32)
-    parts = [part for cell in small for part in (gap, cell)][1:]
-    return (np.concatenate(parts, axis=1).clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _resized(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    tensor = torch.from_numpy(np.array(pixels, dtype=np.float32)).reshape(1, *pixels.shape[:2], -1).movedim(-1, 1)
-    antialias = size[0] < pixels.shape[0]
-    mode = {"mode": "bilinear", "antialias": True} if antialias else {"mode": "nearest"}
-    return (
-        torch.nn.functional.interpolate(tensor, size, **mode)[0]
-        .movedim(0, -1)
-        .numpy()
-        .reshape(*size, *pixels.shape[2:])
-    )
+    names = ["image", *["reconstruction"] * (panel.reconstruction is not None)]
+    names += ["overlay"] * (panel.map is not None or panel.mask is not None)
+    longest = max(panel.image.shape[:2])
+    height, width = (max(1, round(STRIP * side / longest)) for side in panel.image.shape[:2])
+    cells = [draw_cell(name, panel, scale, (height, width)) for name in names]
+    gap = np.full((height, 2, 3), 255, np.uint8)
+    parts = [part for cell in cells if cell is not None for part in (gap, cell)][1:]
+    return np.concatenate(parts, axis=1)
 
 
 def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: float | None = None) -> Figure:
@@ -360,4 +397,4 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG under a temporary name and rename it, so that a picture that exists is whole."""
     with whole(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+        FigureCanvasAgg(figure).print_png(temporary, pil_kwargs={"compress_level": 3})

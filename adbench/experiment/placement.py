@@ -45,7 +45,7 @@ def gpus_of_worker(gpus: Sequence[str], worker: int, workers: int) -> list[str]:
     return list(gpus[worker % workers :: workers]) or [gpus[worker % workers % len(gpus)]]
 
 
-def take_place(launcher: Mapping[str, Any]) -> None:
+def adopt_worker_share(launcher: Mapping[str, Any]) -> None:
     """In a worker process of joblib: see only this worker's GPUs, and stop when the sweep's command is gone.
 
     A worker keeps its GPUs for all its jobs, because CUDA reads its variable once in the life of a process.

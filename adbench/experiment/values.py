@@ -26,7 +26,7 @@ OWN: dict[str, Any] = {
     "log_every": int, "trainer.threads": int | None, "data.batch_size": int, "data.eval_batch_size": int,
     "data.image_size": int | Sequence[int], "data.workers": int | Literal["auto"],
     "budget.max_batches": int | None, "budget.max_epochs": int | None, "budget.pretraining_batches": int | None,
-    "budget.checkpoint_every": int, "evaluation.quantile": float, "evaluation.panels_per_defect": int,
+    "budget.checkpoint_every": int, "evaluation.quantile": float, "evaluation.panels_anomalous": int,
     "evaluation.panels_normal": int, "evaluation.gallery": int, "evaluation.codes": int,
 }  # fmt: skip
 AT_LEAST_ONE = ("log_every", "trainer.threads", "data.batch_size", "data.eval_batch_size", "data.image_size",

@@ -73,16 +73,7 @@ class DeepSVDDRec(SingleObjective):
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The trunk, which pretraining may fill."""
-        trunk = self.networks.encoder.trunk
-        return {
-            "trunk": PretrainableEncoder(
-                trunk,
-                trunk.features,
-                self.networks.side,
-                self.normalize,
-                published="resnet18.tv_in1k" if self.networks.published else None,
-            )
-        }
+        return {"trunk": self.networks.pretrainable(self.normalize)}
 
     def on_pretrained(self) -> None:
         """Called once the trunk is filled."""

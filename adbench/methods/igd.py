@@ -82,8 +82,8 @@ class IGD(Adversarial):
         image_size: side of the square images; 32, or a power of two from 64 on.
         scales: "global", "local" or both. Small images have the global one alone.
         latent: Z, size of the embedding.
-        width: multiplies every number of channels (1 is the paper's).
-        trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar" or "residual".
+        width: multiplies every number of channels (1 is the paper's), but for those of a timm model.
+        trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar", "residual" or another timm model.
         decoder: "residual", as released, or "resnet18", a ResNet-18 reversed.
         rho: weight of the absolute error in l_r (Eq. 12).
         lambda_1, lambda_2: weights of the critic's and of the reconstruction's constraint (Eq. 7).
@@ -187,14 +187,7 @@ class IGD(Adversarial):
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The trunks that pretraining may fill, by scale."""
         return {
-            scale: PretrainableEncoder(
-                descriptor.encoder.trunk,
-                descriptor.encoder.trunk.features,
-                descriptor.side,
-                normalize=self.normalize,
-                windows=scale == "local",
-                published="resnet18.tv_in1k" if descriptor.published else None,
-            )
+            scale: descriptor.pretrainable(self.normalize, windows=scale == "local")
             for scale, descriptor in self.descriptors.items()
         }
 

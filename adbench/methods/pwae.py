@@ -27,13 +27,8 @@ from adbench.losses import pwae as loss
 from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms, refuse_other_words, sides
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.pwae import CodeToMap, Decoder, TileEncoder, map_side
-from adbench.transforms.jigsaw import (
-    distant_permutations,
-    join_tiles,
-    permute_tiles,
-    random_permutations,
-    split_tiles,
-)
+from adbench.transforms.geometry import tile, untile
+from adbench.transforms.jigsaw import distant_permutations, permute_tiles, random_permutations
 from adbench.types import Batch, Scores, UserError
 
 
@@ -55,8 +50,8 @@ class PWAE(SingleObjective):
     Args:
         image_size: side of the images, or [H, W].
         grid: n, tiles along a side; 2 or 3.
-        backbone: "resnet50" or "resnet18".
-        width: multiplies the channels of encoder and decoder.
+        backbone: "resnet50", "resnet18", or another timm model whose last map has a stride of 32.
+        width: multiplies the channels of the decoder and of a ResNet encoder.
         latent: d, numbers in the code of a tile.
         enlarge: whole factor by which images are enlarged in front of the encoder.
         normalize_input: apply ImageNet's mean and deviation inside the encoder.
@@ -91,7 +86,7 @@ class PWAE(SingleObjective):
 
     def __init__(
         self, image_size: int | Sequence[int] = 300, grid: Literal[2, 3] = 3,
-        backbone: Literal["resnet50", "resnet18"] = "resnet50", width: float = 1.0, latent: int = 128, enlarge: int = 1,
+        backbone: str = "resnet50", width: float = 1.0, latent: int = 128, enlarge: int = 1,
         normalize_input: bool = True, decoder: Literal["released", "padded"] = "released",
         decoder_input: Literal["feature_map", "latent"] = "feature_map", output: Literal["sigmoid", "tanh"] = "sigmoid",
         reconstruction: Literal["squared", "absolute_and_squared"] = "squared",
@@ -119,7 +114,7 @@ class PWAE(SingleObjective):
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
         #: height and width in pixels of what the encoder sees
         self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
-        self.backbone, self.latent = backbone, latent
+        self.latent = latent
         self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
         self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
@@ -127,7 +122,7 @@ class PWAE(SingleObjective):
         self.hsic_standardized, self.hsic_side = hsic_standardized, hsic_side
         self.divergence_root, self.identity_share = divergence_root, identity_share
         self.reconstruction_form, self.error, self.tau_whole, self.tau_tile = reconstruction, error, tau_whole, tau_tile
-        self._build_autoencoder(width, normalize_input, decoder, decoder_input, output)
+        self._build_autoencoder(backbone, width, normalize_input, decoder, decoder_input, output)
         self._build_jigsaw(permutations, permutation_choice, permutation_seed)
         self._register_statistics(location_step, jigsaw_input)
         untouched = [f"decoder.{name}" for name in self.decoder.idle_biases()]
@@ -135,9 +130,11 @@ class PWAE(SingleObjective):
             untouched.append("encoder.mapper")
         self.gradient_free = tuple(untouched)
 
-    def _build_autoencoder(self, width: float, normalize: bool, decoder: str, decoder_input: str, output: str) -> None:
+    def _build_autoencoder(
+        self, backbone: str, width: float, normalize: bool, decoder: str, decoder_input: str, output: str
+    ) -> None:
         height, width_px = self.image_size
-        self.encoder = TileEncoder(self.backbone, width, self.latent, self.divergence == "kl", normalize)
+        self.encoder = TileEncoder(backbone, width, self.latent, self.divergence == "kl", normalize)
         self.code_to_map = None
         if decoder_input == "latent":
             maps = [map_side(side) for side in self.tile_size]
@@ -174,7 +171,7 @@ class PWAE(SingleObjective):
             image = F.pad(image, (0, self.right, 0, self.below), mode="replicate")
         if self.enlarge > 1:
             image = F.interpolate(image, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        return split_tiles(image, self.grid)
+        return tile(image, (image.shape[-2] // self.grid, image.shape[-1] // self.grid))
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> the tiles' last maps (B, K, C, h, w) and codes (B, K, d), or (B, K, 2 d) for a posterior."""
@@ -184,7 +181,9 @@ class PWAE(SingleObjective):
 
     def _mosaic_to_image(self, maps: Tensor) -> Tensor:
         height, width = self.image_size
-        return self.decoder(join_tiles(maps, self.grid))[..., :height, :width].float()
+        return self.decoder(untile(maps, self.grid * maps.shape[-2], self.grid * maps.shape[-1]))[
+            ..., :height, :width
+        ].float()
 
     def _maps_of(self, z: Tensor) -> Tensor:
         return self.code_to_map(z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -348,7 +347,6 @@ class PWAE(SingleObjective):
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The backbone, up to the mean over its last map; the map itself goes to codes and decoder."""
-        published = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
         encoder = self.encoder
         return {
             "tiles": PretrainableEncoder(
@@ -357,7 +355,7 @@ class PWAE(SingleObjective):
                 min(self.tile_size),
                 encoder.normalized,
                 windows=True,
-                published=published[self.backbone] if encoder.width == 1 else None,
+                published=encoder.published,
             )
         }
 

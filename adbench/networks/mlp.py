@@ -52,6 +52,8 @@ class FeatureScaling(nn.Module):
         UserError: another scaling.
     """
 
+    offset: Tensor  # (D,) float64
+    unit: Tensor  # (D,) float64
     LIMIT = 3.0
     LOSS = 1e-3  # the rounding error of float32 that "none" takes, as a share of a column's standard deviation
 

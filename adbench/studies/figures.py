@@ -269,7 +269,8 @@ def draw_reconstructions(
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    from adbench.evaluation.panels import ANOMALOUS, COLOURS, CONTOUR, DPI, INK, NORMAL, map_scale
+    from adbench.evaluation.overlay import COLOURS, map_scale
+    from adbench.evaluation.panels import ANOMALOUS, CONTOUR, DPI, INK, NORMAL
 
     shown, _, masks = columns[0]
     differences = [(image - x_hat).abs().mean(1).numpy() for image, x_hat, _ in columns]

@@ -277,7 +277,7 @@ class Elastic:
             raise UserError(f"corruption.tries must be at least 1, got {self.tries}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        height, width = size = tuple(image.shape[-2:])
+        height, width = size = image.shape[-2], image.shape[-1]
         kinds, control, spread, boxes = self._candidates(draws, size)
         chosen = self._first_visible(image, kinds, control, spread, boxes)
         box, row = boxes.of(chosen), torch.arange(len(image), device=image.device)
@@ -417,7 +417,7 @@ class Occlusion:
             raise UserError(f"corruption.matched must lie in [0, 1], got {self.matched}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        size = tuple(image.shape[-2:])
+        size = image.shape[-2], image.shape[-1]
         most = self.shapes[1]
         boxes = draw_boxes(draws, most, size, self.side)
         flat = Boxes(*(f.flatten() for f in (boxes.top, boxes.left, boxes.height, boxes.width)))
@@ -476,7 +476,7 @@ def _inside_polygon(vertex_x: Tensor, vertex_y: Tensor, x: Tensor, y: Tensor) ->
 def _rectangle(image: Tensor, draws: Draws, patch: tuple[float, float]) -> Tensor:
     """(B, 1, H, W): 1 inside one rectangle of each image, with sides between the shares `patch`."""
     first = torch.zeros(len(image), dtype=torch.long, device=image.device)
-    return _box_mask(draw_boxes(draws, 1, tuple(image.shape[-2:]), patch).of(first), image)
+    return _box_mask(draw_boxes(draws, 1, (image.shape[-2], image.shape[-1]), patch).of(first), image)
 
 
 @dataclass(frozen=True)

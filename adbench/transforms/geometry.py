@@ -106,38 +106,40 @@ def _turned_grid(image: Tensor, degrees: Tensor, top_left: Tensor, height: int, 
     return torch.stack([source_x, source_y], -1)
 
 
-def tile(image: Tensor, size: int) -> Tensor:
-    """Cut images into squares that do not overlap, row by row.
+def tile(image: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Cut images into tiles that do not overlap, in raster order.
 
     Args:
-        image: (B, C, H, W), H and W multiples of `size`.
-        size: side of a tile.
+        image: (B, C, H, W), H and W multiples of a tile's height and width.
+        size: (height, width) of a tile, or its side.
 
     Returns:
-        (B, N, C, size, size), N = (H / size) (W / size).
+        (B, N, C, h, w), N = (H / h) (W / w).
 
     Raises:
         UserError: the images do not divide into tiles.
     """
-    batch, channels, height, width = image.shape
-    if height % size or width % size:
+    h, w = (size, size) if isinstance(size, int) else size
+    height, width = image.shape[-2:]
+    if height % h or width % w:
+        side = f"{h}" if h == w else f"{h}x{w}"
         raise UserError(
-            f"images are cut into tiles of {size}, so their sides are multiples of it; got {height}x{width}"
+            f"images are cut into tiles of {side}, so their sides are multiples of it; got {height}x{width}"
         )
-    grid = image.reshape(batch, channels, height // size, size, width // size, size)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, size, size)
+    grid = image.unflatten(3, (-1, w)).unflatten(2, (-1, h))  # (B, C, rows, h, columns, w)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def untile(tiles: Tensor, height: int, width: int) -> Tensor:
     """Put tiles back where `tile` took them from.
 
     Args:
-        tiles: (B, N, C, size, size).
+        tiles: (B, N, C, h, w).
         height, width: of the whole image.
 
     Returns:
         (B, C, height, width).
     """
-    batch, _, channels, size, _ = tiles.shape
-    grid = tiles.reshape(batch, height // size, width // size, channels, size, size)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
+    h, w = tiles.shape[-2:]
+    grid = tiles.unflatten(1, (height // h, width // w)).permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, h, columns, w)
+    return grid.flatten(4, 5).flatten(2, 3)

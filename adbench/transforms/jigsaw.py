@@ -1,4 +1,4 @@
-"""Cutting images into a grid of tiles, putting them together, and the permutations of a jigsaw puzzle."""
+"""The permutations of a jigsaw puzzle's tiles."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from torch import Tensor
 
 from adbench.streams import numpy_stream
 from adbench.types import UserError
-
-
-def split_tiles(image: Tensor, n: int) -> Tensor:
-    """(B, C, n h, n w) -> (B, n^2, C, h, w), tiles in raster order."""
-    rows = image.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # (B, C, n, h, n, w)
-    return rows.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-
-
-def join_tiles(tiles: Tensor, n: int) -> Tensor:
-    """(B, n^2, C, h, w) -> (B, C, n h, n w), the inverse of `split_tiles`."""
-    grid = tiles.unflatten(1, (n, n)).permute(0, 3, 1, 4, 2, 5)  # (B, C, n, h, n, w)
-    return grid.flatten(4, 5).flatten(2, 3)
 
 
 def permute_tiles(tiles: Tensor, permutation: Tensor) -> Tensor:

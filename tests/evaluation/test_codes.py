@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from adbench.evaluation import codes as panels
 from adbench.evaluation.extra_scores import ExtraScores
+from adbench.evaluation.observers import Subject
 from adbench.types import Batch, Scores
 
 
@@ -94,6 +95,7 @@ class Plain(LightningModule):
 
 
 KINDS = np.array(["good", "good", "spot"] * 6)
+SUBJECT = Subject(KINDS, KINDS, np.arange(18), has_masks=False)
 
 
 def after_a_test(method, *callbacks):
@@ -109,7 +111,7 @@ def after_a_test(method, *callbacks):
 
 
 def test_the_callback_draws_and_keeps_codes_row_by_row(tmp_path):
-    image = after_a_test(WithCodes(), panels.CodePanels(tmp_path, KINDS, at_most=16))
+    image = after_a_test(WithCodes(), panels.CodePanels(tmp_path, SUBJECT, at_most=16))
     assert {p.name for p in tmp_path.iterdir()} == {
         "codes.npz", "codes_tsne.png", "codes_density.png", "codes_interpolation.png"
     }  # fmt: skip
@@ -121,14 +123,14 @@ def test_the_callback_draws_and_keeps_codes_row_by_row(tmp_path):
 
 
 def test_a_method_without_codes_gets_no_pictures_and_no_extra_scores(tmp_path):
-    extra = ExtraScores(KINDS)
-    after_a_test(Plain(), panels.CodePanels(tmp_path / "figures", KINDS), extra)
+    extra = ExtraScores(SUBJECT)
+    after_a_test(Plain(), panels.CodePanels(tmp_path / "figures", SUBJECT), extra)
     assert not (tmp_path / "figures").exists()
     assert extra.results() == {}
 
 
 def test_extra_scores_are_ranked_and_handed_to_the_released_metrics():
-    extra = ExtraScores(KINDS)
+    extra = ExtraScores(SUBJECT)
     after_a_test(WithCodes(), extra)
     assert extra.results() == {
         "ablation/bright_image_auroc": 1.0, "ablation/dark_image_auroc": 0.0,
@@ -158,14 +160,14 @@ class Named(WithCodes):
 
 
 def test_codes_with_names_are_drawn_apart_and_the_first_is_decoded(tmp_path):
-    after_a_test(Named(), panels.CodePanels(tmp_path, KINDS))
+    after_a_test(Named(), panels.CodePanels(tmp_path, SUBJECT))
     assert {p.name for p in tmp_path.iterdir()} == {
         "codes.npz", "codes_tsne_z.png", "codes_tsne_z_hat.png", "codes_density.png", "codes_interpolation.png"
     }  # fmt: skip
 
 
 def test_no_codes_are_drawn_or_kept_where_none_are_wanted(tmp_path):
-    after_a_test(WithCodes(), panels.CodePanels(tmp_path / "figures", KINDS, at_most=0))
+    after_a_test(WithCodes(), panels.CodePanels(tmp_path / "figures", SUBJECT, at_most=0))
     assert not (tmp_path / "figures").exists()
 
 
@@ -176,7 +178,7 @@ def test_codes_that_are_all_alike_are_drawn_in_one_place():
 def test_codes_that_are_not_finite_are_kept_and_not_drawn(tmp_path):
     method = WithCodes()
     method.codes = lambda image: torch.full((len(image), 4, 3), torch.nan)
-    after_a_test(method, panels.CodePanels(tmp_path, KINDS))
+    after_a_test(method, panels.CodePanels(tmp_path, SUBJECT))
     assert [p.name for p in tmp_path.iterdir()] == ["codes.npz"]
 
 

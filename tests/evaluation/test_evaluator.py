@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from adbench.evaluation import metrics
 from adbench.evaluation.evaluator import Evaluator
+from adbench.evaluation.observers import Subject
 from adbench.types import Batch, Scores
 
 IMAGE_KEYS = ["image_auroc", "image_ap", "image_f1_max", "image_balanced_accuracy_max", "image_balanced_accuracy"]
@@ -44,8 +45,13 @@ def loader(whole, batch_size):
     return DataLoader([Batch(*(column[pick] for column in whole)) for pick in picks], batch_size=None)
 
 
-def evaluated(whole, batch_size=6, detector=None, **options):
-    evaluator = Evaluator(**{"has_masks": True} | options)
+def subject(has_masks=True, defects=None):
+    names = np.array(["good"] * 200, dtype=object) if defects is None else defects
+    return Subject(names, names, np.arange(100, 200), has_masks)
+
+
+def evaluated(whole, batch_size=6, detector=None, has_masks=True, defects=None, **options):
+    evaluator = Evaluator(subject(has_masks, defects), **options)
     trainer = Trainer(
         accelerator="cpu", logger=False, callbacks=[evaluator], enable_progress_bar=False, enable_model_summary=False
     )
@@ -94,17 +100,16 @@ def test_a_test_set_of_normal_rows_only_gives_none_with_a_warning():
     with pytest.warns(UserWarning, match="both kinds"):
         evaluator = evaluated(normal)
     assert set(evaluator.results().values()) == {None}
-    assert evaluator.per_defect(["good"] * 200) == {}
+    assert evaluator.per_defect() == {}
     with pytest.warns(UserWarning, match="both kinds"):
         assert evaluator.interval() is None
 
 
 def test_each_defect_kind_is_compared_with_all_normal_rows():
-    whole = rows()
-    evaluator = evaluated(whole)
     defects = np.array(["good"] * 200, dtype=object)
     defects[100:120:6], defects[103:120:6] = "scratch", "stain"
-    per_defect = evaluator.per_defect(defects)
+    evaluator = evaluated(rows(), defects=defects)
+    per_defect = evaluator.per_defect()
     assert list(per_defect) == ["scratch", "stain"]
     table = evaluator.table()
     scratch = np.isin(table["index"], np.arange(100, 120, 6))
@@ -119,7 +124,7 @@ def test_the_interval_holds_the_auroc():
 
 
 def test_a_second_test_starts_from_nothing():
-    evaluator, whole = Evaluator(has_masks=True), rows()
+    evaluator, whole = Evaluator(subject()), rows()
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[evaluator], enable_progress_bar=False)
     trainer.test(MeanDetector(), loader(whole, 6), verbose=False)
     first = evaluator.results()
@@ -147,7 +152,7 @@ def test_an_offset_reaches_the_pixels():
 
 def test_asking_before_a_test_is_an_error():
     with pytest.raises(RuntimeError, match="no finished test"):
-        Evaluator(has_masks=False).results()
+        Evaluator(subject()).results()
 
 
 def _rank(rank, folder):
@@ -155,7 +160,7 @@ def _rank(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     whole, detector = rows(21), MeanDetector()
-    evaluator, trainer = Evaluator(has_masks=True), SimpleNamespace(world_size=2)
+    evaluator, trainer = Evaluator(subject()), SimpleNamespace(world_size=2)
     evaluator.on_test_start(trainer, detector)
     for start in range(0, 11, 4):
         batch = Batch(*(column[rank::2][start : start + 4] for column in whole))

@@ -10,13 +10,19 @@ from torch.utils.data import DataLoader
 
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.gallery import Gallery, Kept, keys
-from adbench.evaluation.panels import Panel, draw_strip, map_scale
+from adbench.evaluation.observers import Subject
+from adbench.evaluation.overlay import map_scale
+from adbench.evaluation.panels import Panel, draw_strip
 from adbench.types import Batch, Scores
 
 # What each row of the test scores; rows 0-5 are normal, 6-11 anomalous. The threshold is 0.46.
 SCORE = [0.10, 0.20, 0.30, 0.40, 0.50, 0.90, 0.05, 0.44, 0.60, 0.70, 0.80, 0.95]
 DEFECTS = np.array(["good"] * 6 + ["scratch"] * 6)
 PATHS = np.array([f"test/{i}.png" for i in range(12)])
+
+
+def subject(masks):
+    return Subject(DEFECTS, PATHS, np.arange(12), masks)
 
 
 class Told(LightningModule):
@@ -43,8 +49,8 @@ def evaluated(folder, batch_size=5, order=None, number=2, threshold=0.46, detect
     whole = Batch(image, (order >= 6).long(), torch.zeros(12, dtype=torch.long), mask, order)
     picks = [slice(k, k + batch_size) for k in range(0, 12, batch_size)]
     loader = DataLoader([Batch(*(column[pick] for column in whole)) for pick in picks], batch_size=None)
-    evaluator = Evaluator(has_masks=masks, threshold=threshold)
-    gallery = Gallery(folder, evaluator, DEFECTS, PATHS, number)
+    evaluator = Evaluator(subject(masks), threshold=threshold)
+    gallery = Gallery(folder, evaluator, number)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", callbacks=[evaluator, gallery], **options)
     trainer.test(detector or Told(), loader, verbose=False)
@@ -91,8 +97,8 @@ def test_a_method_without_maps_and_data_without_masks_show_the_image(tmp_path):
 
 def test_zero_images_or_tabular_rows_leave_nothing(tmp_path):
     assert evaluated(tmp_path, number=0) == set()
-    evaluator = Evaluator(has_masks=False)
-    gallery = Gallery(tmp_path, evaluator, DEFECTS, PATHS)
+    evaluator = Evaluator(subject(masks=False))
+    gallery = Gallery(tmp_path, evaluator)
     table = Batch(torch.rand(12, 5), (torch.arange(12) >= 6).long(), torch.zeros(12), torch.zeros(12), torch.arange(12))
     gallery.on_test_batch_end(None, None, Scores(torch.rand(12), None), table, 0)
     assert gallery._kept == {}
@@ -121,8 +127,8 @@ def test_what_is_held_does_not_grow_with_the_test():
 
 
 def test_two_processes_keep_together_what_one_would(tmp_path, monkeypatch):
-    evaluator = Evaluator(has_masks=False, threshold=0.46)
-    galleries = [Gallery(tmp_path / str(rank), evaluator, DEFECTS, PATHS, number=2) for rank in (0, 1)]
+    evaluator = Evaluator(subject(masks=False), threshold=0.46)
+    galleries = [Gallery(tmp_path / str(rank), evaluator, number=2) for rank in (0, 1)]
     score, index = torch.tensor(SCORE), torch.arange(12)
     for rank, gallery in enumerate(galleries):
         rows = index[rank::2]

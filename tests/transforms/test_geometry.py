@@ -105,6 +105,14 @@ def test_tiles_are_cut_row_by_row_and_put_back_where_they_were():
     assert torch.equal(untile(tiles, 8, 12), image)
 
 
+def test_tiles_that_are_not_square_are_the_slices_in_raster_order_and_join_to_the_image():
+    image = torch.arange(2 * 3 * 6 * 12.0).reshape(2, 3, 6, 12)
+    tiles = tile(image, (2, 4))
+    assert tiles.shape == (2, 9, 3, 2, 4)
+    assert torch.equal(tiles[:, 5], image[:, :, 2:4, 8:12])
+    assert torch.equal(untile(tiles, 6, 12), image)
+
+
 def test_an_image_of_the_tiles_size_is_its_own_only_tile():
     image = pictures(2, 3, 8, 8)
     assert torch.equal(tile(image, 8)[:, 0], image)

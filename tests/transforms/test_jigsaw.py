@@ -1,4 +1,4 @@
-"""Tiles go apart and come back; permutations are far apart."""
+"""Permutations cancel with their inverses, and are far apart."""
 
 from itertools import permutations
 
@@ -8,20 +8,10 @@ import torch
 from adbench.transforms.jigsaw import (
     distant_permutations,
     inverse,
-    join_tiles,
     permute_tiles,
     random_permutations,
-    split_tiles,
 )
 from adbench.types import UserError
-
-
-def test_tiles_are_the_slices_in_raster_order_and_join_to_the_image():
-    image = torch.arange(2 * 3 * 6 * 12.0).reshape(2, 3, 6, 12)
-    tiles = split_tiles(image, 3)
-    assert tiles.shape == (2, 9, 3, 2, 4)
-    assert torch.equal(tiles[:, 5], image[:, :, 2:4, 8:12])
-    assert torch.equal(join_tiles(tiles, 3), image)
 
 
 def test_a_permutation_and_its_inverse_cancel_for_all_of_them():

@@ -1,0 +1,61 @@
+"""Anomaly maps of a user's own images: as files of numbers, and as overlays on the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import Normalize
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from adbench.evaluation.overlay import overlay
+from adbench.files import whole
+
+LONGEST_SIDE = 1024  # pixels of an overlay
+
+
+def shrunk(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
+    """(H, W, 3) uint8, resized if its longer side has more than `longest` pixels."""
+    scale = longest / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str, scale: Normalize) -> None:
+    """Write `maps/<name>.<kind>` and `overlays/<name>.jpg`.
+
+    Args:
+        out: the folder.
+        values: (h, w) float32.
+        image: (H, W, 3) uint8.
+        kind: png (16 bits, `write_map`) or npy (float32).
+        scale: of the overlay's colours.
+    """
+    with whole(out / "maps" / f"{name}.{kind}") as path:
+        if kind == "npy":
+            np.save(path, values)
+        else:
+            write_map(path, values)
+    with whole(out / "overlays" / f"{name}.jpg") as path:
+        Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
+
+
+def write_map(path: Path, values: np.ndarray) -> None:
+    """(h, w) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
+    low, high = float(values.min()), float(values.max())
+    span = high - low or 1.0
+    note = PngInfo()
+    note.add_text("low", repr(low))
+    note.add_text("high", repr(low + span))
+    steps = np.rint((values.astype(np.float64) - low) / span * 65535).astype(np.uint16)
+    Image.fromarray(steps).save(path, format="PNG", pnginfo=note, compress_level=3)
+
+
+def read_map(path: Path | str) -> np.ndarray:
+    """(h, w) float32 of a map that `write_map` wrote, exact to 1 / 131070 of its range."""
+    with Image.open(path) as file:
+        low, high = float(file.info["low"]), float(file.info["high"])
+        return (low + np.asarray(file).astype(np.float64) / 65535 * (high - low)).astype(np.float32)

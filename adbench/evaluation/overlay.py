@@ -1,0 +1,62 @@
+"""Anomaly maps as pictures: one colour scale, and one overlay on the image, for every command that draws maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from numpy.typing import NDArray
+from PIL import Image
+
+COLOURS = "inferno"
+HEAT = 0.75  # share of the hottest colour over the image
+
+
+def map_scale(maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> Normalize:
+    """The colour scale that several maps share.
+
+    Args:
+        maps: (h, w) each, any range.
+
+    Returns:
+        The range of the finite values without the lowest 1 % and the highest 0.2 %, clipped to [0, 1].
+    """
+    values = np.concatenate([one.ravel() for one in maps])
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
+    return Normalize(float(low), float(high if high > low else low + 1.0), clip=True)
+
+
+def coloured(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
+    """(h, w) -> (h, w, 3): the map in the scale's colours."""
+    return _table()[(_shares(values, scale) * 255).astype(np.uint8)].astype(np.uint8)
+
+
+def _shares(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.float32]:
+    """(h, w) in [0, 1]: the place on the scale; what is no number is hot."""
+    return np.nan_to_num(np.asarray(scale(values), dtype=np.float32), nan=1.0)
+
+
+def _table() -> NDArray[np.float32]:
+    return (colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.float32)
+
+
+def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
+    """The map's colours over the grey image: where the map is cold the image stays visible.
+
+    Args:
+        image: (H, W, 3).
+        values: (h, w), the anomaly map, enlarged to the image.
+        scale: of the map's values.
+
+    Returns:
+        (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    share = np.asarray(Image.fromarray(_shares(values, scale)).resize((width, height), Image.Resampling.BILINEAR))
+    grey = image.mean(axis=-1, keepdims=True, dtype=np.float32)
+    strength = HEAT * share[..., None]
+    mixed = (1 - strength) * grey + strength * _table()[(share * 255).astype(np.uint8)]
+    return mixed.clip(0, 255).astype(np.uint8)
