@@ -51,7 +51,7 @@ class Method(LightningModule):
         super().__init__()
         self.seed = 0
         self.total_batches: int | None = None
-        self._length_is_the_trainers = False  # `total_batches` was read off a trainer: the next one may be longer
+        self._trainers_length: int | None = None  # `total_batches` as it was read off a trainer: the next may be longer
         self.log_every = 10
         self.batches_seen = 0
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
@@ -101,7 +101,7 @@ class Method(LightningModule):
     @property
     def _attached(self) -> Trainer | None:
         """The trainer, or None outside any training, where Lightning's `trainer` raises an error."""
-        return self._trainer  # type: ignore[no-any-return]
+        return self._trainer
 
     @property
     def _datamodule(self) -> Any:
@@ -163,7 +163,7 @@ class Method(LightningModule):
             UserError: it is no `Batch`, or its images are none that a method takes; the message says how to mend it.
         """
         if self._attached is None or self._datamodule is not None:
-            return batch  # type: ignore[no-any-return]
+            return batch
         if not isinstance(batch, Batch):
             raise UserError(
                 f"{type(self).__name__} trains on batches of type adbench.types.Batch, and this loader gives "
@@ -324,12 +324,12 @@ class Method(LightningModule):
 
     def on_fit_start(self) -> None:
         _refuse_lightnings_sampler(self.trainer, self._datamodule)
-        unset = self.total_batches is None or self._length_is_the_trainers
-        over = unset or self.batches_seen >= self.total_batches
+        total = None if self.total_batches == self._trainers_length else self.total_batches
+        over = total is None or self.batches_seen >= total
         if over and self.trainer.ckpt_path is None:  # from the start, whatever this method was trained for before
             self.batches_seen = 0
-        if unset:  # after the line above: the first batch is loaded here
-            self.total_batches, self._length_is_the_trainers = self._length_of_training(), True
+        if total is None:  # after the line above: the first batch is loaded here
+            self.total_batches = self._trainers_length = self._length_of_training()
         self.calibrated.fill_(False)
         self.ensure_prepared()
 

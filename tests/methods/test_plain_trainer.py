@@ -176,6 +176,11 @@ def test_a_training_without_an_end_is_refused_unless_its_length_is_set():
     method.total_batches = 100
     fitted(method, loader(), max_epochs=2)
     assert method.total_batches == 100 and method.batches_seen == 10
+    other = Line()
+    fitted(other, loader(), max_epochs=1)
+    other.total_batches = 100  # after a training whose length was the trainer's
+    fitted(other, loader(), max_epochs=2)
+    assert other.total_batches == 100
 
 
 def test_a_second_training_is_not_at_its_end_before_it_begins():
