@@ -185,7 +185,7 @@ class DataModule(LightningDataModule):
         self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
         self.duplicates = checked_policy(duplicates)
-        self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
+        self.rank_and_world: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
         self._start = 0
@@ -273,7 +273,7 @@ class DataModule(LightningDataModule):
     @property
     def rows_of_a_step(self) -> int:
         """Rows of an optimizer step over all devices together."""
-        _, world = self._place()
+        _, world = self._rank_and_world()
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
         rows = min(self.rows_per_step or self.batch_size, self.batch_size, len(self.split.train)) // world * world
@@ -312,7 +312,7 @@ class DataModule(LightningDataModule):
         self._max_batches, self._start = _positive("max_batches", max_batches), start
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         total = self.batches_per_epoch if self._max_batches is None else self._max_batches
         train, labelled = self.split.train, None
         if per_step := self.labelled_per_step:
@@ -340,7 +340,7 @@ class DataModule(LightningDataModule):
     # -- testing --------------------------------------------------------------------------------------------------
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         rows = self.split.test[rank::world]
         fetch = Fetch(
             self._images, self._masks, self._mask_place, self.records.label, np.zeros(len(self.records), dtype=np.int64)
@@ -355,10 +355,10 @@ class DataModule(LightningDataModule):
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world(self) -> tuple[int, int]:
         """(rank, number of ranks)."""
-        if self.place is not None:
-            return self.place
+        if self.rank_and_world is not None:
+            return self.rank_and_world
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _withheld(self) -> Fetch:

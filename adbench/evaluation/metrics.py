@@ -105,8 +105,8 @@ def image_balanced_accuracy(
     c = curve(score, label)
     if c is None or threshold is None:
         return None
-    found = int((c.threshold > threshold).sum()) - 1
-    return float((1 + c.tpr[found] - c.fpr[found]) / 2)
+    point = int((c.threshold > threshold).sum()) - 1
+    return float((1 + c.tpr[point] - c.fpr[point]) / 2)
 
 
 def image_metrics(
@@ -274,11 +274,11 @@ class PixelMetrics(Metric):
         self.regions += regions
         ordered = ordered[torch.from_numpy(rows).to(ordered.device)]
         positions = torch.from_numpy(np.flatnonzero(mask)).to(ordered.device)
-        found = _bin(ordered.flatten()[positions])
+        bins = _bin(ordered.flatten()[positions])
         one = torch.ones_like(positions)
-        self.positives.index_add_(0, found, one)
-        self.negatives.index_add_(0, found, one, alpha=-1)
-        self.overlap.index_add_(0, found, torch.from_numpy(shares).to(ordered.device))
+        self.positives.index_add_(0, bins, one)
+        self.negatives.index_add_(0, bins, one, alpha=-1)
+        self.overlap.index_add_(0, bins, torch.from_numpy(shares).to(ordered.device))
         areas, mixed = _auroc_per_image(ordered, positions)
         self.image_aurocs += areas
         self.mixed_images += mixed

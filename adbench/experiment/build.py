@@ -142,10 +142,10 @@ def restored(
     cfg = OmegaConf.create({**node, "seed": cfg.seed})
     target = cfg.method.get("_target_")
     try:
-        found = get_object(target)
+        cls = get_object(target)
     except Exception as error:
         raise UserError(f"{target} is no method") from error
-    if not (inspect.isclass(found) and issubclass(found, Method)):
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise UserError(f"{target} is no method")
     _refuse_another_versions_arguments(cfg)
     method = build_method(cfg)

@@ -21,7 +21,7 @@ from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.console import announce, log_error, one_line, quietly, summary
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import GROUPS, changed_values, config_hash
-from adbench.experiment.placement import adopt_worker_share, cores, threads_per_job
+from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
 from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
 from adbench.experiment.record import RunRecord
@@ -45,7 +45,7 @@ def execute(cfg: DictConfig) -> Outcome:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     choices = dict(hydra.runtime.choices)
-    adopt_worker_share(hydra.launcher)
+    limit_to_worker_share(hydra.launcher)
     # The workers of a sweep that was killed and is repeated at once are still saving their state.
     folder = RunFolder(Path(hydra.runtime.output_dir), patience=60 if sweep else 0)
     try:
@@ -59,7 +59,7 @@ def execute(cfg: DictConfig) -> Outcome:
         outcome = Outcome(1, "failed", str(error))
     folder.remove_if_bare(None if sweep else Path(cfg.results))  # a parallel job may be about to fill those around it
     if sweep and outcome.code > 128:
-        raise SystemExit(outcome.code)  # whoever stops a job stops the sweep
+        raise SystemExit(outcome.code)  # a signal to a job is one to the sweep
     return outcome
 
 

@@ -105,7 +105,7 @@ def prepare(
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision, None if source is None else source())
-    datamodule.place = rank, world
+    datamodule.rank_and_world = rank, world
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
     # A sweep has one budget for all its methods; those without training steps (PCA, OC-SVM) do not need it.
