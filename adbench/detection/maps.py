@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -43,7 +44,7 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
         Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
 
 
-def write_map(path: Path, values: np.ndarray) -> None:
+def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:
     """(h, w) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
     low, high = float(values.min()), float(values.max())
     span = high - low or 1.0

@@ -204,9 +204,11 @@ def _calibrate(job: Prepared, fitter: Any) -> None:
 def _hold_out(job: Prepared, fitter: Any) -> dict[str, Any]:
     """Score the held-out normal rows and set the threshold by them."""
     from adbench.evaluation.metrics import held_out_threshold
+    from adbench.evaluation.overlay import map_range
 
     held_out = score_all(job.method, job.datamodule.holdout_batches(fitter.strategy.root_device))
     job.record["threshold"] = held_out_threshold(held_out["score"], job.cfg.evaluation.quantile)
+    job.record["map_range"] = map_range(held_out["pixels"])
     # What a tuner may look at: held-out normal rows, no test row and no label.
     mean = float(held_out["score"].mean()) if len(held_out["score"]) else None
     job.record["objectives"] = {"holdout_score": mean}
