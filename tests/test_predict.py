@@ -20,7 +20,7 @@ from PIL import Image
 import adbench
 from adbench.detection.detector import is_anomalous
 from adbench.detection.maps import read_map, write_map
-from adbench.detection.prediction import listed, unique_names
+from adbench.detection.prediction import files_of, unique_names
 from adbench.evaluation.overlay import map_range, map_scale
 from adbench.predict import main
 from adbench.types import UserError
@@ -143,7 +143,7 @@ def test_a_16_bit_map_holds_the_scores_with_their_scale(trained, data_root, tmp_
 def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
     test = data_root / "mvtec/bottle/test"
     predict(trained, test / "good", test / "spot", "--out", tmp_path / "out")
-    assert len(list((tmp_path / "out" / "maps").iterdir())) == len(listed([test]))
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == len(files_of([test]))
 
 
 def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path):

@@ -18,7 +18,7 @@ from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers
-from adbench.detection.maps import LONGEST_SIDE, shrunk
+from adbench.detection.maps import LONGEST_SIDE, thumbnail
 from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
 from adbench.evaluation.overlay import map_scale, overlay
 from adbench.experiment.build import how_far, load_method, restored
@@ -172,7 +172,7 @@ class Detector:
 
     def overlay_of(self, pixels: np.ndarray, values: np.ndarray, longest: int = LONGEST_SIDE) -> Image.Image:
         """The overlay of an image (H, W, 3) uint8 whose map (h, w) is known."""
-        return Image.fromarray(overlay(shrunk(pixels, longest), values, self.scale([values])))
+        return Image.fromarray(overlay(thumbnail(pixels, longest), values, self.scale([values])))
 
     def scale(self, maps: Any) -> Normalize:
         """The colour scale of overlays for maps (h, w) each."""

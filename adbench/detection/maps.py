@@ -16,7 +16,7 @@ from adbench.files import whole
 LONGEST_SIDE = 1024  # pixels of an overlay
 
 
-def shrunk(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
+def thumbnail(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
     """(H, W, 3) uint8, resized if its longer side has more than `longest` pixels."""
     scale = longest / max(image.shape[:2])
     if scale >= 1:

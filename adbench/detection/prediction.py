@@ -23,7 +23,7 @@ from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
 from adbench.detection.detector import FALSE_ALARM_RATE, Detector, is_anomalous, load
-from adbench.detection.maps import draw, shrunk
+from adbench.detection.maps import draw, thumbnail
 from adbench.files import shortened, whole, write_json
 from adbench.types import UserError
 
@@ -88,7 +88,7 @@ def predict(
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     detector = load(model, device, trust)
     threshold = detector.threshold(options.false_alarm_rate)
-    paths = listed(inputs, TABLES if detector.tabular else SUFFIXES)
+    paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
     _check_writable(options.out)
     results = Results()
     try:
@@ -106,7 +106,7 @@ def predict(
     return 2 if results.unreadable or results.unwritten else 0
 
 
-def listed(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files as they are given, and all image files below folders, by name, without what is hidden there.
 
     Raises:
@@ -177,7 +177,7 @@ def score_images(detector: Detector, paths: Sequence[Path], options: Options, re
 
     def read(path: Path) -> tuple[Any, Any]:
         image = decode(path, **reading)
-        return detector.engine.prepare(image), (shrunk(image) if maps_asked else None)
+        return detector.engine.prepare(image), (thumbnail(image) if maps_asked else None)
 
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -41,7 +41,7 @@ def map_scale(
     return Normalize(float(low), float(high if high > low else low + 1.0), clip=True)
 
 
-def coloured(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
+def in_colours(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
     """(h, w) -> (h, w, 3): the map in the scale's colours."""
     return _table()[(_shares(values, scale) * 255).astype(np.uint8)].astype(np.uint8)
 
