@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "studies": ROOMS | {"detection", "run", "report"},
     "completion": {"experiment"},
     "run": ROOMS, "predict": ROOMS | {"detection"}, "export": ROOMS | {"detection"}, "evaluate": ROOMS | {"api"},
+    "serving": ROOMS | {"detection"}, "serve": ROOMS | {"serving"},
     "api": ROOMS | {"detection", "report"},
 }  # fmt: skip
 COMMANDS = {"__main__", "corruptions", "figures", "fuse", "orthogonality", "reproduce"}  # which import one thing each

@@ -214,10 +214,12 @@ def _save_calibrated(job: Job) -> None:
 
 def _hold_out(job: Job, device: Any) -> session.HeldOut:
     """Score the held-out normal rows and set the threshold by them."""
+    from adbench.evaluation.overlay import map_range
     from adbench.evaluation.thresholds import held_out_threshold
 
     held_out = session.score_held_out(job.method, job.datamodule.holdout_batches(device))
     job.record.threshold = held_out_threshold(held_out.score, job.cfg.evaluation.quantile)
+    job.record.map_range = map_range(held_out.pixels)
     job.record.objectives = Objectives(holdout_score=float(held_out.score.mean()) if len(held_out.score) else None)
     rows = session.named_rows(job.datamodule.records, held_out.rows, held_out.score)
     job.folder.write_scores("calibration.csv", rows)
