@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from adbench.experiment.codehash import code_of, targets_of
 
 COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
+REFERENCE = ("patchcore", "padim", "knn")  # detectors on pretrained features, their presets too
+KIND_NAMES = {"": "", "reference": "reference", "trivial": "trivial baseline"}  # in the order of a table's rows
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
@@ -32,6 +35,7 @@ PROTOCOLS = {  # ours -> the values that tell a run's protocol from another's
     "contaminated": ("ratio",),
     "semi_supervised": ("labelled_ratio", "labelled_classes", "pollution_ratio", "labelled_normal_ratio"),
 }
+OWN_DATA = ("folder", "npz", "tabular", "dataset")  # groups whose name and contents are the user's
 IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data.normal_class", "data.source.")
 
 
@@ -39,6 +43,13 @@ IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data
 def mapping() -> dict[str, Any]:
     """mapping.yaml: what runs are called in the published tables."""
     return yaml.load(resources.files(__package__).joinpath("mapping.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506
+
+
+def kind_of(method: str) -> str:
+    """ "trivial", "reference", or "" for every other method."""
+    if method in TRIVIAL:
+        return "trivial"
+    return "reference" if method.split("/")[0] in REFERENCE else ""
 
 
 class Rows(NamedTuple):
@@ -57,6 +68,21 @@ class Variant(NamedTuple):
     budget: str  # "paper", "quick", "quick, 400 batches", ...
     changed: tuple[tuple[str, str], ...]  # other values that differ from the files' defaults, as JSON
     holdout: float = HELD_OUT  # share of the normal training rows that was kept from training
+
+    @property
+    def kind(self) -> str:
+        """See `kind_of`."""
+        return kind_of(self.method)
+
+    @property
+    def kind_name(self) -> str:
+        """What a row of this kind is called; empty for a method of a paper."""
+        return KIND_NAMES[self.kind]
+
+    @property
+    def place(self) -> int:
+        """Where its kind stands in a table: methods of papers, reference detectors, trivial baselines."""
+        return list(KIND_NAMES).index(self.kind)
 
     @property
     def label(self) -> str:
@@ -78,6 +104,20 @@ class Variant(NamedTuple):
         return f"{100 * self.holdout:g} %"
 
 
+class Weights(NamedTuple):
+    """Pretrained weights that a run began with, as its metrics.json tells."""
+
+    part: str  # the encoder that they were for, or the teacher
+    name: str
+    origin: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        """Name, origin and the beginning of the hash."""
+        return f"{self.name} ({self.origin}, sha256 {self.sha256[:12]})"
+
+
 @dataclass
 class Run:
     """One run folder. `metrics` are fractions or None; `rows` is None where scores.csv cannot be used."""
@@ -88,10 +128,12 @@ class Run:
     data: str
     variant: Variant
     experiment: str  # data id and, where named, the labelled classes
+    place: str  # where the data lay, "" where the run does not tell
     metrics: dict[str, float | None]
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
     stale: bool = False  # the code behind it is other than the code here
+    seeded: bool = False  # whether the seed chooses which of the data are test rows
     areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
     interval: tuple[float, float] | None = None
 
@@ -102,6 +144,21 @@ class Run:
     @property
     def status(self) -> str:
         return self.record["status"]
+
+    @property
+    def weights(self) -> list[Weights]:
+        """What it began with; empty without pretrained weights and for runs that do not tell."""
+        stored = self.record.get("pretraining_weights")
+        return [
+            Weights(str(part), *(str(used.get(key, "–")) for key in ("name", "origin", "sha256")))
+            for part, used in (stored.items() if isinstance(stored, dict) else ())
+            if isinstance(used, dict)
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its data's contents; "" for runs that do not tell."""
+        return str(self.record.get("data_fingerprint") or "")
 
     @property
     def threshold(self) -> float | None:
@@ -171,9 +228,11 @@ def read_run(path: Path, results: Path) -> Run:
     notes: list[str] = []
     config = _config(path, notes)
     folder = path.relative_to(results).as_posix()
-    data = str(_at(config, "data", "id") or _data_from(folder, record))
+    data = str(_at(config, "data", "id") or record.get("data_id") or _data_from(folder, record))
+    place = next((str(_at(config, "data", key)) for key in ("root", "file") if _at(config, "data", key)), "")
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
-    run = Run(path, folder, record, data, variant_of(record, config, data), data, metrics, notes=notes)
+    run = Run(path, folder, record, data, variant_of(record, config, data), data, place, metrics, notes=notes)
+    run.seeded = _at(config, "data", "source", "seed") is not None
     behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
     run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
     known = _at(config, "protocol", "labelled_classes")
@@ -365,6 +424,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "budget": run.variant.budget, "batches": _whole(budget.get("batches")),
             "batch_size": _whole(budget.get("batch_size")),
             "selection": record.get("selection"), "stale": run.stale, "changed": run.variant.changes or None,
+            "kind": run.variant.kind_name or None, "weights": "; ".join(w.label for w in run.weights) or None,
             **{name: run.metrics.get(name) for name in names},
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
             **{key: _whole(counts.get(key)) for key in COUNTS},
@@ -373,6 +433,46 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "commit": (record.get("git") or {}).get("commit"), "config_hash": record.get("config_hash"),
         })  # fmt: skip
     return table
+
+
+def tell_data_apart(runs: Iterable[Run]) -> list[str]:
+    """Give runs on a user's own data other names where one name stands for other contents; returns what to say.
+
+    Two users may call their folders alike, and a folder may have grown since an earlier run: such runs are no seeds of
+    one experiment. Sets that a file of ours names keep their names, because papers' tables are found by them.
+    """
+    named: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.counts_in_tables and run.fingerprint:
+            named.setdefault(run.data, []).append(run)
+    notes = []
+    for data, found in named.items():
+        if len(_contents(found)) < 2:
+            continue
+        if not all(run.record["data"] in OWN_DATA for run in found):
+            notes.append(
+                f"Runs on {data} saw {len(_contents(found))} different contents (data_fingerprint in their "
+                "metrics.json): their values are not comparable."
+            )
+            continue
+        places: dict[str, set[str]] = {}
+        by_place = all(run.seeded for run in found) and len({run.place for run in found}) > 1
+        for run in found:  # where each seed draws its own test rows, contents differ within a set too
+            mark = hashlib.sha256(run.place.encode()).hexdigest() if by_place else run.fingerprint
+            name = f"{data} ({'place' if by_place else 'contents'} {mark[:6]})"
+            run.experiment, run.data = run.experiment.replace(data, name, 1), name
+            places.setdefault(name, set()).add(run.place)
+        listed = (f"{name} from {', '.join(sorted(known))}" if any(known) else name for name, known in places.items())
+        notes.append(f"{len(places)} different sets of data are called {data}: {'; '.join(sorted(listed))}.")
+    return notes
+
+
+def _contents(runs: Iterable[Run]) -> set[str]:
+    """Fingerprints of runs on data of one name; one where only the seed tells them apart, which drew the test rows."""
+    by_seed: dict[int, set[str]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed if run.seeded else 0, set()).add(run.fingerprint)
+    return max(by_seed.values(), key=len)
 
 
 def by_variant(runs: Iterable[Run]) -> dict[Variant, dict[str, dict[int, Run]]]:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from adbench.report.collect import TRIVIAL, Run, Variant, mapping, protocol_of
+from adbench.report.collect import Run, Variant, mapping, protocol_of
 from adbench.report.statistics import Estimate, estimate
 
 Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One of our values beside a published one, or beside none (`row` None: a trivial baseline)."""
+    """One of our values beside a published one, or beside none (`row` None: a trivial baseline or a reference)."""
 
     row: Row | None
     dataset: str
@@ -53,7 +53,7 @@ class Cell:
     metric: str  # as printed
     setting: str
     variant: Variant
-    kind: str  # paper, literal, small, variant, released, oracle, trivial
+    kind: str  # paper, literal, small, variant, released, oracle, trivial, reference
     value: Estimate
     expected: int | None  # members or experiments a complete value has
     found: int | None
@@ -66,7 +66,7 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours minus published, as a fraction; None where they are not the same quantity."""
-        if self.row is None or not self.complete or self.kind in ("oracle", "trivial"):
+        if self.row is None or not self.complete or self.kind == "oracle":
             return None
         return self.value.mean - self.row.number
 
@@ -157,12 +157,10 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
         metric: name of our metric.
         paper: whose table it stands in.
     """
-    marks = []
-    if kind == "trivial":
-        marks.append("trivial baseline")
-    elif variant.budget != "paper":
+    marks = [variant.kind_name] * bool(variant.kind)
+    if not variant.kind and variant.budget != "paper":  # the others have no training steps
         marks.append(f"budget {variant.budget}")
-    if kind == "small":
+    if kind == "small" or (kind == "reference" and "/" in variant.method):
         marks.append("small preset")
     elif kind == "variant":
         marks.append("variant")
@@ -244,7 +242,8 @@ def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], met
 
 
 def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
-    """Every value of ours that belongs beside a table's rows: place by place in their order, trivial baselines last."""
+    """Every value of ours that belongs beside a table's rows: place by place in their order, then reference detectors,
+    then trivial baselines."""
     wanted = tables()[paper, table]
     printed = list(dict.fromkeys(row.method for row in wanted))
     matches = {variant: match(variant, paper, table, printed) for variant in groups}
@@ -253,9 +252,9 @@ def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
         for variant, found in matches.items():
             if row.method in found and _protocol_fits(variant, row):
                 cells += _cells(row, variant, found[row.method], groups)
-    places: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in [*cells, *_trivial(cells, groups)]:
-        places.setdefault((cell.dataset, cell.category, cell.metric, cell.setting), []).append(cell)
+    places: dict[tuple[str, str, str, str], list[Cell]] = {}
+    for cell in [*cells, *_beside(cells, groups)]:
+        places.setdefault(_place(cell), []).append(cell)
     return [cell for found in places.values() for cell in found]
 
 
@@ -291,24 +290,26 @@ def _shows_members(row: Row) -> bool:
     return any((r.dataset, r.metric, r.method) == same and members(r)[0] == "one" for r in rows_ if r != row)
 
 
-def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
-    """The trivial baselines for every place where one of our values stands."""
-    seen = set()
-    for cell in cells:
-        place = (cell.dataset, cell.category, cell.metric, cell.setting)
-        if cell.row is None or place in seen:
-            continue
-        seen.add(place)
-        metric = mapping()["metrics"][cell.metric]
-        for variant in groups:
-            if variant.method not in TRIVIAL or variant.changed or not _protocol_fits(variant, cell.row):
+def _beside(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
+    """The reference detectors and the trivial baselines for every place where one of our values stands."""
+    answering = {(cell.variant, _place(cell)) for cell in cells}
+    places = {_place(cell): cell.row for cell in reversed(cells) if cell.row is not None}
+    candidates = sorted((v for v in groups if v.kind and not v.changed), key=lambda v: v.place)
+    for place, row in places.items():
+        metric = mapping()["metrics"][row.metric]
+        for variant in candidates:
+            if (variant, place) in answering or not _protocol_fits(variant, row):
                 continue
-            for template, stands_in in _templates(cell.row):
-                ours = joined(cell.row, template, groups[variant], metric)
-                if ours is None or (not _complete(ours) and _shows_members(cell.row)):
+            for template, stands_in in _templates(row):
+                ours = joined(row, template, groups[variant], metric)
+                if ours is None or (not _complete(ours) and _shows_members(row)):
                     continue
-                marks = (*marks_of(variant, "trivial", {}, metric, cell.row.paper), *_coverage(ours, stands_in))
-                yield Cell(None, *place, variant, "trivial", ours.value, ours.expected, ours.found, marks)
+                marks = (*marks_of(variant, variant.kind, {}, metric, row.paper), *_coverage(ours, stands_in))
+                yield Cell(None, *place, variant, variant.kind, ours.value, ours.expected, ours.found, marks)
+
+
+def _place(cell: Cell) -> tuple[str, str, str, str]:
+    return cell.dataset, cell.category, cell.metric, cell.setting
 
 
 def display(cell: Cell) -> dict[str, str]:
@@ -376,5 +377,5 @@ def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -
         (variant, experiment)
         for variant, found in groups.items()
         for experiment in found
-        if (variant, experiment) not in used and variant.method not in TRIVIAL
+        if (variant, experiment) not in used and variant.kind != "trivial"
     ]

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from adbench.report.contents import MATRICES, METRICS, Contents
-from adbench.report.text import LEGEND, heading, matrix, md_table, paper_rows, ranking_text, shown, summary_line
+from adbench.report.rendering import md_table
+from adbench.report.text import LEGEND, heading, matrix, paper_rows, ranking_text, summary_line
 
 TERMS_OF_A_METHOD = 12
 STEP = "trainer/global_step"  # Lightning's logger writes it beside every number
@@ -74,7 +75,7 @@ def _texts(contents: Contents) -> list[tuple[str, str]]:
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
         if rows:
-            table = md_table(["method", *data], [[name, *map(shown, values)] for name, values in rows])
+            table = md_table(["method", *data], [row.texts for row in rows])
             found.append((f"{METRICS[metric]}, one_class", table))
     for (paper, name), cells in contents.answers.items():
         if cells:
