@@ -58,6 +58,7 @@ class Cell:
     expected: int | None  # members or experiments a complete value has
     found: int | None
     marks: tuple[str, ...]
+    unit: str  # of the numbers that the table prints for this metric: fraction or percent
 
     @property
     def complete(self) -> bool:
@@ -271,7 +272,7 @@ def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterat
             marks = marks_of(variant, matched.kind, matched.spec, key, row.paper)
             marks += [*selection_marks(ours.runs), *_coverage(ours, stands_in)]
             place = (row.dataset, row.category, row.metric, row.setting)
-            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks))
+            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks), row.unit)
 
 
 def _complete(ours: Joined) -> bool:
@@ -305,7 +306,7 @@ def _beside(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
                 if ours is None or (not _complete(ours) and _shows_members(row)):
                     continue
                 marks = (*marks_of(variant, variant.kind, {}, metric, row.paper), *_coverage(ours, stands_in))
-                yield Cell(None, *place, variant, variant.kind, ours.value, ours.expected, ours.found, marks)
+                yield Cell(None, *place, variant, variant.kind, ours.value, ours.expected, ours.found, marks, row.unit)
 
 
 def _place(cell: Cell) -> tuple[str, str, str, str]:
@@ -315,10 +316,7 @@ def _place(cell: Cell) -> tuple[str, str, str, str]:
 def display(cell: Cell) -> dict[str, str]:
     """A cell as a table shows it: numbers in the paper's unit, a dash where there is none."""
     row = cell.row
-    percent = (
-        row or next(r for r in rows() if r.dataset == cell.dataset and r.metric == cell.metric)
-    ).unit == "percent"
-    factor, digits = (100.0, 1) if percent else (1.0, 3)
+    factor, digits = (100.0, 1) if cell.unit == "percent" else (1.0, 3)
     value = f"{cell.value.mean * factor:.{digits}f}"
     if cell.value.std is not None:
         value += f" ± {cell.value.std * factor:.{digits}f}"
