@@ -235,9 +235,9 @@ def read_run(path: Path, results: Path) -> Run:
     run.seeded = _at(config, "data", "source", "seed") is not None
     behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
     run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
-    known = _at(config, "protocol", "labelled_classes")
-    if isinstance(known, list) and "labelled_classes" in dict(run.variant.protocol):
-        run.experiment = f"{data} knowing {', '.join(map(str, known))}"
+    classes = _at(config, "protocol", "labelled_classes")
+    if isinstance(classes, list) and "labelled_classes" in dict(run.variant.protocol):
+        run.experiment = f"{data} knowing {', '.join(map(str, classes))}"
     if run.status == "finished":
         if run.stale:
             notes.append("stale: the code has changed since; overwrite=stale trains such runs anew")
@@ -300,14 +300,14 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
             method = layout["is"]
             changed = {key: value for key, value in changed.items() if key not in its_own}
             break
-    kept = {
+    others = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY))
     }
     images = (_at(config, "pretraining") or {}).get("images", "")
     if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
-        kept["pretraining.images"] = '"own"'  # a departure, though no value was changed
+        others["pretraining.images"] = '"own"'  # a departure, though no value was changed
     stored = _at(config, "protocol")
     values = {key[9:]: value for key, value in changed.items() if key.startswith("protocol.")}
     values |= stored if isinstance(stored, Mapping) else {}
@@ -318,7 +318,7 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         pretraining=record["pretraining"],
         protocol=protocol_of(record["protocol"], values),
         budget=_budget(record, config, changed),
-        changed=tuple(sorted(kept.items())),
+        changed=tuple(sorted(others.items())),
         holdout=_holdout(record, values),
     )
 
@@ -352,24 +352,24 @@ def protocol_of(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], 
 
 
 def _own_protocol(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    known = values.get("labelled_classes", 1)
-    given = {
+    classes = values.get("labelled_classes", 1)
+    shares = {
         key: number(values.get(key)) or 0.0
         for key in ("ratio", "labelled_ratio", "pollution_ratio", "labelled_normal_ratio")
     }
     fraction = number(values.get("fraction"))
     if name == "small_train" and fraction is not None and fraction < 1:
         return ("protocol", name), ("fraction", fraction)
-    if name == "contaminated" and given["ratio"]:
-        return ("protocol", name), ("ratio", given["ratio"])
+    if name == "contaminated" and shares["ratio"]:
+        return ("protocol", name), ("ratio", shares["ratio"])
     if name == "semi_supervised":
-        labelled = given["labelled_ratio"] > 0 and known != 0
-        kept = {"labelled_ratio": given["labelled_ratio"] * labelled}
-        kept["labelled_classes"] = (len(known) if isinstance(known, list) else known) if labelled else 0
-        kept |= {key: given[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
-        kept = {key: value for key, value in kept.items() if value}
-        if kept:
-            return ("protocol", name), *kept.items()
+        labelled = shares["labelled_ratio"] > 0 and classes != 0
+        parts = {"labelled_ratio": shares["labelled_ratio"] * labelled}
+        parts["labelled_classes"] = (len(classes) if isinstance(classes, list) else classes) if labelled else 0
+        parts |= {key: shares[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
+        parts = {key: value for key, value in parts.items() if value}
+        if parts:
+            return ("protocol", name), *parts.items()
     if name in ("one_class", "semi_supervised") or (values and name in ("small_train", "contaminated")):
         return (("protocol", "one_class"),)
     return (("protocol", name),)
@@ -446,24 +446,24 @@ def tell_data_apart(runs: Iterable[Run]) -> list[str]:
         if run.counts_in_tables and run.fingerprint:
             named.setdefault(run.data, []).append(run)
     notes = []
-    for data, found in named.items():
-        if len(_contents(found)) < 2:
+    for data, members in named.items():
+        if len(_contents(members)) < 2:
             continue
-        if not all(run.record["data"] in OWN_DATA for run in found):
+        if not all(run.record["data"] in OWN_DATA for run in members):
             notes.append(
-                f"Runs on {data} saw {len(_contents(found))} different contents (data_fingerprint in their "
+                f"Runs on {data} saw {len(_contents(members))} different contents (data_fingerprint in their "
                 "metrics.json): their values are not comparable."
             )
             continue
         places: dict[str, set[str]] = {}
-        by_place = all(run.seeded for run in found) and len({run.place for run in found}) > 1
-        for run in found:  # where each seed draws its own test rows, contents differ within a set too
+        by_place = all(run.seeded for run in members) and len({run.place for run in members}) > 1
+        for run in members:  # where each seed draws its own test rows, contents differ within a set too
             mark = hashlib.sha256(run.place.encode()).hexdigest() if by_place else run.fingerprint
             name = f"{data} ({'place' if by_place else 'contents'} {mark[:6]})"
             run.experiment, run.data = run.experiment.replace(data, name, 1), name
             places.setdefault(name, set()).add(run.place)
-        listed = (f"{name} from {', '.join(sorted(known))}" if any(known) else name for name, known in places.items())
-        notes.append(f"{len(places)} different sets of data are called {data}: {'; '.join(sorted(listed))}.")
+        words = (f"{name} from {', '.join(sorted(roots))}" if any(roots) else name for name, roots in places.items())
+        notes.append(f"{len(places)} different sets of data are called {data}: {'; '.join(sorted(words))}.")
     return notes
 
 

@@ -30,7 +30,7 @@ from adbench.report.collect import (
     read_run,
     tell_data_apart,
 )
-from adbench.report.published import Cell, answered, unanswering
+from adbench.report.published import Cell, all_answers, lone_variants
 from adbench.report.statistics import Estimate, estimate
 
 METRICS = {
@@ -102,7 +102,7 @@ class Contents:
         return representative(self.lines)
 
 
-def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda found: found) -> Contents:
+def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items) -> Contents:
     """Read every run below `results` (except what lies in `ours`) and compute the report."""
     runs, skipped = [], []
     for path, has_metrics in progress(list(folders(results, ours))):
@@ -116,8 +116,8 @@ def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[A
         _add_intervals(run)
     notes = [*_notes(runs), *tell_data_apart(runs)]
     groups = by_variant(runs)
-    answers = answered(groups)
-    lines = _lines(groups, {(variant, experiment) for variant, experiment in unanswering(groups, answers)})
+    answers = all_answers(groups)
+    lines = _lines(groups, {(variant, experiment) for variant, experiment in lone_variants(groups, answers)})
     known = representative(lines)
     return Contents(
         results, runs, skipped, answers, lines, _colours(lines), ranking(known), robustness(lines),
@@ -143,11 +143,11 @@ def _add_intervals(run: Run) -> None:
 
 
 def _weights(runs: Iterable[Run]) -> dict[Weights, list[Run]]:
-    found: dict[Weights, list[Run]] = defaultdict(list)
+    users: dict[Weights, list[Run]] = defaultdict(list)
     for run in runs:
         for weights in run.weights:
-            found[weights].append(run)
-    return dict(sorted(found.items()))
+            users[weights].append(run)
+    return dict(sorted(users.items()))
 
 
 def _notes(runs: list[Run]) -> list[str]:
@@ -163,8 +163,8 @@ def _notes(runs: list[Run]) -> list[str]:
 
 def _lines(groups: Mapping[Variant, Mapping[str, Mapping[int, Run]]], alone: set[tuple[Variant, str]]) -> list[Line]:
     lines = []
-    for variant, found in groups.items():
-        for experiment, seeds in found.items():
+    for variant, experiments in groups.items():
+        for experiment, seeds in experiments.items():
             runs = [seeds[seed] for seed in sorted(seeds)]
             values = {name: estimate([run.metrics.get(name) for run in runs]) for name in METRICS}
             areas = [run.areas for run in runs if run.areas is not None]
@@ -193,10 +193,10 @@ def representative(lines: Sequence[Line]) -> dict[str, dict[str, Line]]:
     Of several settings of a method on one data set the first in this order stands for it: nothing changed, the paper's
     budget, longer training, more seeds, the name of the setting. The score takes no part.
     """
-    known: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    candidates: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line.variant.protocol == ONE_CLASS:
-            known[_method(line.variant)][line.data].append(line)
+            candidates[_method(line.variant)][line.data].append(line)
 
     def order(line: Line) -> tuple[Any, ...]:
         v = line.variant
@@ -204,8 +204,8 @@ def representative(lines: Sequence[Line]) -> dict[str, dict[str, Line]]:
         return bool(v.changed), v.budget != "paper", -batches, -len(line.runs), v
 
     places = {_method(line.variant): line.variant.place for line in lines}
-    names = sorted(known, key=lambda name: (places[name], name))
-    return {name: {data: min(found, key=order) for data, found in known[name].items()} for name in names}
+    names = sorted(candidates, key=lambda name: (places[name], name))
+    return {name: {data: min(found, key=order) for data, found in candidates[name].items()} for name in names}
 
 
 def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
@@ -216,19 +216,19 @@ def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
         for data, line in found.items()
         if line.values["image_auroc"] is not None
     }
-    ran: dict[Any, set[str]] = defaultdict(set)
+    sets_of: dict[Any, set[str]] = defaultdict(set)
     for name, one in value:
-        ran[name].add(one)
-    methods, data = cast(tuple[list[str], list[str]], statistics.complete_block(ran))
+        sets_of[name].add(one)
+    methods, data = cast(tuple[list[str], list[str]], statistics.complete_block(sets_of))
     if not methods:
         return None
     table = np.array([[value[name, one] for name in methods] for one in data])
     test = statistics.friedman(table)
-    everything = {one for found in ran.values() for one in found}
+    everything = {one for found in sets_of.values() for one in found}
     return Ranking(
         methods, data, statistics.average_ranks(table), test, statistics.wilcoxon(table) if test is None else test.p_f,
         statistics.critical_difference(len(methods), len(data)),
-        sorted(set(ran) - set(methods)), sorted(everything - set(data)),
+        sorted(set(sets_of) - set(methods)), sorted(everything - set(data)),
     )  # fmt: skip
 
 
@@ -284,27 +284,27 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
     charts = []
     for (group, key), levels_of in sorted(points.items()):
         title, end = AXES.get(key, (key, 0.0))
-        found = []
+        courses = []
         for (base, protocol, others), levels in levels_of.items():
             # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known. Where a
             # protocol from elsewhere ends, nobody knows here.
             if protocol in PROTOCOLS and all(k == "labelled_classes" for k, _ in others):
                 for run, value in ends[group, base]:
                     levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
-            joined, shared = _over_seeds(levels)
-            if len(joined) > 1:
-                found.append(Curve(base, _words(base, others, shared, group), joined))
-        if found:
-            charts.append(_chart(f"{group}: {METRICS[metric]}", title, found))
+            course, shared = _over_seeds(levels)
+            if len(course) > 1:
+                courses.append(Curve(base, _words(base, others, shared, group), course))
+        if courses:
+            charts.append(_chart(f"{group}: {METRICS[metric]}", title, courses))
     return charts
 
 
 def _axes(variant: Variant) -> Iterator[tuple[str, float, tuple[str, tuple[tuple[str, Any], ...]]]]:
     """Each protocol value that is a number: its name, its level, and the protocol with its other values."""
     (_, protocol), *values = variant.protocol
-    given = dict(values)
-    for key in {**given, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
-        level = number(given.get(key, 0.0))
+    levels = dict(values)
+    for key in {**levels, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
+        level = number(levels.get(key, 0.0))
         if level is not None:  # a word is no axis
             yield key, level, (protocol, tuple((k, v) for k, v in values if k != key))
 
@@ -318,13 +318,13 @@ def _words(base: Variant, others: Iterable[tuple[str, Any]], shared: Sequence[st
     }  # fmt: skip
 
 
-def _chart(heading: str, key: str, curves_: Sequence[Curve]) -> Robustness:
+def _chart(heading: str, key: str, courses: Sequence[Curve]) -> Robustness:
     """What all curves of a chart share stands in its title, the rest behind their names."""
-    first = curves_[0].words
-    common = {k for k, v in first.items() if v and all(curve.words[k] == v for curve in curves_)}
+    first = courses[0].words
+    common = {k for k, v in first.items() if v and all(curve.words[k] == v for curve in courses)}
     heading = ", ".join([heading, *(v for k, v in first.items() if k in common - {"holdout"})])
     series, counts = [], []
-    for at, (base, words, points) in enumerate(curves_):
+    for at, (base, words, points) in enumerate(courses):
         name = ", ".join([_method(base), *(v for k, v in words.items() if k not in common and v)])
         x, y = np.array([level for level, _ in points]), np.array([e.mean for _, e in points])
         spread = np.array([e.std or 0.0 for _, e in points])
@@ -339,7 +339,7 @@ def _over_seeds(
 ) -> tuple[list[tuple[float, Estimate]], list[str]]:
     """Level -> estimate, and the data sets that every level has."""
     shared = set.intersection(*({data for data, _ in found} for found in levels.values()))
-    joined = []
+    course = []
     for x, found in sorted(levels.items()):
         per_seed: dict[int, list[float]] = defaultdict(list)
         for (data, seed), values in found.items():
@@ -347,8 +347,8 @@ def _over_seeds(
                 per_seed[seed].append(float(np.mean(values)))
         value = estimate([float(np.mean(v)) for v in per_seed.values() if len(v) == len(shared)])
         if value is not None and shared:
-            joined.append((x, value))
-    return joined, sorted(shared)
+            course.append((x, value))
+    return course, sorted(shared)
 
 
 # -- curves of one run --------------------------------------------------------------------------------------------

@@ -27,12 +27,12 @@ from adbench.report.text import (
     SETTINGS_COLUMNS,
     WEIGHTS_COLUMNS,
     heading,
+    interval_text,
     matrix,
+    mean_text,
     ranking_chart,
     ranking_text,
     robustness_chart,
-    shown,
-    shown_interval,
     summary_line,
     weights_rows,
 )
@@ -88,10 +88,10 @@ def num(text: str, value: float | None) -> Td:
 
 def value_td(value: Estimate | None) -> Td:
     """A cell of a mean over seeds."""
-    return num(shown(value), None if value is None else value.mean)
+    return num(mean_text(value), None if value is None else value.mean)
 
 
-def html(contents: Contents, pictures: int = 40, progress: Progress = lambda found: found) -> str:
+def html(contents: Contents, pictures: int = 40, progress: Progress = lambda items: items) -> str:
     """report.html. At most `pictures` runs show their images; the page says which are left out."""
     script = rendering.asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -108,16 +108,16 @@ def html(contents: Contents, pictures: int = 40, progress: Progress = lambda fou
         "All runs": {"runs": _runs(contents)},
         "Skipped": contents.skipped and {"skipped": _skipped(contents)},
     }
-    found: dict[str, Any] = {title: part for title, part in parts.items() if part}
+    sections: dict[str, Any] = {title: part for title, part in parts.items() if part}
     return rendering.html(
         "page.html",
-        sections=list(found),
+        sections=list(sections),
         digest=digest,
         style=rendering.asset("page.css") + _chart_style(),
         script=script,
         summary=summary_line(contents),
         results=contents.results,
-        **{key: value for part in found.values() for key, value in part.items()},
+        **{key: value for part in sections.values() for key, value in part.items()},
     )
 
 
@@ -142,7 +142,7 @@ def _tiles(contents: Contents) -> dict[str, int]:
 
 def _matrices(contents: Contents) -> list[tuple[str, Table]]:
     """Heading and table of each metric that has values: methods down, data sets across."""
-    found = []
+    pairs = []
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
         best = [max((row.values[at].mean for row in rows if row.values[at]), default=None) for at in range(len(data))]  # type: ignore[union-attr]
@@ -155,37 +155,37 @@ def _matrices(contents: Contents) -> list[tuple[str, Table]]:
             body.append(Tr([Td(row.name, row.name, marks=(KIND_NAMES[row.kind],) * bool(row.kind)), *cells], row.kind))
         if rows:
             table = Table(f"matrix-{metric}", [Column("method"), *(Column(one, True) for one in data)], body)
-            found.append((METRICS[metric], table))
-    return found
+            pairs.append((METRICS[metric], table))
+    return pairs
 
 
 def _papers(contents: Contents) -> list[dict[str, Any]]:
     """For each published table: our values beside its own (None without runs), and the table as printed."""
-    found = []
+    papers = []
     for (paper, name), cells in contents.answers.items():
-        found.append({
+        papers.append({
             "heading": heading(paper, name, cells), "citation": mapping()["papers"][paper],
             "remark": mapping()["remarks"].get(f"{paper} {name}"),
             "table": _paper(paper, name, cells) if cells else None, "printed": _printed(paper, name),
         })  # fmt: skip
-    return found
+    return papers
 
 
 def _paper(paper: str, name: str, cells: Sequence[Cell]) -> Table:
-    shown_columns = columns(cells)
+    names = columns(cells)
     numeric = ("our value", "n", "published", "difference")
-    body = [Tr(_paper_row(cell, shown_columns), cell.variant.kind) for cell in cells]
-    header = [*(Column(column, column in numeric) for column in shown_columns), Column("marks")]
+    body = [Tr(_paper_row(cell, names), cell.variant.kind) for cell in cells]
+    header = [*(Column(column, column in numeric) for column in names), Column("marks")]
     return Table(f"paper-{file_name(paper)}-{file_name(name)}", header, body)
 
 
-def _paper_row(cell: Cell, shown_columns: Sequence[str]) -> list[Td]:
+def _paper_row(cell: Cell, names: Sequence[str]) -> list[Td]:
     fields = display(cell)
     sort = {
         "our value": cell.value.mean, "n": cell.value.n, "difference": cell.difference,
         "published": None if cell.row is None else cell.row.number,
     }  # fmt: skip
-    row = [num(fields[name], sort[name]) if name in sort else Td(fields[name]) for name in shown_columns]
+    row = [num(fields[name], sort[name]) if name in sort else Td(fields[name]) for name in names]
     return [*row, Td("", classes="wrap", marks=(*cell.marks, *published_marks(cell.row)))]
 
 
@@ -196,7 +196,7 @@ def _printed(paper: str, name: str) -> list[tuple[str, Table]]:
         place = row.dataset if row.category.startswith(("all", "mean over")) else row.category
         method = f"{row.method} ({row.setting})" if row.setting else row.method
         blocks.setdefault(row.metric, {}).setdefault(method, {})[place] = row
-    found = []
+    values_of = []
     for metric, methods in blocks.items():
         places = list(dict.fromkeys(place for values in methods.values() for place in values))
         body = [
@@ -204,8 +204,10 @@ def _printed(paper: str, name: str) -> list[tuple[str, Table]]:
             for method, values in methods.items()
         ]
         identity = f"printed-{file_name(paper)}-{file_name(name)}-{file_name(metric)}"
-        found.append((metric, Table(identity, [Column("method"), *(Column(place, True) for place in places)], body)))
-    return found
+        values_of.append(
+            (metric, Table(identity, [Column("method"), *(Column(place, True) for place in places)], body))
+        )
+    return values_of
 
 
 def _printed_td(row: Row | None) -> Td:
@@ -223,7 +225,7 @@ def _settings(contents: Contents) -> Table:
         body.append(Tr([
             Td(v.label, classes="wrap"), Td(line.experiment), Td(v.protocol_label), Td(v.held_out), Td(v.budget),
             num(str(len(line.runs)), len(line.runs)),
-            value_td(line.values["image_auroc"]), num(shown_interval(line.interval), low),
+            value_td(line.values["image_auroc"]), num(interval_text(line.interval), low),
             *(value_td(line.values[name]) for name in list(METRICS)[1:]),
             Td("beside one" if line.beside_a_paper else v.kind_name or "none"),
         ], v.kind))  # fmt: skip
@@ -293,7 +295,7 @@ def _data_sets(contents: Contents, pictures: int, progress: Progress) -> tuple[l
     for name, lines_of in contents.best_known().items():
         for data, line in lines_of.items():
             by_data.setdefault(data, []).append((name, line))
-    found, without, left = [], [], pictures
+    sets, without, left = [], [], pictures
     for data in progress(sorted(by_data)):
         pictured = []
         for name, line in by_data[data]:
@@ -306,14 +308,14 @@ def _data_sets(contents: Contents, pictures: int, progress: Progress) -> tuple[l
                     pictured.append(Pictured(f"{name}, seed {run.seed}", groups, panels))
             elif (run.path / "figures").is_dir():
                 without.append(f"{name} on {data}")
-        found.append(DataSet(data, _curves(contents, by_data[data]), _histograms(by_data[data]), pictured))
-    return found, without
+        sets.append(DataSet(data, _curves(contents, by_data[data]), _histograms(by_data[data]), pictured))
+    return sets, without
 
 
 def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> list[str]:
     charts = []
 
-    def named(name: str, line: Line, metric: str) -> str:
+    def legend(name: str, line: Line, metric: str) -> str:
         value = line.runs[0].metrics.get(metric)
         return name if value is None else f"{value:.3f}  {name}"
 
@@ -323,14 +325,14 @@ def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> list[str
     ):  # fmt: skip
         series = []
         for name, line in members:
-            label, colour = named(name, line, metric), contents.colours[name]
+            label, colour = legend(name, line, metric), contents.colours[name]
             run = line.runs[0]
             series.append(roc_series(run, label, colour) if kind == "roc" else pixel_series(run, label, colour, kind))
-        found = [one for one in series if one is not None]
-        if found:
+        drawable = [one for one in series if one is not None]
+        if drawable:
             limit = PRO_LIMIT if kind == "pro" else 1.0
             up = "mean overlap with a region" if kind == "pro" else "true positive rate"
-            charts.append(lines(found, title, "false positive rate", up, (0.0, limit), diagonal=kind != "pro"))
+            charts.append(lines(drawable, title, "false positive rate", up, (0.0, limit), diagonal=kind != "pro"))
     return charts
 
 

@@ -81,10 +81,10 @@ def rows() -> tuple[Row, ...]:
 
 def tables() -> dict[tuple[str, str], list[Row]]:
     """(paper, table) -> its rows."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows():
-        found.setdefault((row.paper, row.table), []).append(row)
-    return found
+        groups.setdefault((row.paper, row.table), []).append(row)
+    return groups
 
 
 # -- one published row and the runs -------------------------------------------------------------------------------
@@ -112,12 +112,12 @@ def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
 
 
 def _protocol_fits(variant: Variant, row: Row) -> bool:
-    wanted, ours = wanted_protocol(row), variant.protocol
+    theirs, ours = wanted_protocol(row), variant.protocol
     if row.setting == "3 runs" and ours[0] == ("protocol", "semi_supervised"):
         return True  # the labelled share is each set's own
-    return len(wanted) == len(ours) and all(
+    return len(theirs) == len(ours) and all(
         a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9)
-        for a, b in zip(wanted, ours, strict=True)
+        for a, b in zip(theirs, ours, strict=True)
     )
 
 
@@ -133,20 +133,20 @@ def match(variant: Variant, paper: str, table: str, printed: Iterable[str]) -> d
     """
     method = variant.method
     changed = dict(variant.changed)
-    found: dict[str, tuple[int, Match]] = {}
+    matches: dict[str, tuple[int, Match]] = {}
     for name in printed:
         spec = mapping()["methods"].get(paper, {}).get(name)
         spec = spec and spec | spec.get("in_table", {}).get(table, {})
         if spec is None or ("pretraining" in spec and variant.pretraining not in spec["pretraining"]):
             continue
-        asked = {key: json.dumps(value) for key, value in spec.get("with", {}).items()}
-        if any(key not in changed or json.loads(changed[key]) != json.loads(value) for key, value in asked.items()):
+        conditions = spec.get("with", {})
+        if any(key not in changed or json.loads(changed[key]) != value for key, value in conditions.items()):
             continue
         for kind, key in (("paper", "ours"), ("literal", "literal"), ("small", "small"), ("variant", "variants")):
             if method in spec.get(key, ()):
-                found[name] = (len(asked), Match(kind, spec))
-    most = max((asked for asked, _ in found.values()), default=0)
-    return {name: m for name, (asked, m) in found.items() if asked == most}
+                matches[name] = (len(conditions), Match(kind, spec))
+    most = max((number for number, _ in matches.values()), default=0)
+    return {name: m for name, (number, m) in matches.items() if number == most}
 
 
 def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, paper: str) -> list[str]:
@@ -170,11 +170,11 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     theirs = mapping()["held_out"].get(paper, 0.0)
     if abs(variant.holdout - theirs) > 1e-9:
         marks.append(f"{variant.held_out} held out" + (f", the paper's is {100 * theirs:g} %" if theirs else ""))
-    asked, printed = spec.get("with", {}), spec.get("printed", {})
+    conditions, printed = spec.get("with", {}), spec.get("printed", {})
     changed = [
         f"{key}={value}"
         for key, value in variant.changed
-        if key not in (*asked, "pretraining.images") and json.loads(value) not in printed.get(key, ())
+        if key not in (*conditions, "pretraining.images") and json.loads(value) not in printed.get(key, ())
     ]
     if images := dict(variant.changed).get("pretraining.images"):
         own = json.loads(images) == "own"
@@ -211,15 +211,15 @@ class Joined(NamedTuple):
     expected: int | None = None
 
 
-def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
+def join(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
     """Our value for a row from one variant's runs; None where no run has the metric."""
     join, ids = members(row)
-    wanted = {template.format(member) for _, member in ids}
+    ids_of_members = {template.format(member) for _, member in ids}
     values = {
         (run.experiment, seed): (run, value)
         for seeds in groups.values()
         for seed, run in seeds.items()
-        if run.data in wanted and (value := run.metrics.get(metric)) is not None
+        if run.data in ids_of_members and (value := run.metrics.get(metric)) is not None
     }
     runs = [run for run, _ in values.values()]
     everything = estimate([value for _, value in values.values()])
@@ -229,34 +229,34 @@ def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], met
         return Joined(everything, runs)
     if join == "experiments":
         kinds = 9 if any(run.experiment != run.data for run in runs) else 1  # each class knows each other one
-        return Joined(everything, runs, len({run.experiment for run in runs}), len(wanted) * kinds)
+        return Joined(everything, runs, len({run.experiment for run in runs}), len(ids_of_members) * kinds)
     per_seed: dict[int, dict[str, tuple[Run, float]]] = {}
     for (_, seed), (run, value) in values.items():
         per_seed.setdefault(seed, {})[run.data] = run, value
-    most = max(len(found) for found in per_seed.values())
-    fullest = [found for found in per_seed.values() if len(found) == most]
-    if len(set.intersection(*({*found} for found in fullest))) < most:
+    most = max(len(by_member) for by_member in per_seed.values())
+    fullest = [by_member for by_member in per_seed.values() if len(by_member) == most]
+    if len(set.intersection(*({*by_member} for by_member in fullest))) < most:
         fullest = fullest[:1]  # seeds that have different members have no deviation worth the name
-    means = estimate([sum(value for _, value in found.values()) / most for found in fullest])
-    used = [run for found in fullest for run, _ in found.values()]
-    return None if means is None else Joined(means, used, most, len(wanted))
+    means = estimate([sum(value for _, value in by_member.values()) / most for by_member in fullest])
+    used = [run for by_member in fullest for run, _ in by_member.values()]
+    return None if means is None else Joined(means, used, most, len(ids_of_members))
 
 
 def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
     """Every value of ours that belongs beside a table's rows: place by place in their order, then reference detectors,
     then trivial baselines."""
-    wanted = tables()[paper, table]
-    printed = list(dict.fromkeys(row.method for row in wanted))
+    table_rows = tables()[paper, table]
+    printed = list(dict.fromkeys(row.method for row in table_rows))
     matches = {variant: match(variant, paper, table, printed) for variant in groups}
     cells: list[Any] = []
-    for row in wanted:
-        for variant, found in matches.items():
-            if row.method in found and _protocol_fits(variant, row):
-                cells += _cells(row, variant, found[row.method], groups)
+    for row in table_rows:
+        for variant, methods in matches.items():
+            if row.method in methods and _protocol_fits(variant, row):
+                cells += _cells(row, variant, methods[row.method], groups)
     places: dict[tuple[str, str, str, str], list[Cell]] = {}
     for cell in [*cells, *_beside(cells, groups)]:
         places.setdefault(_place(cell), []).append(cell)
-    return [cell for found in places.values() for cell in found]
+    return [cell for methods in places.values() for cell in methods]
 
 
 def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
@@ -266,7 +266,7 @@ def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterat
         readings.append(("released", matched.spec["released"][row.metric]))
     for template, stands_in in _templates(row):
         for kind, key in readings:
-            ours = joined(row, template, groups[variant], key)
+            ours = join(row, template, groups[variant], key)
             if ours is None or (not _complete(ours) and _shows_members(row)):
                 continue
             marks = marks_of(variant, matched.kind, matched.spec, key, row.paper)
@@ -302,7 +302,7 @@ def _beside(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
             if (variant, place) in answering or not _protocol_fits(variant, row):
                 continue
             for template, stands_in in _templates(row):
-                ours = joined(row, template, groups[variant], metric)
+                ours = join(row, template, groups[variant], metric)
                 if ours is None or (not _complete(ours) and _shows_members(row)):
                     continue
                 marks = (*marks_of(variant, variant.kind, {}, metric, row.paper), *_coverage(ours, stands_in))
@@ -332,9 +332,9 @@ def display(cell: Cell) -> dict[str, str]:
 
 def columns(cells: Iterable[Cell]) -> list[str]:
     """The columns of `display` that a table of these cells needs: what its heading says of all of them is left out."""
-    shown = [display(cell) for cell in cells]
-    said = ("data set", "metric", "setting")
-    return [name for name in shown[0] if name not in said or len({one[name] for one in shown}) > 1]
+    displays = [display(cell) for cell in cells]
+    in_heading = ("data set", "metric", "setting")
+    return [name for name in displays[0] if name not in in_heading or len({one[name] for one in displays}) > 1]
 
 
 def published_marks(row: Row | None) -> list[str]:
@@ -349,12 +349,12 @@ def published_marks(row: Row | None) -> list[str]:
     return marks + ([f"published: {row.note}"] if row.note and "oracle" not in row.marks else [])
 
 
-def answered(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
+def all_answers(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
     """(paper, table) -> our cells, for every published table (an empty list where no run belongs to it)."""
     return {key: answer(*key, groups) for key in tables()}
 
 
-def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
+def lone_variants(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
     """(variant, data or experiment) of runs that stand beside no published row."""
     used: set[tuple[Variant, str]] = set()
     for cells in answers.values():

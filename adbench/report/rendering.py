@@ -55,12 +55,12 @@ def environment(escape: Callable[[Any], str] | None = None, **syntax: str) -> En
     def once(value: Any) -> Any:
         return value if escape is None or hasattr(value, "__html__") else Markup(escape(value))  # noqa: S704 (escaped)
 
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader(__package__), autoescape=True, finalize=once, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, auto_reload=False, **syntax,
     )  # fmt: skip
-    made.filters["file_name"] = file_name
-    return made
+    templates.filters["file_name"] = file_name
+    return templates
 
 
 def html(template: str, **values: Any) -> str:

@@ -23,10 +23,10 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float | None]) -> Estimate | None:
     """Mean and sample standard deviation (n - 1) of the values that exist; None where none does."""
-    found = [value for value in values if value is not None]
-    if not found:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return None
-    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None, len(found))
+    return Estimate(float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None, len(numbers))
 
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
@@ -34,8 +34,8 @@ def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | Non
     finite = np.isfinite(score).all() and np.ptp(score) > 0
     if not finite or not 0 < label.sum() < len(label):
         return None
-    found = (score - score.min()) / np.ptp(score) > 0.5
-    return float((found[label == 1].mean() + (~found[label == 0]).mean()) / 2)
+    alarms = (score - score.min()) / np.ptp(score) > 0.5
+    return float((alarms[label == 1].mean() + (~alarms[label == 0]).mean()) / 2)
 
 
 # -- several data sets --------------------------------------------------------------------------------------------

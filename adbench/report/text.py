@@ -16,14 +16,14 @@ from adbench.report.rendering import Emphasis, file_name
 from adbench.report.statistics import Estimate
 
 
-def shown(value: Estimate | None, digits: int = 3) -> str:
+def mean_text(value: Estimate | None, digits: int = 3) -> str:
     """`0.912 ± 0.010`, `0.912` for a single value, a dash for none."""
     if value is None:
         return "–"
     return f"{value.mean:.{digits}f}" + ("" if value.std is None else f" ± {value.std:.{digits}f}")
 
 
-def shown_interval(interval: tuple[float, float] | None) -> str:
+def interval_text(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else f"{interval[0]:.3f} … {interval[1]:.3f}"
 
 
@@ -67,11 +67,11 @@ def robustness_chart(chart: Robustness) -> str:
 
 def _spaced(xs: Sequence[float], x_range: tuple[float, float]) -> list[float]:
     """Ticks at the levels that were run, those too near to the last one left out."""
-    kept: list[float] = []
+    ticks: list[float] = []
     for x in xs:
-        if not kept or x - kept[-1] > 0.07 * (x_range[1] - x_range[0]):
-            kept.append(x)
-    return kept
+        if not ticks or x - ticks[-1] > 0.07 * (x_range[1] - x_range[0]):
+            ticks.append(x)
+    return ticks
 
 
 def write_charts(contents: Contents, out: Path) -> dict[str, str]:
@@ -127,10 +127,10 @@ class MethodRow(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """The row as text; a method that is no paper's is in italics and says what it is."""
-        return [named(self.name, self.kind), *map(shown, self.values)]
+        return [method_text(self.name, self.kind), *map(mean_text, self.values)]
 
 
-def named(name: str, kind: str) -> str:
+def method_text(name: str, kind: str) -> str:
     """A method's name in a table of text."""
     return Emphasis(f"{name} ({KIND_NAMES[kind]})") if kind else name
 
@@ -140,13 +140,15 @@ def matrix(contents: Contents, metric: str) -> tuple[list[str], list[MethodRow]]
 
     A method's budgets stand behind its name; trivial baselines and reference detectors have none.
     """
-    known = contents.best_known()
-    data = sorted({one for found in known.values() for one, line in found.items() if line.values[metric] is not None})
+    methods = contents.best_known()
+    data = sorted(
+        {one for lines_of in methods.values() for one, line in lines_of.items() if line.values[metric] is not None}
+    )
     rows = []
-    for name, found in known.items():
-        kind = next(iter(found.values())).variant.kind
-        budgets = sorted({line.variant.budget for line in found.values()} if not kind else ())
-        values = [found[one].values[metric] if one in found else None for one in data]
+    for name, lines_of in methods.items():
+        kind = next(iter(lines_of.values())).variant.kind
+        budgets = sorted({line.variant.budget for line in lines_of.values()} if not kind else ())
+        values = [lines_of[one].values[metric] if one in lines_of else None for one in data]
         if any(value is not None for value in values):
             rows.append(MethodRow(f"{name} ({'; '.join(budgets)})" if budgets else name, kind, values))
     return data, rows
@@ -170,13 +172,13 @@ def paper_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return [*names, "marks"], rows
 
 
-def settings_rows(found: Iterable[Line]) -> Iterable[list[str]]:
-    for line in found:
+def settings_rows(settings: Iterable[Line]) -> Iterable[list[str]]:
+    for line in settings:
         v = line.variant
         yield [
-            named(v.label, v.kind), line.experiment, v.protocol_label, v.held_out, v.budget, str(len(line.runs)),
-            shown(line.values["image_auroc"]), shown_interval(line.interval),
-            *(shown(line.values[name]) for name in list(METRICS)[1:]),
+            method_text(v.label, v.kind), line.experiment, v.protocol_label, v.held_out, v.budget, str(len(line.runs)),
+            mean_text(line.values["image_auroc"]), interval_text(line.interval),
+            *(mean_text(line.values[name]) for name in list(METRICS)[1:]),
         ]  # fmt: skip
 
 
@@ -224,7 +226,9 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
     ranking = contents.ranking and {"path": charts["ranks"], "text": ranking_text(contents.ranking)}
     robustness = []
     for chart in contents.robustness:
-        points = [[name, f"{x:g}", shown(value), str(value.n)] for name, joined in chart.counts for x, value in joined]
+        points = [
+            [name, f"{x:g}", mean_text(value), str(value.n)] for name, course in chart.counts for x, value in course
+        ]
         path = charts[f"robustness {chart.title} over {chart.key}"]
         header = ["method", chart.key, "image AUROC", "seeds"]
         robustness.append({"title": chart.title, "path": path, "header": header, "rows": points})
@@ -267,12 +271,12 @@ COLUMNS = 6  # data sets beside each other that fit a page
 
 def latex(contents: Contents) -> str:
     """tables.tex: a document that compiles by itself, one longtable for each published table with runs."""
-    made: list[dict[str, Any]] = []
+    tables: list[dict[str, Any]] = []
     data, rows = matrix(contents, "image_auroc")
     for start in range(0, len(data), COLUMNS):
         block = data[start : start + COLUMNS]
         body = [[row.texts[0], *row.texts[1 + start : 1 + start + COLUMNS]] for row in rows]
-        made.append({"caption": "Image AUROC, one_class", "header": ["method", *block], "rows": body, "notes": []})
+        tables.append({"caption": "Image AUROC, one_class", "header": ["method", *block], "rows": body, "notes": []})
     for (paper, table), cells in contents.answers.items():
         if not cells:
             continue
@@ -283,8 +287,8 @@ def latex(contents: Contents) -> str:
             marks = [letters.setdefault(m, _letter(len(letters))) for m in (*cell.marks, *published_marks(cell.row))]
             body.append([*row[:-1], " ".join(marks)])
         notes = [(letter, mark) for mark, letter in letters.items()]
-        made.append({"caption": heading(paper, table, cells), "header": names, "rows": body, "notes": notes})
-    return rendering.latex("tables.tex", tables=made)
+        tables.append({"caption": heading(paper, table, cells), "header": names, "rows": body, "notes": notes})
+    return rendering.latex("tables.tex", tables=tables)
 
 
 def _letter(at: int) -> str:
