@@ -68,7 +68,7 @@ def _of_a_job(value: Callable[..., Any], overrides: Sequence[str]) -> Any:
 @cache
 def jobs_of(experiment: str, *extra: str) -> tuple[tuple[str, ...], ...]:
     """The overrides of each job of an experiment by Hydra's own splitting; one job without any for a preset."""
-    swept = OmegaConf.to_container(multirun(experiment, *extra).hydra.sweeper).get("params") or {}
+    swept = OmegaConf.to_container(multirun(experiment).hydra.sweeper).get("params") or {}
     words = [f"{key}={value}" for key, value in swept.items()] + [f"experiment={experiment}", *extra]
     parsed = OverridesParser.create(config_loader=_loader()).parse_overrides(words)
     return tuple(map(tuple, BasicSweeper.split_arguments(parsed, None)[0]))

@@ -192,6 +192,18 @@ def plain(value: Any) -> str:
     return str(value) if isinstance(value, bool | str) else f"{value:g}"
 
 
+def printable(value: Any) -> Any:
+    """A text, or plain values with texts in them, that UTF-8 can hold.
+
+    The names of files need not be text, and JSON can escape half a character.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    return [printable(part) for part in value] if isinstance(value, list) else value
+
+
 def _whole(value: Any) -> int | None:
     value = number(value)
     return None if value is None else int(value)
@@ -219,7 +231,7 @@ def read_run(path: Path, results: Path) -> Run:
         NotARun: metrics.json is absent, torn, or not this program's.
     """
     try:
-        record = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        record = printable(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part") from None
     except (OSError, ValueError) as error:
@@ -227,7 +239,7 @@ def read_run(path: Path, results: Path) -> Run:
     _check(record)
     notes: list[str] = []
     config = _config(path, notes)
-    folder = path.relative_to(results).as_posix()
+    folder = printable(path.relative_to(results).as_posix())
     data = str(_at(config, "data", "id") or record.get("data_id") or _data_from(folder, record))
     place = next((str(_at(config, "data", key)) for key in ("root", "file") if _at(config, "data", key)), "")
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
@@ -270,13 +282,16 @@ def _check(record: Any) -> None:
 
 def _config(path: Path, notes: list[str]) -> Mapping[str, Any]:
     try:
-        config = yaml.load((path / ".hydra" / "config.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506 - safe
+        text = (path / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+        config = yaml.load(text, Loader)  # noqa: S506 - safe
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f".hydra/config.yaml cannot be read: {' '.join(str(error).split())}")
         return {}
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return {}
+    return printable(config) if "\\" in text else config  # without an escape it holds what UTF-8 could be read from
 
 
 def _at(config: Any, *keys: str) -> Any:

@@ -27,6 +27,7 @@ from adbench.report.collect import (
     folders,
     number,
     plain,
+    printable,
     read_run,
     tell_data_apart,
 )
@@ -111,7 +112,7 @@ def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[A
                 raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part")
             runs.append(read_run(path, results))
         except NotARun as reason:
-            skipped.append(Skipped(path.relative_to(results).as_posix(), str(reason)))
+            skipped.append(Skipped(printable(path.relative_to(results).as_posix()), printable(str(reason))))
     for run in progress(runs):
         _add_intervals(run)
     notes = [*_notes(runs), *tell_data_apart(runs)]

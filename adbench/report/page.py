@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from adbench.report import rendering
 from adbench.report.charts import DARK, STYLE, histogram, lines
-from adbench.report.collect import KIND_NAMES, Run, mapping, number, tidy
+from adbench.report.collect import KIND_NAMES, Run, mapping, number, printable, tidy
 from adbench.report.contents import MATRICES, METRICS, PRO_LIMIT, Contents, Line, pixel_series, roc_series
 from adbench.report.published import Cell, Row, columns, display, published_marks, tables
 from adbench.report.rendering import file_name
@@ -116,7 +116,7 @@ def html(contents: Contents, pictures: int = 40, progress: Progress = lambda ite
         style=rendering.asset("page.css") + _chart_style(),
         script=script,
         summary=summary_line(contents),
-        results=contents.results,
+        results=printable(str(contents.results)),
         **{key: value for part in sections.values() for key, value in part.items()},
     )
 
@@ -359,7 +359,7 @@ def _gallery(run: Run) -> list[tuple[str, list[Figure]]]:
 
 def _gallery_entries(run: Run) -> Sequence[Mapping[str, Any]]:
     try:
-        entries = json.loads((run.path / "figures" / "gallery.json").read_text(encoding="utf-8"))
+        entries = printable(json.loads((run.path / "figures" / "gallery.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []
     return [entry for entry in (entries if isinstance(entries, list) else []) if _is_entry(entry)][:MOST_PICTURES]

@@ -79,6 +79,22 @@ def test_nothing_from_a_run_folder_becomes_markup(results, report, pictures):
         assert "<script" not in chart.read_text()
 
 
+def test_names_that_are_no_text_and_halves_of_characters_are_shown_escaped(results, report, pictures):
+    half = "\ud800"
+    odd = os.fsdecode(b"caf\xe9")
+    for seed in (0, 1):
+        folder = results.run("vae", f"own/{odd}", seed, status="finished" if seed else "failed", error=half)
+    pictures(folder, [{"role": "found", "file": "gallery-found-0.jpg", "path": half, "defect": half, "score": 0.5}])
+    (results.path / odd).mkdir()
+    (results.path / odd / "metrics.json").write_text("torn")
+    code, out, said = report(results)
+    assert code == 0
+    for name in ("report.html", "report.md", "runs.csv"):
+        assert "caf\\udce9" in (out / name).read_text(encoding="utf-8").replace("\\\\", "\\")
+    assert "\\ud800" in (out / "report.html").read_text(encoding="utf-8")
+    assert "caf\\udce9" in said
+
+
 def test_the_page_allows_its_own_script_and_no_connection(results, report):
     results.run()
     _, out, _ = report(results)
