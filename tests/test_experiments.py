@@ -96,7 +96,8 @@ def test_the_budget_of_an_experiment_is_a_word_on_the_command_line(name):
     small = name.endswith("_small") or name in ("esad/robustness", "first_look")
     assert multirun(name).budget.name == ("quick" if small else "paper")
     # The file chooses a budget among its defaults and sets none of its values, which a word could not take back.
-    assert "budget" not in yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
+    own = yaml.safe_load(FILES[name].read_text(encoding="utf-8")).get("budget")
+    assert own is None or name == "esad/robustness"  # whose charts compare runs of one length
     assert not [word for job in jobs_of(name) for word in job if word.startswith("budget")]
 
 
