@@ -232,7 +232,8 @@ def _listed(names: Sequence[str]) -> str:
     """Names as one value: what Hydra's grammar does not take within a list goes into quotes."""
     if len(names) == 1:
         return names[0]
-    return f"[{','.join(name if re.fullmatch(r'[A-Za-z0-9_ ./-]+', name) else json.dumps(name, ensure_ascii=False) for name in names)}]"
+    bare = re.compile(r"[A-Za-z0-9_ ./-]+")
+    return f"[{','.join(n if bare.fullmatch(n) else json.dumps(n, ensure_ascii=False) for n in names)}]"
 
 
 def _relative(root: Path, path: Path) -> str:
@@ -267,5 +268,6 @@ def _who_is_anomalous(root: Path, base: Path, unknown: list[Path], places: dict[
     shown = ", ".join(f"{name}" for name in names[:MANY]) + (", ..." if len(names) > MANY else "")
     return (
         f"are the images in {shown} anomalous? No folder is called bad, nok, ng, reject, defect... or anomal.... Say "
-        f"{said} {typed('data.anomalous', _listed(names))} to test with them, or {said} 'data.anomalous=[]' to leave them out"
+        f"{said} {typed('data.anomalous', _listed(names))} to test with them, or {said} 'data.anomalous=[]' to "
+        "leave them out"
     )

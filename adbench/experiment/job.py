@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -177,17 +178,28 @@ def _resolve(cfg: DictConfig) -> None:
 
 
 def summary(record: Mapping[str, Any], folder: Path) -> str:
-    """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
+    """A table of the metrics, the threshold, the pictures' paths, and one line with the metrics that matter and the
+    folder; without a test, one that says how to score new images."""
+    from adbench.evaluation.thresholds import in_words
+
     metrics = record.get("metrics", {})
+    counts = record.get("counts") or {"test_normal": None}
+    tested = counts.get("test_normal") != 0 or counts.get("test_anomalous") != 0
     width = max((len(name) for name in metrics), default=0)
     shown = {name: "null" if value is None else f"{value:.4f}" for name, value in metrics.items()}
-    lines = [f"  {name:<{width}}  {value}" for name, value in shown.items()]
-    picture = folder / "figures" / "panels.png"
-    if picture.exists():
-        lines.append(f"picture: {picture}")
+    lines = [f"  {name:<{width}}  {value}" for name, value in shown.items() if tested]
+    if "false_alarm_interval_95" in (record.get("threshold") or {}):
+        lines.append(in_words(record["threshold"]))
+    for picture in (folder / "figures" / "panels.png", folder / "figures" / "scores.png"):
+        if picture.exists():
+            lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    what = f"{record['method']} on {record['data']}, seed {record['seed']}"
-    lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
+    what = f"{record['method']} on {record.get('data_id') or record['data']}, seed {record['seed']}"
+    if tested:
+        lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
+    else:
+        lines.append(f"{what}: trained on normal images alone, nothing to test -> {folder}")
+        lines.append(f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR")
     return "\n".join(lines)
 
 
@@ -195,16 +207,37 @@ def announce(job: Prepared) -> None:
     """Say what is about to be trained."""
     cfg, record, counts = job.cfg, job.record, job.record["counts"]
     paper = cfg.method.get("recipe", {}).get("budget", {}).get("paper", {})
+    folds = len(job.datamodule.folds)
+    held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
     log.info(
-        f"{record['method']} on {record['data']} ({counts['train']} training, {counts['holdout']} held-out, "
+        f"{record['method']} on {record['data']} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
     )
+    if "folders" in record["data_report"]:
+        for line in table_lines(record["data_report"]["folders"]):
+            log.info(line)
     length = f"{job.total:,} batches of {cfg.data.batch_size}"
     published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
     published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
     if cfg.budget.name != "paper" and published and job.total:
         length += f" (budget={cfg.budget.name}; the paper's is {published}: budget=paper)"
     log.info(f"{length}{f', resuming at batch {job.start}' if job.start else ''} -> {job.folder.path}")
+
+
+def table_lines(folders: Sequence[Mapping[str, Any]], most: int = 20) -> list[str]:
+    """The table of `DataModule.overview`, a line each; of many folders the first."""
+    heads = {"folder": "folder", "images": "images", "taken_as": "taken as", "train": "train", "holdout": "held out",
+             "test": "test", "unused": "unused"}  # fmt: skip
+    shown = [name for name in heads if name not in ("holdout", "unused") or any(row[name] for row in folders)]
+    rows = [[heads[name] for name in shown]]
+    rows += [["" if row[name] == 0 else str(row[name]) for name in shown] for row in folders[:most]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
+    text = [name in ("folder", "taken_as") for name in shown]
+    lines = [
+        "  ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}" for cell, w, left in zip(row, widths, text, strict=True))
+        for row in rows
+    ]
+    return [f"  {line}".rstrip() for line in lines] + [f"  ... {len(folders) - most} more"] * (len(folders) > most)
 
 
 def _passing(error: BaseException) -> bool:

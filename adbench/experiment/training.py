@@ -119,6 +119,8 @@ def prepare(
     record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
     record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
     record["data_report"] = datamodule.data_report()
+    if hasattr(datamodule.source, "good_alone"):
+        record["data_report"]["folders"] = datamodule.overview()
     if place[0] == 0:
         for line in lines(record["data_report"]):
             log.warning(line)
@@ -138,9 +140,13 @@ def train_and_test(job: Prepared, ranks: Ranks) -> None:
     """Fill the folder and the record; what another rank than 0 writes goes nowhere."""
     try:
         fitter = _fit(job, ranks)
+        folds = cross_validated(job.method, job.datamodule, fitter.strategy.root_device)
         _calibrate(job, fitter)
-        held_out = _hold_out(job, fitter)
-        _test(job, ranks, held_out)
+        held_out = _hold_out(job, fitter, folds)
+        if len(job.datamodule.split.test):
+            _test(job, ranks, held_out)
+        else:
+            _untested(job, held_out)
     finally:
         for logger in job.loggers if job.begun else ():
             with suppress(Exception):
@@ -201,12 +207,15 @@ def _calibrate(job: Prepared, fitter: Any) -> None:
         _save_calibrated(method, job.folder, job.record)
 
 
-def _hold_out(job: Prepared, fitter: Any) -> dict[str, Any]:
-    """Score the held-out normal rows and set the threshold by them."""
+def _hold_out(job: Prepared, fitter: Any, folds: dict[str, Any] | None) -> dict[str, Any]:
+    """Set the threshold by the scores of the held-out normal rows, or by those of a cross-validation."""
     from adbench.evaluation.thresholds import held_out_threshold
 
-    held_out = score_all(job.method, job.datamodule.holdout_batches(fitter.strategy.root_device))
-    job.record["threshold"] = held_out_threshold(held_out["score"], job.cfg.evaluation.quantile)
+    held_out, origin = folds, f"{len(job.datamodule.folds)}-fold cross-validation of the normal training samples"
+    if held_out is None:
+        held_out = score_all(job.method, job.datamodule.holdout_batches(fitter.strategy.root_device))
+        origin = "held-out normal training samples"
+    job.record["threshold"] = held_out_threshold(held_out["score"], job.cfg.evaluation.quantile, origin)
     # What a tuner may look at: held-out normal rows, no test row and no label.
     mean = float(held_out["score"].mean()) if len(held_out["score"]) else None
     job.record["objectives"] = {"holdout_score": mean}
@@ -252,6 +261,53 @@ def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
         job.folder.write_curves({"pixel": evaluator.curves()})
     table = evaluator.table()
     job.folder.write_scores("scores.csv", named_rows(datamodule.records, table["index"], table["score"]))
+
+
+def _untested(job: Prepared, held_out: dict[str, Any]) -> None:
+    """Write what a run without test rows has: the held-out scores' picture, and metrics that nothing defines."""
+    import numpy as np
+
+    from adbench.evaluation.metrics import IMAGE_METRICS
+    from adbench.evaluation.panels import draw_histogram, save
+
+    score, threshold = held_out["score"], job.record["threshold"]
+    job.record["metrics"] = dict.fromkeys(IMAGE_METRICS)
+    job.record["per_defect_image_auroc"], job.record["image_auroc_interval_95"] = {}, None
+    job.record["time"]["test_s"] = 0.0
+    job.folder.write_scores("scores.csv", [])
+    if len(score):
+        figure = draw_histogram(score, np.zeros(len(score)), threshold and threshold["value"])
+        figure.axes[0].set_title("scores of normal images that were not trained on", loc="left", fontsize=10)
+        (job.folder.path / "figures").mkdir(exist_ok=True)
+        save(figure, job.folder.path / "figures" / "scores.png")
+
+
+def cross_validated(method: Any, datamodule: Any, device: Any) -> dict[str, Any] | None:
+    """Held-out scores by K-fold cross-validation: each fold's normal rows, scored by a copy that was fitted on the rows
+    of the others; None where the data module asks for none.
+
+    Args:
+        method: one that fits in one pass; it stays as it is.
+        datamodule: see its `folds`.
+        device: where to fit.
+    """
+    import copy
+
+    import numpy as np
+    import torch
+
+    folds, label = datamodule.folds, datamodule.records.label
+    parts = []
+    for fold in folds:
+        with torch.no_grad():
+            refit = copy.deepcopy(method).to(device).eval()
+            refit.prepare(datamodule.rows_batches(np.setdiff1d(datamodule.split.train, fold), device))
+            parts.append(score_all(refit, datamodule.rows_batches(fold[label[fold] == 0], device)))
+    if not parts:
+        return None
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(joined["index"])
+    return joined | {"index": joined["index"][order], "score": joined["score"][order]}
 
 
 def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epochs: int = 1, **options: Any) -> Any:
