@@ -14,7 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adbench.errors import UserError
-from adbench.experiment import identity, own_images  # noqa: F401  (their resolvers, which configurations use)
+from adbench.experiment import identity  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment import trust as trusting
 from adbench.experiment.folder import RunFolder
 

@@ -23,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench import __version__
+from adbench.experiment.advice import purpose
 from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import changed_values, config_hash
+from adbench.experiment.own_images import kind_in_words
 from adbench.experiment.placement import cores, take_place, threads_per_job
 from adbench.experiment.ranks import all_ranks, number_of_ranks
 from adbench.experiment.signals import StopRequest, signals_as_request
@@ -162,15 +164,15 @@ def _code(before: Mapping[str, Any], now: str) -> str:
 
 def _resolve(cfg: DictConfig) -> None:
     """Fail now, with one message, if a value of the configuration cannot be had."""
+    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
+    if missing:
+        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
             f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
-    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
-    if missing:
-        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -209,14 +211,18 @@ def announce(job: Prepared) -> None:
     paper = cfg.method.get("recipe", {}).get("budget", {}).get("paper", {})
     folds = len(job.datamodule.folds)
     held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
+    if what := purpose(str(record["method"])):
+        log.info(f"{record['method']}: {what}")
     log.info(
         f"{record['method']} on {record['data']} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
     )
+    if "kind" in record["data_report"]:
+        log.info(kind_in_words(record["data_report"]["kind"]))
     if "folders" in record["data_report"]:
         for line in table_lines(record["data_report"]["folders"]):
             log.info(line)
-    length = f"{job.total:,} batches of {cfg.data.batch_size}"
+    length = f"{job.total:,} batches of {cfg.data.batch_size}" if job.total else "no training steps"
     published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
     published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
     if cfg.budget.name != "paper" and published and job.total:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adbench.experiment.build import build, build_datamodule, build_method
 from adbench.experiment.folder import RunFolder
+from adbench.experiment.own_images import kind_report
 from adbench.experiment.ranks import STRATEGY, Ranks
 from adbench.experiment.signals import StopRequest
 from adbench.experiment.standing import Data
@@ -121,6 +122,8 @@ def prepare(
     record["data_report"] = datamodule.data_report()
     if hasattr(datamodule.source, "good_alone"):
         record["data_report"]["folders"] = datamodule.overview()
+        if measured := kind_report(cfg.data):
+            record["data_report"]["kind"] = measured
     if place[0] == 0:
         for line in lines(record["data_report"]):
             log.warning(line)
