@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import metrics_of
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -15,9 +16,6 @@ from adbench.experiment import own_images
 from adbench.experiment.own_images import folder_name, with_method
 from adbench.run import main
 from adbench.testing import striped
-from tests.conftest import metrics_of
-
-KIND = "object"  # of the striped images, by their borders or not: what is asked is that it is said
 
 
 def write(root, good="good", bad="bad", count=12, defects=4, size=40):
@@ -161,9 +159,7 @@ def test_the_final_model_is_fitted_on_all_rows(run, parts):
     assert float(detector.score([parts / path for path in trained]).image.max()) < 1e-2
 
 
-def test_a_method_with_training_steps_holds_out_what_the_threshold_needs_and_says_where_it_cannot(
-    run, tmp_path, capsys
-):
+def test_a_method_that_trains_holds_out_what_the_threshold_needs_and_says_where_it_cannot(run, tmp_path, capsys):
     for count, held_out, silent in ((60, 19, True), (12, 3, False)):
         root = write(tmp_path / f"n{count}", count=count)
         _, folder = run("method=autoencoder/small", "data=folder", f"data.root={root}", "data.image_size=32")

@@ -114,6 +114,10 @@ def _test(
         torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()
     datamodule.setup()
+    if not len(datamodule.split.test):
+        raise UserError(
+            "there is no test image in the run's own data, which are normal alone; name others: data.root=DIR"
+        )
     records, figures = datamodule.records, target.path / "figures"
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
