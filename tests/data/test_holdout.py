@@ -67,7 +67,7 @@ def module(root, tmp_path, **options):
 def test_folds_hold_every_training_row_once_and_equal_images_together(tree, tmp_path, save):
     for i in range(6):
         save(tree / f"train/good/copy{i}.png", np.full((24, 24, 3), 7, np.uint8))
-    with pytest.warns(UserWarning, match="again"):
+    with pytest.warns(UserWarning, match="there more than once"):
         data = module(tree, tmp_path)
         data.setup()
     assert len(data.split.holdout) == 0
@@ -89,8 +89,8 @@ def test_the_table_tells_what_each_folder_is_taken_as_and_used_for(tmp_path, sav
     assert [(row["folder"], row["images"], row["taken_as"], row["train"], row["test"]) for row in table] == [
         ("ok", 10, "normal", 8, 2),
         ("nok/dent", 2, "anomalous: dent", 0, 2),
-        ("raw", 1, "ignored: in a folder whose name says nothing of its images", 0, 0),
         ("ok", 1, "ignored: no image by its name (.txt)", 0, 0),
+        ("raw", 1, "ignored: in a folder whose name says nothing of its images", 0, 0),
     ]
     share = module(tmp_path / "parts", tmp_path, holdout=None)
     share.protocol = partial(one_class, holdout=0.4)
