@@ -51,7 +51,7 @@ def help_text() -> str:
         if names:
             text = textwrap.fill("  ".join(names), width=88, subsequent_indent=" " * 15, break_on_hyphens=False)
             lines.append(f"  {group:<12} {text}")
-    lines += ["", "Which method is for what (NAME/small is a preset for CPUs):", *table()]
+    lines += ["", "Which method is for what:", *table()]
     return "\n".join([*lines, "", "Options:", OPTIONS, "", "Examples:", EXAMPLES])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 AT_ONCE = "one pass over the images, no training"
-MINUTES = "training: minutes on two cores with its small preset, far longer as published"
+MINUTES = "training; minutes on two cores with the preset NAME/small, far longer as published"
 
 # The first part of a method's name -> what it is for, and what it costs.
 PURPOSES: dict[str, tuple[str, str]] = {
@@ -24,8 +24,8 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "ocsvm": ("tables, a baseline", AT_ONCE),
     "kde": ("tables, a baseline", AT_ONCE),
     "nearest_neighbour": ("tables, and images as they are, a baseline", AT_ONCE),
-    "pca": ("a check of any data set: what more than a linear fit has a method found?", AT_ONCE),
-    "brightness": ("a check of any images: does their brightness alone tell?", AT_ONCE),
+    "pca": ("a check of any data set: how far does a linear fit come?", AT_ONCE),
+    "brightness": ("a check of any images: does the mean brightness tell them apart?", AT_ONCE),
 }
 
 
@@ -36,9 +36,13 @@ def purpose(method: str) -> str | None:
 
 
 def table() -> list[str]:
-    """A line for each purpose, with the methods that serve it."""
-    by_purpose: dict[tuple[str, str], list[str]] = {}
-    for name, what in PURPOSES.items():
-        by_purpose.setdefault(what, []).append(name)
-    width = max(len(", ".join(names)) for names in by_purpose.values())
-    return [f"  {', '.join(names):<{width}}  {what}; {cost}" for (what, cost), names in by_purpose.items()]
+    """A line for each purpose, with the methods that serve it, below a line for each cost."""
+    by_cost: dict[str, dict[str, list[str]]] = {}
+    for name, (what, cost) in PURPOSES.items():
+        by_cost.setdefault(cost, {}).setdefault(what, []).append(name)
+    width = max(len(", ".join(names)) for purposes in by_cost.values() for names in purposes.values())
+    lines = []
+    for cost, purposes in by_cost.items():
+        lines.append(f"  {cost}:")
+        lines += [f"    {', '.join(names):<{width}}  {what}" for what, names in purposes.items()]
+    return lines
