@@ -196,13 +196,19 @@ def summary(record: Mapping[str, Any], folder: Path) -> str:
         if picture.exists():
             lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    what = f"{record['method']} on {record.get('data_id') or record['data']}, seed {record['seed']}"
+    what = f"{record['method']} on {_data(record)}, seed {record['seed']}"
     if tested:
         lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
     else:
         lines.append(f"{what}: trained on normal images alone, nothing to test -> {folder}")
         lines.append(f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR")
     return "\n".join(lines)
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    """The name of a run's data, of a folder its own."""
+    own = record.get("data_id") if record["data"] == "folder" else None
+    return str(own or record["data"])
 
 
 def announce(job: Prepared) -> None:
@@ -214,7 +220,7 @@ def announce(job: Prepared) -> None:
     if what := purpose(str(record["method"])):
         log.info(f"{record['method']}: {what}")
     log.info(
-        f"{record['method']} on {record['data']} ({counts['train']} training, {held_out}, "
+        f"{record['method']} on {_data(record)} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
     )
     if "kind" in record["data_report"]:
