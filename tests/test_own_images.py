@@ -208,6 +208,7 @@ def test_good_images_alone_all_train_and_the_last_line_says_how_to_score_new_one
     last = said.strip().splitlines()[-1]
     assert last == f"score new images with: python -m adbench.predict {folder} DIR"
     assert "threshold" in said
+    assert "by the share below: 0 %" in said
     bad = write(tmp_path / "new", count=5, defects=2)
     assert predict([str(folder), str(bad), "--out", str(tmp_path / "out"), "--maps", "none"]) == 0
     assert len(rows_of(tmp_path / "out", "scores.csv")) == 7

@@ -200,6 +200,9 @@ def summary(record: Mapping[str, Any], folder: Path) -> str:
     if tested:
         lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
     else:
+        if found := (record.get("threshold") or {}).get("score_quantiles"):
+            told = ", ".join(f"{100 * float(share):g} % {value:.4g}" for share, value in found.items())
+            lines.insert(0, f"scores of normal images that were not trained on, by the share below: {told}")
         lines.append(f"{what}: trained on normal images alone, nothing to test -> {folder}")
         lines.append(f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR")
     return "\n".join(lines)
