@@ -160,7 +160,7 @@ def test_the_final_model_is_fitted_on_all_rows(run, parts):
 
 
 def test_a_method_that_trains_holds_out_what_the_threshold_needs_and_says_where_it_cannot(run, tmp_path, capsys):
-    for count, held_out, silent in ((60, 19, True), (12, 3, False)):
+    for count, held_out, silent in ((60, 19, True), (12, 3, False), (4, 1, False)):
         root = write(tmp_path / f"n{count}", count=count)
         _, folder = run("method=autoencoder", "data=folder", f"data.root={root}", "data.image_size=32")
         record = metrics_of(folder)

@@ -114,6 +114,12 @@ def _normal(root: Path, base: Path, images: Sequence[Path], places: dict[Path, _
         found.ignored |= dict.fromkeys(loose, "in no folder, and another one holds the normal images")
     elif loose and (known or found.anomalous or not by_role["unknown"]):
         _by_own_names(loose, found)
+    if not found.train and found.test:
+        place = _relative(root, base.joinpath(*places[found.test[0]].named))
+        raise UserError(
+            f"all normal images are for the test ({place}), none is left to train on: put some into train/good, or say "
+            f"{typed('data.normal', place)}, of which data.normal_test are tested"
+        )
     if not found.train:
         raise UserError(_who_is_normal(root, images, places))
 

@@ -282,7 +282,7 @@ class HoldOut:
         if self.folds(n):
             return 0
         enough = max(self.enough, round(0.05 * n))
-        return enough if enough <= n - enough else max(3, n // 3)
+        return enough if enough <= n - enough else max(0, min(max(1, n // 3), n - 2))
 
 
 def hold_out(normal: np.ndarray, rng: np.random.Generator, share: Share | HoldOut) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ def test_as_many_rows_are_held_out_as_a_valid_threshold_needs_where_as_many_are_
         assert rows == max(19, round(0.05 * n))
         assert np.ceil((rows + 1) * 0.95) <= rows
     else:
-        assert rows == max(3, n // 3)
-        assert n - rows >= rows or n == 3
+        assert rows == max(1, n // 3)
+        assert n - rows >= max(2, rows)
 
 
 @pytest.mark.parametrize(("n", "folds"), [(2, 2), (3, 3), (48, FOLDS), (94, FOLDS), (95, 0), (5000, 0)])
