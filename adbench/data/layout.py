@@ -147,7 +147,8 @@ def _beside(path: Path, stems: Collection[tuple[Path, str]]) -> bool:
 def _place(folders: tuple[str, ...], beside: bool = False) -> _Place:
     if beside and not any(MASKS.fullmatch(plain(name)) for name in folders):
         return _Place("beside", "", folders)
-    split, rest, above = "", folders, ()
+    split, rest = "", folders
+    above: tuple[str, ...] = ()
     if folders and TRAIN.fullmatch(plain(folders[0])):
         split, rest, above = "train", folders[1:], folders[:1]
     elif folders and TEST.fullmatch(plain(folders[0])):

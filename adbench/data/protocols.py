@@ -258,7 +258,7 @@ class HoldOut:
         refits: whether the method is fitted in one pass, without gradient steps, so that several fits cost little.
     """
 
-    way: Literal["auto", "cv"]
+    way: str
     enough: int = 19
     refits: bool = False
 
