@@ -1,6 +1,7 @@
 """The HTML page: nothing from a run folder becomes markup, and a real browser sorts, filters and fetches nothing."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 
