@@ -96,6 +96,18 @@ def test_padims_distances_are_scikit_learns(tmp_path):
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=2e-2)
 
 
+def test_padims_gaussians_do_not_depend_on_how_many_are_inverted_at_once(tmp_path, monkeypatch):
+    found = []
+    for block in (3, 1000):
+        monkeypatch.setattr("adbench.methods.padim.BLOCK", block)
+        torch.manual_seed(0)
+        method = SMALL["padim"]()
+        fit(method, stripes(method, 32, tmp_path), 0)
+        found.append(method.white)
+    assert len(found[0]) > 3
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("protocol", ["contaminated", "semi_supervised"])
 def test_a_bank_holds_the_unlabelled_rows_and_no_known_anomaly(protocol, tmp_path):
     options = [f"cache_dir={tmp_path}", "method=knn/small", "data=digits", f"protocol={protocol}"]
