@@ -17,7 +17,7 @@ from adbench.methods.knn import Knn
 from adbench.methods.padim import PaDiM
 from adbench.methods.patchcore import PatchCore
 from adbench.methods.reference import smoothed
-from adbench.networks.backbone import Backbone
+from adbench.networks.backbone import Backbone, TimmTrunk
 from adbench.testing import Stripes, check_method, fit, images_under_test, stripes
 
 SMALL = {
@@ -78,7 +78,7 @@ def test_patchcores_distances_are_scikit_learns(tmp_path):
 
 
 def test_padims_distances_are_scikit_learns(tmp_path):
-    method = PaDiM("resnet18.tv_in1k", image_size=32, dimensions=4, epsilon=1e-9, sigma=0.0)
+    method = PaDiM("resnet18.tv_in1k", image_size=32, dimensions=2, epsilon=1e-9, sigma=0.0)
     data = stripes(method, 32, tmp_path)
     fit(method, data, 0)
     train = torch.cat([batch.image for batch in data.training_batches("cpu")])
@@ -110,7 +110,7 @@ def test_padims_gaussians_do_not_depend_on_how_many_are_inverted_at_once(tmp_pat
 
 @pytest.mark.parametrize("protocol", ["contaminated", "semi_supervised"])
 def test_a_bank_holds_the_unlabelled_rows_and_no_known_anomaly(protocol, tmp_path):
-    options = [f"cache_dir={tmp_path}", "method=knn/small", "data=digits", f"protocol={protocol}"]
+    options = [f"cache_dir={tmp_path}", "method=knn/small", "data=digits", "data.image_size=32", f"protocol={protocol}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", overrides=options)
     seen, data = (build_datamodule(cfg, supervision) for supervision in ("semi", "unsupervised"))
@@ -121,8 +121,8 @@ def test_a_bank_holds_the_unlabelled_rows_and_no_known_anomaly(protocol, tmp_pat
     data.setup()
     detector = fit(Knn("resnet18.tv_in1k", image_size=data.size), data, 0)
     assert len(detector.bank) == len(train) - known
-    for make in (PatchCore, PaDiM):
-        method = fit(make("resnet18.tv_in1k", image_size=data.size), data, 0)
+    for make in (SMALL["patchcore"], SMALL["padim"]):
+        method = fit(make(), data, 0)
         with torch.no_grad():
             assert torch.isfinite(method.score(images_under_test(data)[:8]).image).all()
 
@@ -140,12 +140,12 @@ def test_a_run_that_stops_in_its_test_goes_on_with_the_bank_that_it_had(name, ru
     kind = {"patchcore": PatchCore, "padim": PaDiM, "knn": Knn}[name]
 
     def stopped(*_):
-        raise KeyboardInterrupt
+        raise RuntimeError("it broke")
 
     with monkeypatch.context() as patched:
         patched.setattr(kind, "test_step", stopped)
         assert run(*line, "overwrite=true")[0] != 0
-    assert json.loads((folder / "metrics.json").read_text())["status"] == "interrupted"
+    assert json.loads((folder / "metrics.json").read_text())["status"] == "failed"
     monkeypatch.setattr(kind, "prepare", lambda *_: pytest.fail("the bank is made anew"))
     code, folder = run(*line)
     assert code == 0
@@ -161,6 +161,15 @@ def test_the_backbone_never_trains_and_a_row_never_sees_another():
     assert torch.equal(before, backbone.network.bn1.running_mean)
     assert [tuple(one.shape[1:]) for one in together] == [(64, 8, 8), (128, 4, 4)]
     torch.testing.assert_close(together[1][:1], alone[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "resnet10t"])
+def test_networks_of_a_fixed_size_and_with_a_layer_above_the_last_map_are_backbones_and_trunks_too(name):
+    image = torch.rand(2, 3, 64, 64)
+    backbone, trunk = Backbone(name, (2, 3), 64), TimmTrunk(name, "the trunk", 64).eval()
+    assert backbone.pooled(image).shape == (2, backbone.encoder().features)
+    assert [one.shape[1] for one in backbone(image)] == backbone.channels
+    assert trunk(image).shape == (2, trunk.features)
 
 
 def test_wrong_names_and_stages_are_refused_with_what_there_is():
