@@ -1,7 +1,7 @@
 """Configurations composed once for all tests of a process; each test gets a copy of its own."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -50,19 +50,19 @@ def resolved(*overrides: str) -> DictConfig:
 @cache
 def folder_of(*overrides: str) -> str:
     """The folder of a run below the results."""
-    return _of_a_job(identity.relative_folder, overrides)
+    return _identity(overrides).folder
 
 
 def changed_values_of(*overrides: str) -> dict[str, Any]:
     """The values of a run that are not the defaults of its groups."""
-    return _of_a_job(identity.changed_values, overrides)
+    return _identity(overrides).changed
 
 
-def _of_a_job(value: Callable[..., Any], overrides: Sequence[str]) -> Any:
+def _identity(overrides: Sequence[str]) -> identity.Identity:
     cfg = composed(*overrides, hydra=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):  # where `identity` looks for its loader
         GlobalHydra.instance().hydra.config_loader = _loader()
-        return value(cfg, cfg.hydra.runtime.choices)
+        return identity.identity_of(cfg, cfg.hydra.runtime.choices)
 
 
 @cache

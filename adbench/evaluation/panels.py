@@ -185,6 +185,9 @@ def _pixels(images: torch.Tensor) -> NDArray[np.float32]:
 GAP, LABEL, BETWEEN, MARGIN, HEAD = 0.06, 0.27, 0.4, 0.25, 0.3  # inches
 
 
+SMALL = 64  # pixels: smaller images have nothing to show at a larger size, and their sheets take long to draw
+
+
 class _Layout(NamedTuple):
     """Where the cells of `draw_panels` lie, in inches from the left and from the top."""
 
@@ -212,7 +215,7 @@ def _layout(panels: Sequence[Panel]) -> _Layout:
     blocks = min(1 + (len(panels) > 4) + (len(panels) > 18), len(panels))
     rows = -(-len(panels) // blocks)
     height, width = panels[0].image.shape[:2]
-    cell_width = 1.5 if len(columns) > 2 else 2.0
+    cell_width = (1.5 if len(columns) > 2 else 2.0) * (1 if max(height, width) > SMALL else 0.5)
     cell = (cell_width, cell_width * height / width)
     block = len(columns) * (cell_width + GAP) - GAP
     bar = 0.75 if has_maps else 0.0
@@ -241,7 +244,14 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
                 sheet[top : top + side[0], left : left + side[1]] = cell
             if at % layout.rows == 0:
                 middle = (x + layout.cell[0] / 2) / width
-                figure.text(middle, 1 - HEAD * 0.6 / height, name, ha="center", fontsize=8, color=FAINT)
+                figure.text(
+                    middle,
+                    1 - HEAD * 0.6 / height,
+                    name,
+                    ha="center",
+                    fontsize=8 if layout.cell[0] > 1 else 6,
+                    color=FAINT,
+                )
         x, y = layout.place(at)
         figure.text(
             x / width, 1 - (y - 0.05) / height, f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",

@@ -20,7 +20,7 @@ from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.console import announce, log_error, one_line, quietly, summary
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import GROUPS, changed_values, config_hash
+from adbench.experiment.identity import GROUPS, Identity, identity_of
 from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
 from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
@@ -70,7 +70,8 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
     try:
         _resolve(cfg)
         source = cache(lambda: build_source(cfg))
-        standing = look(folder, cfg, lambda: Data.of(source()))
+        identity = identity_of(cfg, choices)
+        standing = look(folder, cfg, identity, lambda: Data.of(source()))
         if standing.action == "refuse":
             log.error(f"error: {standing.reason}")
             return Outcome(1, "refused", standing.reason)
@@ -81,7 +82,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         world = number_of_ranks(cfg.trainer)
         threads = _threads(cfg, world)
         set_threads(threads)
-        record = _record(cfg, choices, standing)
+        record = _record(cfg, choices, identity, standing)
         job = prepare(
             cfg, folder, record, request, threads=threads, world=world, checkpoint=standing.checkpoint, source=source
         )
@@ -135,17 +136,17 @@ def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder,
     return Outcome(1, "failed" if not begun else status, reason, begun)
 
 
-def _record(cfg: DictConfig, choices: Mapping[str, Any], standing: Standing) -> RunRecord:
+def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, standing: Standing) -> RunRecord:
     """What metrics.json holds of a run from its first batch on."""
     before = standing.record if standing.action == "resume" else {}
     return RunRecord(
         **{group: choices[group] for group in GROUPS},
-        seed=cfg.seed, config_hash=config_hash(cfg), status="running", error=None, selection="last batch",
+        seed=cfg.seed, config_hash=identity.hash, status="running", error=None, selection="last batch",
         time={"started": before.get("time", {}).get("started") or now(), "finished": None},
         versions=versions(), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
-        changed=changed_values(cfg, choices),
+        changed=identity.changed,
     )  # fmt: skip
 
 

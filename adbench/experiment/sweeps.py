@@ -24,7 +24,7 @@ from tqdm import tqdm
 from adbench.experiment.build import build
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import digest
+from adbench.experiment.identity import digest, identity_of
 from adbench.experiment.placement import cores, jobs_side_by_side
 from adbench.experiment.standing import Data, look
 from adbench.experiment.states import Outcome
@@ -136,7 +136,7 @@ class Recorder:
         job.before = record.get("attempt")
         if cfg.overwrite is True:
             return
-        standing = look(folder, cfg, lambda: self._data_of(cfg))
+        standing = look(folder, cfg, identity_of(cfg, cfg.hydra.runtime.choices), lambda: self._data_of(cfg))
         if standing.action == "refuse":
             job.status, job.reason = "refused", standing.reason
             log.error(f"#{job.number} {job.name} {job.reason}")
