@@ -279,8 +279,8 @@ def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robus
             if line.variant.protocol == ONE_CLASS:
                 ends[family(run.data), base].append((run, value))
                 continue
-            for key, x, others in _axes(line.variant):
-                curve = points.setdefault((family(run.data), key), {}).setdefault((base, *others), {})
+            for key, x, rest in _axes(line.variant):
+                curve = points.setdefault((family(run.data), key), {}).setdefault((base, *rest), {})
                 curve.setdefault(x, {}).setdefault((run.data, run.seed), []).append(value)
     charts = []
     for (group, key), levels_of in sorted(points.items()):

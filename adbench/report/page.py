@@ -96,7 +96,7 @@ def html(contents: Contents, pictures: int = 40, progress: Progress = lambda ite
     script = rendering.asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data_sets, unpictured = _data_sets(contents, pictures, progress)
-    parts = {
+    parts: dict[str, Any] = {
         "Overview": {"tiles": _tiles(contents), "notes": contents.notes, "matrices": _matrices(contents)},
         "Published tables": {"legend": LEGEND, "papers": _papers(contents)},
         "Ranks": contents.ranking
@@ -108,7 +108,7 @@ def html(contents: Contents, pictures: int = 40, progress: Progress = lambda ite
         "All runs": {"runs": _runs(contents)},
         "Skipped": contents.skipped and {"skipped": _skipped(contents)},
     }
-    sections: dict[str, Any] = {title: part for title, part in parts.items() if part}
+    sections = {title: part for title, part in parts.items() if part}
     return rendering.html(
         "page.html",
         sections=list(sections),

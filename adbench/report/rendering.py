@@ -46,7 +46,7 @@ def file_name(text: str) -> str:
 
 
 @cache
-def environment(escape: Callable[[Any], str] | None = None, **syntax: str) -> Environment:
+def environment(escape: Callable[[Any], str] | None = None, **syntax: Any) -> Environment:
     """Templates whose values pass through `escape`; None: through Jinja's escape for HTML.
 
     A value that is markup already (a macro's, a filter `safe`'s) passes as it is.
@@ -75,7 +75,8 @@ def markdown(template: str, **values: Any) -> str:
 
 def md_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown, without a line's end behind it."""
-    return str(environment(md).get_template("table.md").module.table(header, list(rows))).rstrip("\n")
+    macros: Any = environment(md).get_template("table.md").module
+    return str(macros.table(header, list(rows))).rstrip("\n")
 
 
 def latex(template: str, **values: Any) -> str:
