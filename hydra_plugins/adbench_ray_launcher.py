@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class RayLauncher(Launcher):
             from adbench.types import UserError
 
             raise UserError("hydra/launcher=ray needs Ray: pip install ray") from None
+        from adbench.experiment.values import as_mapping
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -49,7 +50,7 @@ class RayLauncher(Launcher):
             log.info(f"\t#{initial_job_idx + i} : {' '.join(filter_overrides(overrides))}")
         ours = not ray.is_initialized()
         if ours:
-            ray.init(**OmegaConf.to_container(self.init, resolve=True))
+            ray.init(**as_mapping(self.init))
         try:
             # The jobs compose on their own machines, where results and data must be the ones of this command.
             ours_too = {k: v for k, v in os.environ.items() if k.startswith(("ADBENCH_", "WANDB_", "HYDRA_"))}

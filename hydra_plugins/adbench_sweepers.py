@@ -35,7 +35,9 @@ class Sweep(BasicSweeper):
         super().__init__(**options)
         self.at_most = at_most
 
-    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:
+    def split_arguments(  # type: ignore[override]  # Hydra calls it on an instance, which its own does not need
+        self, overrides: Any, max_batch_size: int | None
+    ) -> Any:
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         if self.at_most is not None and self.at_most < len(jobs):
             jobs = [jobs[i] for i in spread(len(jobs), self.at_most)]
@@ -68,5 +70,5 @@ else:
             from adbench.experiment.sweeps import Recorder
 
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-            inner = self.sweeper
+            inner: Any = self.sweeper
             inner.launcher = Recorder(inner.launcher, config, hydra_context.config_loader, self.objective)

@@ -18,6 +18,7 @@ from adbench.experiment import identity  # noqa: F401  (its resolvers, which con
 from adbench.experiment import trust as trusting
 from adbench.experiment.console import one_line
 from adbench.experiment.folder import RunFolder
+from adbench.experiment.values import as_mapping
 
 FROZEN = (None, "adbench.pretraining.imagenet.ImageNet")  # pretraining that sees no image of the data set
 
@@ -56,7 +57,7 @@ def build_method(cfg: DictConfig) -> Any:
 
 
 def _method_arguments(cfg: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(cfg.method, resolve=True)
+    values = as_mapping(cfg.method)
     return {key: value for key, value in values.items() if key not in ("recipe", "id")}
 
 
@@ -77,7 +78,7 @@ def build_datamodule(cfg: DictConfig, supervision: str, source: Any = None) -> A
     from adbench.data.datamodule import DataModule
 
     data = cfg.data
-    protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
+    protocol = {k: v for k, v in as_mapping(cfg.protocol).items() if k != "id"}
     duplicates = protocol.pop("duplicates", "warn")
     holdout = _hold_out(cfg, protocol.get("holdout"))
     if holdout is not None:
@@ -86,7 +87,7 @@ def build_datamodule(cfg: DictConfig, supervision: str, source: Any = None) -> A
     return DataModule(
         build_source(cfg) if source is None else source,
         divide if holdout is None else partial(divide, holdout=holdout),
-        image_size=OmegaConf.to_object(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
+        image_size=list(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         workers=data.workers,
@@ -107,7 +108,7 @@ def _hold_out(cfg: DictConfig, way: Any) -> Any:
 
     if not isinstance(way, str):
         return None
-    budget = OmegaConf.to_container(cfg.method, resolve=True).get("recipe", {}).get("budget", {})
+    budget = as_mapping(cfg.method).get("recipe", {}).get("budget", {})
     in_one_pass = bool(budget) and all(length.get("max_batches") == 0 for length in budget.values())
     frozen = cfg.get("pretraining", {}).get("_target_") in FROZEN
     return HoldOut(way, needed(cfg.evaluation.quantile), in_one_pass and frozen)

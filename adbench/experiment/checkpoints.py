@@ -107,13 +107,13 @@ class SaveEvery(Callback):
         self.stop_requested = False
         self._saved_at = -1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_at = pl_module.batches_seen  # what was just loaded need not be written again
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["attempt"] = self.attempt
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         k = pl_module.batches_seen
         stop = self._stop(trainer, k)
         if stop or (k and k % self.every == 0 and k != self._saved_at):

@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from adbench.errors import UserError
 from adbench.experiment.trust import plain_values
+from adbench.experiment.values import as_mapping
 from adbench.files import finite, whole, write_json, write_text
 
 if TYPE_CHECKING:
@@ -118,11 +119,12 @@ class RunFolder:
         except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
             raise UserError(f"{file} cannot be read: {error}") from error
         plain_values(OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg, file)
+        assert isinstance(cfg, DictConfig)  # which the line above has refused else
         return cfg
 
     def values(self) -> dict[str, Any]:
         """The configuration as plain values; see `config`."""
-        return OmegaConf.to_container(self.config(), resolve=True)
+        return as_mapping(self.config())
 
     @staticmethod
     def parsed(config: Mapping[str, Any]) -> DictConfig:

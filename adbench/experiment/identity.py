@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
-from adbench.experiment.values import flat
+from adbench.experiment.values import as_mapping, flat
 from adbench.files import shortened
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def hashed_values(cfg: DictConfig) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for group in (*GROUPS, "budget"):
         values |= flat(OmegaConf.to_container(cfg[group], resolve=True), group)
-    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    trainer = as_mapping(cfg.trainer)
     values |= flat({key: value for key, value in trainer.items() if key not in TRAINER_UNHASHED}, "trainer")
     values["evaluation.quantile"] = cfg.evaluation.quantile
     callbacks = cfg.get("callbacks")  # which may change a training; a configuration of before has none
@@ -75,7 +75,7 @@ def hashed_values(cfg: DictConfig) -> dict[str, Any]:
 
 def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
     """Dotted keys that a group's readable id already tells, e.g. `data.normal_class` of `cifar10/${.normal_class}`."""
-    template = str(OmegaConf.to_container(cfg[group], resolve=False).get("id", ""))
+    template = str(as_mapping(cfg[group], resolve=False).get("id", ""))
     keys = re.findall(r"\$\{([\w.]+)\}", template)
     return [f"{group}{key}" if key.startswith(".") else key for key in keys]
 
@@ -178,7 +178,10 @@ def changed_settings(folder: RunFolder, record: Mapping[str, Any], identity: Ide
     if record.get("config_hash") == identity.hash:
         return []
     try:
-        then = hashed_values(OmegaConf.load(folder.config_file))
+        stored = OmegaConf.load(folder.config_file)
+        if not isinstance(stored, DictConfig):
+            return None
+        then = hashed_values(stored)
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
         return None
     now = identity.values

@@ -30,7 +30,7 @@ from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
 from adbench.experiment.trainers import set_threads
 from adbench.experiment.training import Job, prepare, train_and_test
-from adbench.experiment.values import flat, refuse_absent_devices
+from adbench.experiment.values import as_mapping, flat, refuse_absent_devices
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -161,7 +161,7 @@ def _resolve(cfg: DictConfig) -> None:
     missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
     if missing:
         raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
-    kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
+    kinds = as_mapping(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
             f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "

@@ -17,14 +17,13 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
-from adbench.experiment.values import TRAINER, accepted
+from adbench.experiment.values import TRAINER, accepted, as_mapping
 from adbench.types import UserError
 
 KINDS = ("object", "texture", "small", "tabular")
@@ -220,7 +219,9 @@ class Known:
         """The values of one argument, in words: several of a sweep, the start of an interval."""
         override = self.parser.parse_overrides([text])[0]  # which, unlike parse_override, knows what glob() finds
         if override.is_interval_sweep():
-            return [str(override.value().start)]
+            interval = override.value()
+            assert isinstance(interval, IntervalSweep)
+            return [str(interval.start)]
         if override.is_sweep_override():
             return list(override.sweep_string_iterator())
         return [text.partition("=")[2]]
@@ -242,7 +243,7 @@ class Known:
             cfg = self.loader.load_configuration("config", lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error)) from None
-        return OmegaConf.to_container(cfg, resolve=False), dict(cfg.hydra.runtime.choices)
+        return as_mapping(cfg, resolve=False), dict(cfg.hydra.runtime.choices)
 
 
 def _value(override: Override) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from adbench.errors import UserError
+from adbench.experiment.values import as_mapping
 
 IMAGES = 16  # that the kind is measured on
 METHOD, BACKBONE = "patchcore/small", "tf_efficientnet_lite0.in1k"  # what is taken where no method is chosen
@@ -65,7 +66,7 @@ def image_kind(root: Path | str, normal: Any = None, anomalous: Any = None) -> s
 
 def kind_report(data: Any) -> dict[str, Any] | None:
     """What `data.kind` was measured by, for metrics.json; None where the user says the kind."""
-    if "image_kind" not in str(OmegaConf.to_container(data, resolve=False).get("kind")):
+    if "image_kind" not in str(as_mapping(data, resolve=False).get("kind")):
         return None
     found = measured(data.root, data.normal, data.anomalous)
     return None if found is None else found._asdict()

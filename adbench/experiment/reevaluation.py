@@ -24,6 +24,7 @@ from adbench.experiment.placement import cores
 from adbench.experiment.provenance import git, hardware, now, versions
 from adbench.experiment.record import RunRecord, count
 from adbench.experiment.trainers import build_trainer, check_devices, set_threads
+from adbench.experiment.values import as_mapping
 
 if TYPE_CHECKING:
     from adbench.evaluation.thresholds import Threshold
@@ -81,9 +82,7 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
             for key in ("image_size", "batch_size"):
                 new.data[key] = cfg.data[key]
             same = f"data={record['data']}" in overrides
-            open_keys = [
-                key for key, value in OmegaConf.to_container(new.data, resolve=False).items() if value == "???"
-            ]
+            open_keys = [key for key, value in as_mapping(new.data, resolve=False).items() if value == "???"]
             for key in open_keys:
                 if not (same and key in cfg.data):
                     raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")

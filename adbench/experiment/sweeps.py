@@ -28,6 +28,7 @@ from adbench.experiment.identity import digest, identity_of
 from adbench.experiment.placement import cores, jobs_side_by_side
 from adbench.experiment.standing import Data, look
 from adbench.experiment.states import Outcome
+from adbench.experiment.values import as_mapping
 from adbench.types import UserError
 
 log = logging.getLogger("adbench")
@@ -191,7 +192,7 @@ class Recorder:
 
     def _jobs_side_by_side(self, jobs: int) -> int:
         """How many jobs the launcher gets together: submitit's local executor starts all that it gets."""
-        launcher = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
+        launcher = as_mapping(self.config.hydra.launcher)
         local = str(launcher.get("_target_", "")).endswith("LocalLauncher")
         return jobs_side_by_side(launcher, cores()) if local else max(1, jobs)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from adbench.errors import UserError
 from adbench.evaluation import session
@@ -24,6 +24,7 @@ from adbench.experiment.record import Budget, Objectives, RunRecord, count
 from adbench.experiment.signals import StopRequest, signal_callback
 from adbench.experiment.standing import Data
 from adbench.experiment.trainers import build_trainer, check_devices
+from adbench.experiment.values import as_mapping
 
 if TYPE_CHECKING:
     from adbench.experiment.checkpoints import Checkpoint
@@ -258,8 +259,10 @@ def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epo
     _refuse_far_rows(method, datamodule)
     total = max_batches if max_batches is not None else datamodule.batches_of(max_epochs)
     total = total if is_overridden("training_step", method) else 0
-    plain = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "auto",
-             "devices": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False}  # fmt: skip
+    plain: dict[str, Any] = {
+        "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "auto",
+        "devices": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+    }  # fmt: skip
     with quietly():
         trainer = Trainer(**plain | options, max_epochs=1)
         device = trainer.strategy.root_device
@@ -291,7 +294,7 @@ def _first_batch_callback(job: Job, saver: Any) -> Any:
 
 def _pretraining(cfg: DictConfig, method: Any) -> Any:
     """The pretraining of a configuration, checked against the method before any data is read; None for none."""
-    node = {k: v for k, v in OmegaConf.to_container(cfg.pretraining, resolve=True).items() if k != "id"}
+    node = {k: v for k, v in as_mapping(cfg.pretraining).items() if k != "id"}
     if node.get("_target_") is None:
         return None
     pretraining = build(node)

@@ -15,11 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, cast
 
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
-from adbench.types import UserError
+from adbench.errors import UserError
 
 TRAINER = "pytorch_lightning.Trainer"
 OWN: dict[str, Any] = {
@@ -116,6 +117,22 @@ def accepted(target: str) -> tuple[str, ...] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return tuple(parameter.name for parameter in parameters)
+
+
+def as_mapping(cfg: Any, *, resolve: bool = True) -> dict[str, Any]:
+    """A configuration's section as plain values.
+
+    Args:
+        cfg: a `DictConfig`.
+        resolve: follow interpolations; False keeps them as they are written.
+
+    Raises:
+        TypeError: it is a list.
+    """
+    values = OmegaConf.to_container(cfg, resolve=resolve)
+    if not isinstance(values, dict):
+        raise TypeError(f"a mapping is wanted here, got {type(values).__name__}")
+    return cast(dict[str, Any], values)  # OmegaConf's keys may be numbers; a group's are words
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -298,7 +315,9 @@ def refuse_absent_devices(trainer: Mapping[str, Any]) -> None:
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the run's own trainers tell what there is
     asked = {key: trainer[key] for key in ("accelerator", "devices", "precision")}
-    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    silent: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     try:
         Trainer(**asked, **silent)
     except Exception as error:  # Lightning has its own types for each way to be wrong

@@ -60,6 +60,8 @@ def _first_score(detector: Detector) -> bool:
 class Server(uvicorn.Server):
     """Ends without an error when it is asked to; Ctrl-C a second time does not wait for requests in flight."""
 
+    should_exit: bool
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True

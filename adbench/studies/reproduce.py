@@ -12,11 +12,11 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from adbench import run
 from adbench.experiment.build import build
 from adbench.experiment.groups import choices, conf_dir
+from adbench.experiment.values import as_mapping
 from adbench.types import UserError
 
 
@@ -109,7 +109,7 @@ def command(table: str, quick: bool, reach: dict[str, str | None], overrides: li
         loader = GlobalHydra.instance().config_loader()
         cfg = loader.load_configuration("config", [f"experiment={table}"], run_mode=RunMode.MULTIRUN)
         choices = cfg.hydra.runtime.choices
-        swept = OmegaConf.to_container(cfg.hydra.sweeper).get("params") or {}
+        swept = as_mapping(cfg.hydra.sweeper, resolve=False).get("params") or {}
         data = _values(swept.get("data", choices["data"]))
         for name in data:
             if name not in reach:
