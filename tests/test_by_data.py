@@ -15,8 +15,6 @@ from adbench.experiment.compose import composed
 from adbench.experiment.groups import choices, conf_dir
 from adbench.methods.cbigan import CBiGAN
 
-KINDS = {"object": 64, "texture": 64, "small": 32, "tabular": 5}
-
 
 def arguments(name, kind, *words):
     """The constructor's arguments of a preset for a kind of data."""
