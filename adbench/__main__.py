@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     "train": ("adbench.run", "train and test a method, or a sweep of them"),
     "predict": ("adbench.predict", "score new images with a finished run or an exported model"),
+    "serve": ("adbench.serve", "answer requests over HTTP with a trained detector, and a page to drop images on"),
     "export": ("adbench.export", "write a trained detector as one file (ONNX, torch.export, safetensors)"),
     "evaluate": ("adbench.evaluate", "test a finished run again, on its own or on other data"),
     "report": ("adbench.report.__main__", "tables and a page from a folder of runs"),

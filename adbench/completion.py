@@ -7,6 +7,8 @@ from adbench.experiment.groups import GROUPS, choices
 KEYS = ("seed=", "results=", "data_root=", "cache_dir=", "resume=", "overwrite=", "trainer.precision=",
         "trainer.devices=", "trainer.threads=", "budget.max_batches=", "budget.max_epochs=", "data.normal_class=",
         "data.batch_size=", "data.workers=", "data.root=", "data.name=", "protocol.holdout=")  # fmt: skip
+OPTIONS = {"serve": ("--host", "--port", "--false-alarm-rate", "--max-batch", "--queue", "--max-bytes", "--max-images",
+                     "--max-pixels", "--device", "--trust", "--help")}  # fmt: skip
 
 BASH = """\
 _adbench() {
@@ -42,6 +44,8 @@ def candidates(line: str, commands: tuple[str, ...]) -> list[str]:
     """
     words = line.split(" ")
     word, before = words[-1], [w for w in words[1:-1] if w]
+    if before and before[0] in OPTIONS:
+        return [option for option in OPTIONS[before[0]] if word.startswith("-") and option.startswith(word)]
     if not before and "=" not in word:
         first = [name for name in commands if name.startswith(word)]
         if first:

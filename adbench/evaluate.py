@@ -26,7 +26,7 @@ def _evaluate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m adbench.evaluate",
         description="Score a finished run again, on the test rows of its own or of another data set; never trains. "
-        "Writes RUN/evaluations/<data id>/ with metrics.json, scores.csv and figures/.",
+        "Writes RUN/evaluations/<data id>/ with metrics.json, scores.csv, curves.json and figures/.",
         epilog="Example: python -m adbench.evaluate RUN data=mvtec/bottle data_root=DIR. The run's threshold stays.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")

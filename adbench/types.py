@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ class Scores(NamedTuple):
 
     image: Tensor  # (B,) float32, higher = more anomalous, any range
     maps: Tensor | None  # (B, 1, H, W) float32 at the input's H and W
+    extras: Mapping[str, Tensor] | None = None  # of a test: further scores by name, (B,) or (B, n)
+    codes: Tensor | None = None  # of a test: (B, tiles, D), what `codes` of the method gives
 
 
 def chunk_sizes(rows: int, size: int) -> list[int]:

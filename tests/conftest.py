@@ -137,3 +137,25 @@ def finished(_finished, tmp_path: Path):
 def metrics_of(folder: Path) -> dict:
     """metrics.json of a run folder."""
     return json.loads((folder / "metrics.json").read_text())
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome",
+            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")  # fmt: skip
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+REQUIRED = bool(os.environ.get("CI") or os.environ.get("ADBENCH_REQUIRE_BROWSER") == "1")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; where there is none the test is skipped, except where it is required."""
+    if CHROMIUM is None and not REQUIRED:
+        pytest.skip("no Chromium here (apt-get install chromium); CI and ADBENCH_REQUIRE_BROWSER=1 require it")
+    assert CHROMIUM, "no Chromium: apt-get install chromium"
+    if not REQUIRED:
+        pytest.importorskip("playwright", reason="playwright drives the browser: pip install playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield opened
+        opened.close()

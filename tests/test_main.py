@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from adbench.__main__ import COMMANDS, main
-from adbench.completion import BASH, candidates
+from adbench.completion import BASH, OPTIONS, candidates
 
 
 def test_every_command_of_the_help_exists_and_has_a_help_of_its_own(capsys):
@@ -45,11 +45,20 @@ def test_the_version_is_the_packages(capsys):
         ("adbench train protocol=one", ["protocol=one_class"]),
         ("adbench train overw", ["overwrite="]),
         ("adbench train method=nosuch", []),
+        ("adbench ser", ["serve"]),
+        ("adbench serve --max-b", ["--max-batch", "--max-bytes"]),
+        ("adbench serve me", []),
         ("adbench train data.root=/ho", []),
     ],
 )
 def test_candidates(line, wanted):
     assert candidates(line, tuple(COMMANDS)) == wanted
+
+
+def test_the_options_that_are_completed_are_those_of_the_command():
+    from adbench.serve import _parser
+
+    assert set(OPTIONS["serve"]) == {flag for action in _parser()._actions for flag in action.option_strings} - {"-h"}
 
 
 def test_completion_imports_no_torch_and_no_hydra():

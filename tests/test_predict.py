@@ -18,8 +18,10 @@ from conftest import metrics_of, striped
 from PIL import Image
 
 import adbench
+from adbench.detection.detector import is_anomalous
 from adbench.detection.maps import read_map, write_map
-from adbench.detection.prediction import listed, unique_names
+from adbench.detection.prediction import files_of, unique_names
+from adbench.evaluation.overlay import map_range, map_scale
 from adbench.predict import main
 from adbench.types import UserError
 
@@ -141,7 +143,7 @@ def test_a_16_bit_map_holds_the_scores_with_their_scale(trained, data_root, tmp_
 def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
     test = data_root / "mvtec/bottle/test"
     predict(trained, test / "good", test / "spot", "--out", tmp_path / "out")
-    assert len(list((tmp_path / "out" / "maps").iterdir())) == len(listed([test]))
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == len(files_of([test]))
 
 
 def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path):
@@ -176,7 +178,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
+@pytest.mark.parametrize("command", ["predict", "export", "evaluate", "serve"])
 def test_help_imports_no_torch(command):
     line = f"import adbench.{command} as c, sys\ntry: c.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"  # noqa: E501
     subprocess.run([sys.executable, "-c", line], check=True, capture_output=True)
@@ -200,6 +202,90 @@ def test_every_form_of_an_image_has_one_score(trained, data_root):
     assert detector.score(np.stack([array, array])).image.shape == (2,)
     assert detector.score(torch.stack([tensor] * 3)).image.shape == (3,)
     assert detector.score([]).image.shape == (0,)
+
+
+def test_a_detector_that_is_called_says_what_predict_writes(trained, data_root, tmp_path):
+    folder, out = data_root / "mvtec/bottle/test", tmp_path / "out"
+    assert predict(trained, folder, "--out", out, "--false-alarm-rate", 0.4) == 0
+    detector = adbench.load(trained)
+    found = detector(folder, false_alarm_rate=0.4)
+    rows = table(out / "scores.csv")
+    assert found.paths == [row["path"] for row in rows]
+    assert found.image.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-6)
+    assert found.anomalous.tolist() == [row["decision"] == "anomalous" for row in rows]
+    assert set(found.anomalous.tolist()) == {True, False}
+    assert found.p_value.tolist() == pytest.approx([float(row["p_value"]) for row in rows], rel=1e-5)
+    assert found.threshold == pytest.approx(float(rows[0]["threshold"]), rel=1e-8)
+    assert torch.equal(found.maps, detector.score(folder).maps)
+
+
+def test_folders_and_lists_of_files_and_tensors_stand_beside_each_other(trained, data_root, tmp_path):
+    detector, test = adbench.load(trained), data_root / "mvtec/bottle/test"
+    files = sorted(test.rglob("*.png"))
+    scores = detector.score(files).image
+    assert len(files) == 6
+    assert torch.equal(detector.score(test).image, scores)
+    assert torch.equal(detector.score(str(test)).image, scores)
+    image = torch.rand(3, 20, 20)
+    mixed = detector([test / "good", image, files[-1]])
+    assert mixed.paths == [*map(str, sorted((test / "good").iterdir())), "", str(files[-1])]
+    assert mixed.image[-2:].tolist() == pytest.approx(detector.score([image, files[-1]]).image.tolist(), rel=1e-5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there is no image in the folder"):
+        detector(tmp_path / "empty")
+    with pytest.raises(UserError, match="cannot read the image"):
+        detector(tmp_path / "absent")
+
+
+def test_a_score_that_is_no_number_or_the_threshold_itself_is_judged_as_in_predict():
+    assert is_anomalous([0.9, 1.0, 1.1, np.nan, np.inf], 1.0).tolist() == [False, False, True, True, True]
+
+
+def test_a_detectors_repr_names_method_data_size_and_threshold(trained, tmp_path):
+    detector = adbench.load(trained)
+    highest = max(float(row["score"]) for row in table(trained / "calibration.csv"))
+    n = len(table(trained / "calibration.csv"))
+    assert repr(detector) == (
+        f"Detector(pca on mvtec/bottle, 32x32, threshold {highest:.6g} at a false-alarm rate of {1 / (n + 1):.3g})"
+    )
+    detector.card["held_out_scores"] = []
+    assert repr(detector) == "Detector(pca on mvtec/bottle, 32x32, no threshold)"
+
+
+def test_an_overlay_is_a_picture_of_the_images_shape_whose_colour_is_at_the_defect(trained, data_root, tmp_path):
+    detector = adbench.load(trained)
+    test = data_root / "mvtec/bottle/test"
+    mask = np.asarray(Image.open(data_root / "mvtec/bottle/ground_truth/spot/000_mask.png")) > 0
+
+    def colour(picture):
+        pixels = np.asarray(picture).astype(int)
+        return pixels.max(axis=-1) - pixels.min(axis=-1)
+
+    defect = colour(detector.overlay(test / "spot/000.png"))
+    assert defect.shape == mask.shape
+    assert defect[mask].mean() > 2 * defect[~mask].mean()
+    assert colour(detector.overlay(test / "good/000.png")).mean() < defect[mask].mean()
+    Image.fromarray(striped(np.random.default_rng(0), 96)).resize((3000, 1500)).save(tmp_path / "large.png")
+    assert detector.overlay(str(tmp_path / "large.png")).size == (1024, 512)
+    assert detector.overlay(str(tmp_path / "large.png"), longest=100).size == (100, 50)
+    with pytest.raises(UserError, match="overlay takes one image, got 3"):
+        detector.overlay(test / "good")
+
+
+def test_a_method_without_maps_has_no_overlay(finished):
+    detector = adbench.load(finished("method=ocsvm", "data=digits"))
+    with pytest.raises(UserError, match="ocsvm has no anomaly maps"):
+        detector.overlay(np.zeros((9, 9, 3), np.uint8))
+
+
+def test_a_map_like_those_of_held_out_normal_images_stays_cold():
+    normal = map_range(np.linspace(0, 10, 1001, dtype=np.float32))
+    assert normal == pytest.approx([5.0, 9.98])
+    quiet = np.full((4, 4), 5.0, np.float32)
+    assert map_scale([quiet], normal)(quiet).max() == 0
+    loud = np.full((4, 4), 50.0, np.float32)
+    assert map_scale([loud], normal).vmax == 50
+    assert map_range(np.zeros(0, np.float32)) is None
 
 
 @pytest.mark.parametrize(
@@ -301,7 +387,7 @@ def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_n
 @pytest.mark.parametrize(
     ("override", "message"),
     [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
-     ("data=folder", "give data.name=... and data.root=..."),
+     ("data=folder", "give data.root=..."),
      ("data.source.root=/nowhere", "expected normal training images in /nowhere")],
 )  # fmt: skip
 def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):

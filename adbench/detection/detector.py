@@ -6,16 +6,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from matplotlib.colors import Normalize
 from PIL import Image
 from torch import Tensor
 
 from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
+from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers
+from adbench.detection.maps import LONGEST_SIDE, thumbnail
+from adbench.evaluation.overlay import map_scale, overlay
 from adbench.evaluation.thresholds import Threshold, conformal_p_value, held_out_threshold
 from adbench.experiment.build import how_far, load_method, restored
 from adbench.experiment.folder import RunFolder, held_out_scores
@@ -24,14 +28,15 @@ from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 
 BATCH = 32
+FALSE_ALARM_RATE = 0.01  # of `predict` too
 HELD_OUT = "held-out normal training samples"
 
 
 class Engine(Protocol):
-    """What turns prepared rows into scores."""
+    """Computes the scores of images that it has prepared."""
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> what `score` takes, in whatever thread."""
+        """(H, W, 3) uint8 -> a row that `score` takes. May be called in any thread."""
         ...
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
@@ -39,27 +44,74 @@ class Engine(Protocol):
         ...
 
 
+class Detection(NamedTuple):
+    """What a detector says of N images. `image` and `maps` are those of `Scores`."""
+
+    image: Tensor  # (N,) float32 scores, higher = more anomalous, any range
+    maps: Tensor | None  # (N, 1, h, w) float32 at the size that the method sees
+    anomalous: np.ndarray | None  # (N,) bool, score > threshold; None without held-out scores
+    p_value: np.ndarray | None  # (N,) float64 in (0, 1]; None without held-out scores
+    threshold: float | None
+    paths: list[str]  # of each image, "" for one that is no file
+
+
 class Detector:
     """Scores images (or rows of features) as the run's own test did.
 
     Attributes:
         card: what the detector is: method, data, input, metrics, held-out scores, versions. Plain JSON.
+        engine: what computes the scores.
+        reading: how files are decoded: `bits` and `max_pixels` of `adbench.data.images.decode`, as in the run.
 
     See `adbench.load`.
     """
 
     def __init__(self, card: Mapping[str, Any], engine: Engine) -> None:
         self.card, self.engine = dict(card), engine
-        #: How files are decoded: `bits` and `max_pixels` of `adbench.data.images.decode`, as in the run.
         self.reading = {
             "bits": int(self.card["input"].get("bits") or 16),
             "max_pixels": int(self.card["input"].get("max_pixels") or MAX_PIXELS),
         }
 
+    def __repr__(self) -> str:
+        size = f"{self.card['input']['features']} features" if self.tabular else "x".join(
+            map(str, self.card["input"]["size"]))  # fmt: skip
+        held_out = self.card["held_out_scores"]
+        threshold = "no threshold"
+        if held_out:
+            rate = max(FALSE_ALARM_RATE, 1 / (len(held_out) + 1))
+            value = float(np.quantile(held_out, 1 - FALSE_ALARM_RATE, method="inverted_cdf"))
+            threshold = f"threshold {value:.6g} at a false-alarm rate of {rate:.3g}"
+        return f"Detector({self.card['method']} on {self.card['data']}, {size}, {threshold})"
+
     @property
     def tabular(self) -> bool:
         """Whether it takes rows of features instead of images."""
         return self.card["input"]["kind"] == "tabular"
+
+    def __call__(self, images: Any, false_alarm_rate: float = FALSE_ALARM_RATE, batch_size: int = BATCH) -> Detection:
+        """Scores, decisions and p-values, as `python -m adbench.predict` writes them.
+
+        Args:
+            images: as in `score`.
+            false_alarm_rate: share of normal images that may be called anomalous, in (0, 1).
+            batch_size: images that are scored together.
+
+        Raises:
+            UserError: as in `score`; the rate lies outside (0, 1).
+        """
+        rows = images if self.tabular else image_list(images)
+        threshold = self.threshold(false_alarm_rate)
+        scores = self.score(rows, batch_size)
+        value = None if threshold is None else float(threshold["value"])
+        return Detection(
+            scores.image,
+            scores.maps,
+            is_anomalous(scores.image.numpy(), value) if value is not None else None,
+            self.p_value(scores.image) if value is not None else None,
+            value,
+            [""] * len(scores.image) if self.tabular else [_file_of(image) for image in rows],
+        )
 
     def score(self, images: Any, batch_size: int = BATCH) -> Scores:
         """Anomaly scores, higher is more anomalous.
@@ -68,16 +120,18 @@ class Detector:
             images: an image or a list of them, of any size, each a path, a PIL image (turned as its EXIF orientation
                 says), an array (H, W) or (H, W, 1, 3 or 4), or a tensor (1 or 3, H, W); or a stack: an array
                 (N, H, W, C), a tensor (N, C, H, W). uint8, or float in [0, 1], which is rounded to bytes as files hold
-                them. Of tabular data: (N, D) numbers.
+                them. A folder stands for the image files in it and in its subfolders, by name (`image_list` gives
+                their order). Of tabular data: (N, D) numbers.
             batch_size: images that are scored together.
 
         Returns:
             `image` (N,) float32 and `maps` (N, 1, H, W) float32 at the size the method sees, None where it has none.
 
         Raises:
-            UserError: an image cannot be read, or has a shape, a type or values that cannot be an image's.
+            UserError: an image cannot be read, or has a shape, a type or values that cannot be an image's; a folder
+                holds no image.
         """
-        rows = self._features(images) if self.tabular else _listed(images)
+        rows = self._features(images) if self.tabular else image_list(images)
         parts: list[Scores] = []
         for first in range(0, len(rows), batch_size):
             chunk = rows[first : first + batch_size]
@@ -91,6 +145,39 @@ class Detector:
         maps = [part.maps for part in parts if part.maps is not None]
         return Scores(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None)
 
+    def overlay(self, image: Any, longest: int = LONGEST_SIDE) -> Image.Image:
+        """The anomaly map's colours over the grey image; cold pixels leave it visible.
+
+        The colours begin at the median of held-out normal maps, and end at this map's highest values or at those of
+        normal maps, whichever is higher: a normal image stays grey.
+
+        Args:
+            image: one image, as in `score`.
+            longest: pixels of the longer side at most.
+
+        Returns:
+            A PIL image (RGB) of the image's own shape.
+
+        Raises:
+            UserError: the image cannot be read, or the method has no maps.
+        """
+        images = [] if self.tabular else image_list(image)
+        if len(images) != 1:
+            raise UserError(f"overlay takes one image, got {'a table' if self.tabular else len(images)}")
+        pixels = as_bytes(images[0], **self.reading)
+        scores = self.engine.score([self.engine.prepare(pixels)])
+        if scores.maps is None:
+            raise UserError(f"{self.card['method']} has no anomaly maps, so there is no overlay")
+        return self.overlay_of(pixels, scores.maps[0, 0].numpy(), longest)
+
+    def overlay_of(self, pixels: np.ndarray, values: np.ndarray, longest: int = LONGEST_SIDE) -> Image.Image:
+        """The overlay of an image (H, W, 3) uint8 whose map (h, w) is known."""
+        return Image.fromarray(overlay(thumbnail(pixels, longest), values, self.scale([values])))
+
+    def scale(self, maps: Any) -> Normalize:
+        """The colour scale of overlays for maps (h, w) each."""
+        return map_scale(maps, self.card.get("map_range"))
+
     def _features(self, rows: Any) -> np.ndarray:
         """(N, D) float64, scaled in float64 as in training."""
         rows = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
@@ -100,35 +187,60 @@ class Detector:
             raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
         return as_numbers(rows, "the table")
 
-    def threshold(self, false_alarm_rate: float) -> Threshold | None:
+    def threshold(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> Threshold | None:
         """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
 
         A rate that the held-out rows are too few for gets a warning and `false_alarm_rate` says which can be had.
         """
         if not 0 < false_alarm_rate < 1:
             raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
-        origin = f"{HELD_OUT} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
+        held_out = str(self.card.get("held_out_origin", HELD_OUT)).removesuffix(", calibration.csv")
+        origin = f"{held_out} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
         return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin, "--false-alarm-rate")
 
     def p_value(self, score: Any) -> np.ndarray:
-        """(N,): for a normal image P(p <= a) <= a; empty of meaning (1 everywhere) without held-out scores."""
+        """(N,): for a normal image P(p <= a) <= a; 1 everywhere, which says nothing, without held-out scores."""
         return conformal_p_value(np.asarray(score, dtype=float), np.asarray(self.card["held_out_scores"], dtype=float))
+
+
+def is_anomalous(score: Any, threshold: float) -> np.ndarray:
+    """(N,) bool. A score that is no number is an alarm too."""
+    return ~(np.asarray(score, dtype=float) <= threshold)
 
 
 # -- images of all kinds ----------------------------------------------------------------------------------------------
 
 
-def _listed(images: Any) -> Sequence[Any]:
-    """One image after another."""
+def image_list(images: Any) -> list[Any]:
+    """One image after another; a folder gives its image files and those of its subfolders, by name.
+
+    Raises:
+        UserError: these are no images, or a folder holds none.
+    """
     if isinstance(images, str | Path | Image.Image):
-        return [images]
-    if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Iterable):
-        return list(images)
-    raise UserError(
-        f"expected images (paths, PIL images, arrays, tensors, or a list of these), got {type(images).__name__}"
-    )
+        images = [images]
+    elif isinstance(images, np.ndarray | Tensor):
+        images = list(images) if images.ndim == 4 else [images]
+    elif not isinstance(images, Iterable):
+        raise UserError(
+            f"expected images (paths, folders, PIL images, arrays, tensors, or a list of these), got "
+            f"{type(images).__name__}"
+        )
+    single: list[Any] = []
+    for image in images:
+        folder = Path(image).expanduser() if isinstance(image, str | Path) else None
+        if folder is None or not folder.is_dir():
+            single.append(image)
+        elif files := below(folder):
+            single += files
+        else:
+            raise UserError(f"there is no image in the folder {folder}: no file with {', '.join(SUFFIXES)}")
+    return single
+
+
+def _file_of(image: Any) -> str:
+    """The path of an image that is a file, else nothing."""
+    return str(image) if isinstance(image, str | Path) else str(getattr(image, "filename", "") or "")
 
 
 def as_bytes(image: Any, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -260,7 +372,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
     kept = ("method", "data", "protocol", "pretraining", "pretraining_weights", "seed", "config_hash", "status",
-            "metrics", "threshold", "counts", "budget", "versions", "git")  # fmt: skip
+            "metrics", "threshold", "map_range", "counts", "budget", "versions", "git")  # fmt: skip
     return {
         **{key: record.get(key) for key in kept},
         "data": cfg.data.id,
@@ -277,7 +389,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
         "precision": str(cfg.trainer.precision),
         "batches_seen": int(record.get("budget", {}).get("batches") or 0),
         "held_out_scores": held_out_scores(folder),
-        "held_out_origin": f"{HELD_OUT}, calibration.csv",
+        "held_out_origin": f"{(record.get('threshold') or {}).get('origin') or HELD_OUT}, calibration.csv",
     }
 
 

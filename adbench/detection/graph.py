@@ -112,7 +112,7 @@ def save_graph(
     module = Graph(_with_safe_names(method), inputs).eval()
     image = _example(inputs, input_size, 1)
     with _quiet(), torch.no_grad():
-        program = _traced(module, card, input_size)
+        program = _trace(module, card, input_size)
         reference = module(image)
         with whole(path) as temporary:
             if kind == "torch-export":
@@ -130,7 +130,7 @@ def save_graph(
     return difference
 
 
-def _traced(module: Graph, card: dict[str, Any], input_size: tuple[int, int] | None) -> Any:
+def _trace(module: Graph, card: dict[str, Any], input_size: tuple[int, int] | None) -> Any:
     """The module as a program of torch.export, for any number of rows and, unless a size is given, of any size."""
     inputs = card["input"]
     dim = torch.export.Dim.DYNAMIC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -15,7 +16,7 @@ from adbench.files import whole
 LONGEST_SIDE = 1024  # pixels of an overlay
 
 
-def shrunk(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
+def thumbnail(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
     """(H, W, 3) uint8, resized if its longer side has more than `longest` pixels."""
     scale = longest / max(image.shape[:2])
     if scale >= 1:
@@ -43,7 +44,7 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
         Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
 
 
-def write_map(path: Path, values: np.ndarray) -> None:
+def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:
     """(h, w) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
     low, high = float(values.min()), float(values.max())
     span = high - low or 1.0

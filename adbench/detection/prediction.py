@@ -22,9 +22,8 @@ from adbench import __version__
 from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
-from adbench.detection.detector import Detector, load
-from adbench.detection.maps import draw, shrunk
-from adbench.evaluation.overlay import map_scale
+from adbench.detection.detector import FALSE_ALARM_RATE, Detector, is_anomalous, load
+from adbench.detection.maps import draw, thumbnail
 from adbench.files import shortened, whole, write_json
 from adbench.types import UserError
 
@@ -46,7 +45,7 @@ class Options:
     """
 
     out: Path
-    false_alarm_rate: float = 0.01
+    false_alarm_rate: float = FALSE_ALARM_RATE
     maps: str = "png"
     batch_size: int = 32
     max_pixels: int | None = None
@@ -89,7 +88,7 @@ def predict(
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     detector = load(model, device, trust)
     threshold = detector.threshold(options.false_alarm_rate)
-    paths = listed(inputs, TABLES if detector.tabular else SUFFIXES)
+    paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
     _check_writable(options.out)
     results = Results()
     try:
@@ -107,7 +106,7 @@ def predict(
     return 2 if results.unreadable or results.unwritten else 0
 
 
-def listed(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files as they are given, and all image files below folders, by name, without what is hidden there.
 
     Raises:
@@ -178,12 +177,12 @@ def score_images(detector: Detector, paths: Sequence[Path], options: Options, re
 
     def read(path: Path) -> tuple[Any, Any]:
         image = decode(path, **reading)
-        return detector.engine.prepare(image), (shrunk(image) if maps_asked else None)
+        return detector.engine.prepare(image), (thumbnail(image) if maps_asked else None)
 
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    writer = _MapWriter(pool, paths, options, results)
+    writer = _MapWriter(pool, detector, paths, options, results)
     chunks = [paths[first : first + options.batch_size] for first in range(0, len(paths), options.batch_size)]
     try:
         with tqdm(total=len(paths), desc="Scoring", unit="image", delay=2) as bar:
@@ -208,14 +207,16 @@ class _MapWriter:
     All overlays of a call share one colour scale, that of the first batch's maps.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, paths: Sequence[Path], options: Options, results: Results) -> None:
-        self.pool, self.options, self.results = pool, options, results
+    def __init__(
+        self, pool: ThreadPoolExecutor, detector: Detector, paths: Sequence[Path], options: Options, results: Results
+    ) -> None:
+        self.pool, self.detector, self.options, self.results = pool, detector, options, results
         self.names = unique_names(paths)
         self.scale: Normalize | None = None
         self.waiting: list[tuple[Path, Future[None]]] = []
 
     def start(self, images: Sequence[tuple[Path, np.ndarray]], maps: np.ndarray) -> None:
-        self.scale = self.scale or map_scale(maps)
+        self.scale = self.scale or self.detector.scale(maps)
         self.wait()
         self.waiting = [
             (path, self.pool.submit(draw, self.options.out, self.names[path], values, image, self.options.maps,
@@ -313,7 +314,7 @@ def _write_scores(path: Path, detector: Detector, rows: Sequence[Row], threshold
     for row, p in zip(rows, p_values, strict=True):
         line = [row.path, f"{row.score:.9g}", "", "", ""]
         if value is not None:
-            alarm = not row.score <= value  # a score that is no number is an alarm too
+            alarm = bool(is_anomalous(row.score, value))
             anomalous += alarm
             line[2:] = [f"{value:.9g}", "anomalous" if alarm else "normal", f"{p:.6g}"]
         lines.append(line)

@@ -11,7 +11,7 @@ from adbench.types import Batch, Scores
 
 
 class Kept(NamedTuple):
-    """K rows. A key of -inf marks a row that is not wanted."""
+    """K rows. A key of -inf marks a row that is not eligible."""
 
     key: Tensor  # (K,)
     index: Tensor  # (K,)
@@ -35,7 +35,7 @@ class Kept(NamedTuple):
     def with_rows_of(self, other: Kept) -> Kept:
         return Kept(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self, other, strict=True)))
 
-    def wanted(self) -> Kept:
+    def eligible(self) -> Kept:
         """The rows whose key is not -inf."""
         rows = self.key > -torch.inf
         return Kept(*(None if column is None else column[rows] for column in self))

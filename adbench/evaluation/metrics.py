@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 PRO_FPR_LIMIT = 0.3
 BOUND_WORTH_A_WARNING = 1e-4
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max", "image_balanced_accuracy_max", "image_balanced_accuracy")
 PIXEL_METRICS = (
     "pixel_auroc",
     "pixel_auroc_anomalous_images",
@@ -105,8 +106,8 @@ def image_balanced_accuracy(
     c = curve(score, label)
     if c is None or threshold is None:
         return None
-    found = int((c.threshold > threshold).sum()) - 1
-    return float((1 + c.tpr[found] - c.fpr[found]) / 2)
+    point = int((c.threshold > threshold).sum()) - 1
+    return float((1 + c.tpr[point] - c.fpr[point]) / 2)
 
 
 def image_metrics(
@@ -114,12 +115,14 @@ def image_metrics(
 ) -> dict[str, float | None]:
     """All image metrics by the names that results carry. Arguments and None as in `curve`."""
     c = curve(score, label)
+    if c is None:
+        return dict.fromkeys(IMAGE_METRICS)
     return {
-        "image_auroc": None if c is None else c.auroc(),
-        "image_ap": None if c is None else c.average_precision(),
-        "image_f1_max": None if c is None else c.f1_max(),
-        "image_balanced_accuracy_max": None if c is None else c.balanced_accuracy_max(),
-        "image_balanced_accuracy": None if c is None else image_balanced_accuracy(score, label, threshold),
+        "image_auroc": c.auroc(),
+        "image_ap": c.average_precision(),
+        "image_f1_max": c.f1_max(),
+        "image_balanced_accuracy_max": c.balanced_accuracy_max(),
+        "image_balanced_accuracy": image_balanced_accuracy(score, label, threshold),
     }
 
 
@@ -274,11 +277,11 @@ class PixelMetrics(Metric):
         self.regions += regions
         ordered = ordered[torch.from_numpy(rows).to(ordered.device)]
         positions = torch.from_numpy(np.flatnonzero(mask)).to(ordered.device)
-        found = _bin(ordered.flatten()[positions])
+        bins = _bin(ordered.flatten()[positions])
         one = torch.ones_like(positions)
-        self.positives.index_add_(0, found, one)
-        self.negatives.index_add_(0, found, one, alpha=-1)
-        self.overlap.index_add_(0, found, torch.from_numpy(shares).to(ordered.device))
+        self.positives.index_add_(0, bins, one)
+        self.negatives.index_add_(0, bins, one, alpha=-1)
+        self.overlap.index_add_(0, bins, torch.from_numpy(shares).to(ordered.device))
         areas, mixed = _auroc_per_image(ordered, positions)
         self.image_aurocs += areas
         self.mixed_images += mixed

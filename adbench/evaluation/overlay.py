@@ -14,22 +14,34 @@ COLOURS = "inferno"
 HEAT = 0.75  # share of the hottest colour over the image
 
 
-def map_scale(maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> Normalize:
-    """The colour scale that several maps share.
+def map_range(pixels: NDArray[np.float32]) -> list[float] | None:
+    """[median, 99.8 % quantile] of normal images' map values, None without any: what an overlay need not colour."""
+    values = pixels[np.isfinite(pixels)]
+    return [float(value) for value in np.quantile(values, [0.5, 0.998])] if len(values) else None
+
+
+def map_scale(
+    maps: Sequence[NDArray[np.float32]] | NDArray[np.float32], normal: Sequence[float] | None = None
+) -> Normalize:
+    """The colour scale that several maps share, clipped to [0, 1].
 
     Args:
         maps: (h, w) each, any range.
+        normal: `map_range` of held-out normal images, if it is known.
 
     Returns:
-        The range of the finite values without the lowest 1 % and the highest 0.2 %, clipped to [0, 1].
+        From the median of normal images (else from the maps' 1 % quantile) to the maps' 99.8 % quantile, and at least
+        to that of normal images: a map like theirs stays cold.
     """
-    values = np.concatenate([one.ravel() for one in maps])
+    values = np.concatenate([one.ravel() for one in maps]) if len(maps) else np.zeros(0)
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.01, 0.998]) if len(values) else (0.0, 1.0)
+    if normal is not None:
+        low, high = normal[0], max(high, normal[1])
     return Normalize(float(low), float(high if high > low else low + 1.0), clip=True)
 
 
-def coloured(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
+def in_colours(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
     """(h, w) -> (h, w, 3): the map in the scale's colours."""
     return _table()[(_shares(values, scale) * 255).astype(np.uint8)].astype(np.uint8)
 

@@ -26,7 +26,7 @@ from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.kept import Kept
 from adbench.evaluation.metrics import curve
 from adbench.evaluation.observers import Observer, Subject
-from adbench.evaluation.overlay import COLOURS, coloured, map_scale, overlay
+from adbench.evaluation.overlay import COLOURS, in_colours, map_scale, overlay
 from adbench.files import whole
 from adbench.types import Batch, Scores
 
@@ -117,8 +117,8 @@ RECONSTRUCTIONS = 16  # computed together
 
 
 def panels_of(rows: Kept, method: LightningModule, subject: Subject) -> list[tuple[int, Panel]]:
-    """The wanted rows, each with its place in the record table."""
-    rows = rows.wanted()
+    """The eligible rows, each with its place in the record table."""
+    rows = rows.eligible()
     if not len(rows.key):
         return []
     parts: list[Any] = []
@@ -185,6 +185,9 @@ def _pixels(images: torch.Tensor) -> NDArray[np.float32]:
 GAP, LABEL, BETWEEN, MARGIN, HEAD = 0.06, 0.27, 0.4, 0.25, 0.3  # inches
 
 
+SMALL = 64  # pixels: smaller images have nothing to show at a larger size, and their sheets take long to draw
+
+
 class _Layout(NamedTuple):
     """Where the cells of `draw_panels` lie, in inches from the left and from the top."""
 
@@ -204,18 +207,18 @@ class _Layout(NamedTuple):
 
 def _layout(panels: Sequence[Panel]) -> _Layout:
     """Columns that no image has are left out; many images are set in blocks beside each other."""
-    mapped = any(panel.map is not None for panel in panels)
-    reconstructed = any(panel.reconstruction is not None for panel in panels)
-    columns = ["image", *["reconstruction"] * reconstructed, *["anomaly map", "overlay"] * mapped]
-    if not mapped and any(panel.mask is not None for panel in panels):
+    has_maps = any(panel.map is not None for panel in panels)
+    has_reconstructions = any(panel.reconstruction is not None for panel in panels)
+    columns = ["image", *["reconstruction"] * has_reconstructions, *["anomaly map", "overlay"] * has_maps]
+    if not has_maps and any(panel.mask is not None for panel in panels):
         columns.append("mask")
     blocks = min(1 + (len(panels) > 4) + (len(panels) > 18), len(panels))
     rows = -(-len(panels) // blocks)
     height, width = panels[0].image.shape[:2]
-    cell_width = 1.5 if len(columns) > 2 else 2.0
+    cell_width = (1.5 if len(columns) > 2 else 2.0) * (1 if max(height, width) > SMALL else 0.5)
     cell = (cell_width, cell_width * height / width)
     block = len(columns) * (cell_width + GAP) - GAP
-    bar = 0.75 if mapped else 0.0
+    bar = 0.75 if has_maps else 0.0
     size = (2 * MARGIN + blocks * block + (blocks - 1) * BETWEEN + bar, HEAD + rows * (cell[1] + LABEL) + MARGIN)
     return _Layout(columns, rows, cell, block, bar, size)
 
@@ -241,7 +244,14 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
                 sheet[top : top + side[0], left : left + side[1]] = cell
             if at % layout.rows == 0:
                 middle = (x + layout.cell[0] / 2) / width
-                figure.text(middle, 1 - HEAD * 0.6 / height, name, ha="center", fontsize=8, color=FAINT)
+                figure.text(
+                    middle,
+                    1 - HEAD * 0.6 / height,
+                    name,
+                    ha="center",
+                    fontsize=8 if layout.cell[0] > 1 else 6,
+                    color=FAINT,
+                )
         x, y = layout.place(at)
         figure.text(
             x / width, 1 - (y - 0.05) / height, f"{panel.kind.replace('_', ' ')}   {panel.score:.4g}",
@@ -294,17 +304,17 @@ def draw_cell(name: str, panel: Panel, scale: Normalize | None, size: tuple[int,
     """
     image = _as_bytes(panel.image)
     if name == "image":
-        return _resized(image, size)
+        return _at_size(image, size)
     if name == "reconstruction":
-        return None if panel.reconstruction is None else _resized(_as_bytes(panel.reconstruction), size)
+        return None if panel.reconstruction is None else _at_size(_as_bytes(panel.reconstruction), size)
     if name == "anomaly map":
-        return None if panel.map is None or scale is None else _resized(coloured(panel.map, scale), size)
+        return None if panel.map is None or scale is None else _at_size(in_colours(panel.map, scale), size)
     if panel.map is not None and scale is not None:
-        picture = _resized(overlay(image, panel.map, scale), size)
+        picture = _at_size(overlay(image, panel.map, scale), size)
     else:
-        picture = _resized(np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1), size)
+        picture = _at_size(np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1), size)
     if panel.mask is not None and panel.mask.any():
-        inside = _resized(panel.mask.astype(np.uint8) * 255, size) > 0  # a defect smaller than a pixel is seen too
+        inside = _at_size(panel.mask.astype(np.uint8) * 255, size) > 0  # a defect smaller than a pixel is seen too
         core = binary_erosion(inside, iterations=max(1, round(max(size) / 128)))  # at the border outlined as well
         picture = np.where((inside & ~core)[..., None], OUTLINE, picture)
     return picture
@@ -317,7 +327,7 @@ def _as_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _at_size(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """(h, w) or (h, w, 3) -> the size: averaged where it shrinks, with its pixels visible where it grows."""
     shrinks = size[0] < pixels.shape[0]
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Resampling.BOX if shrinks else Resampling.NEAREST))

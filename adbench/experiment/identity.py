@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hydra.core.global_hydra import GlobalHydra
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adbench.errors import UserError
+from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.values import flat
 from adbench.files import shortened
 
@@ -111,10 +112,47 @@ def _composed(loader: Any, overrides: tuple[str, ...]) -> DictConfig:
     return copy.deepcopy(known[overrides])
 
 
-def changed_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str, Any]:
-    """The values that differ from the defaults of the chosen groups and that the folder's name does not tell."""
-    ours, defaults = hashed_values(cfg), hashed_values(reference_of(cfg, defaults_of(cfg, choices)))
-    return {key: ours.get(key) for key in sorted(ours.keys() | defaults.keys()) if ours.get(key) != defaults.get(key)}
+class Identity(NamedTuple):
+    """What a run is called, and by what it is told from others."""
+
+    folder: str  # `<method>/<data>/<protocol>/<pretraining>/seed<k>[-hash]`
+    hash: str  # of everything that can change the result, the seed included
+    changed: dict[str, Any]  # values that differ from the defaults of the chosen groups, unless the folder tells them
+    values: dict[str, Any]  # every value that can change the result
+
+
+_latest: tuple[Any, Identity] | None = None  # Hydra asks for the folder's name, the job for the rest
+
+
+def identity_of(cfg: DictConfig, choices: Mapping[str, str | None]) -> Identity:
+    """The identity of a configuration.
+
+    Args:
+        cfg: composed; its node `hydra` has no part in it.
+        choices: the names that were chosen in each group.
+
+    Raises:
+        OmegaConfBaseException: a value does not resolve.
+    """
+    global _latest
+    sections = {str(name): cfg._get_node(name) for name in cfg if name != "hydra"}
+    plain = {
+        name: OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else str(node)
+        for name, node in sections.items()
+    }
+    key = (plain, {group: choices.get(group) for group in GROUPS})
+    if _latest is None or _latest[0] != key:
+        _latest = (key, _identity(cfg, choices))
+    return _latest[1]
+
+
+def _identity(cfg: DictConfig, choices: Mapping[str, str | None]) -> Identity:
+    values, defaults = hashed_values(cfg), hashed_values(reference_of(cfg, defaults_of(cfg, choices)))
+    keys = sorted(values.keys() | defaults.keys())
+    changed = {key: values.get(key) for key in keys if values.get(key) != defaults.get(key)}
+    names = [safe_id(str(choices["method"]).replace("/", "-")), *(safe_id(cfg[group].id) for group in GROUPS[1:])]
+    folder = "/".join([*names, f"seed{cfg.seed}" + (f"-{digest(changed)}" if changed else "")])
+    return Identity(folder, _hash(cfg, values), changed, values)
 
 
 def digest(value: Any, length: int = 8) -> str:
@@ -122,24 +160,28 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
+def _hash(cfg: DictConfig, values: Mapping[str, Any]) -> str:
+    return digest({"seed": cfg.seed, **values}, 12)
+
+
 def config_hash(cfg: DictConfig) -> str:
-    """One name for everything that can change the result, the seed included."""
-    return digest({"seed": cfg.seed, **hashed_values(cfg)}, 12)
+    """`Identity.hash` of a configuration whose choices are not known."""
+    return _hash(cfg, hashed_values(cfg))
 
 
-def changed_settings(folder: RunFolder, record: Mapping[str, Any], cfg: DictConfig) -> list[str] | None:
+def changed_settings(folder: RunFolder, record: Mapping[str, Any], identity: Identity) -> list[str] | None:
     """The settings that a folder's run was made with and that this command has otherwise, one text each.
 
     Returns:
         Empty if there is none; None if there are and the folder's configuration cannot tell which.
     """
-    if record.get("config_hash") == config_hash(cfg):
+    if record.get("config_hash") == identity.hash:
         return []
     try:
         then = hashed_values(OmegaConf.load(folder.config_file))
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
         return None
-    now = hashed_values(cfg)
+    now = identity.values
     shown = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
     return [
         f"{key} was {shown(then, key)} and is {shown(now, key)} now"
@@ -154,16 +196,9 @@ def safe_id(text: Any) -> str:
     return "/".join(part for part in parts if part) or "unnamed"
 
 
-def relative_folder(cfg: DictConfig, choices: Mapping[str, str | None]) -> str:
-    """`<method>/<data>/<protocol>/<pretraining>/seed<k>[-hash]`."""
-    names = [safe_id(str(choices["method"]).replace("/", "-")), *(safe_id(cfg[group].id) for group in GROUPS[1:])]
-    changed = changed_values(cfg, choices)
-    return "/".join([*names, f"seed{cfg.seed}" + (f"-{digest(changed)}" if changed else "")])
-
-
 def _run_folder(*, _root_: DictConfig) -> str:
     try:
-        return relative_folder(_root_, _root_.hydra.runtime.choices)
+        return identity_of(_root_, _root_.hydra.runtime.choices).folder
     except OmegaConfBaseException:
         # Composed, but a value does not resolve (a method that cannot take this kind of data). The job says which;
         # it needs a folder to say it from.

@@ -20,8 +20,8 @@ from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.console import announce, log_error, one_line, quietly, summary
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import GROUPS, changed_values, config_hash
-from adbench.experiment.placement import adopt_worker_share, cores, threads_per_job
+from adbench.experiment.identity import GROUPS, Identity, identity_of
+from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
 from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
 from adbench.experiment.record import RunRecord
@@ -45,7 +45,7 @@ def execute(cfg: DictConfig) -> Outcome:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     choices = dict(hydra.runtime.choices)
-    adopt_worker_share(hydra.launcher)
+    limit_to_worker_share(hydra.launcher)
     # The workers of a sweep that was killed and is repeated at once are still saving their state.
     folder = RunFolder(Path(hydra.runtime.output_dir), patience=60 if sweep else 0)
     try:
@@ -59,7 +59,7 @@ def execute(cfg: DictConfig) -> Outcome:
         outcome = Outcome(1, "failed", str(error))
     folder.remove_if_bare(None if sweep else Path(cfg.results))  # a parallel job may be about to fill those around it
     if sweep and outcome.code > 128:
-        raise SystemExit(outcome.code)  # whoever stops a job stops the sweep
+        raise SystemExit(outcome.code)  # a signal to a job is one to the sweep
     return outcome
 
 
@@ -70,7 +70,8 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
     try:
         _resolve(cfg)
         source = cache(lambda: build_source(cfg))
-        standing = look(folder, cfg, lambda: Data.of(source()))
+        identity = identity_of(cfg, choices)
+        standing = look(folder, cfg, identity, lambda: Data.of(source()))
         if standing.action == "refuse":
             log.error(f"error: {standing.reason}")
             return Outcome(1, "refused", standing.reason)
@@ -81,7 +82,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         world = number_of_ranks(cfg.trainer)
         threads = _threads(cfg, world)
         set_threads(threads)
-        record = _record(cfg, choices, standing)
+        record = _record(cfg, choices, identity, standing)
         job = prepare(
             cfg, folder, record, request, threads=threads, world=world, checkpoint=standing.checkpoint, source=source
         )
@@ -135,17 +136,17 @@ def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder,
     return Outcome(1, "failed" if not begun else status, reason, begun)
 
 
-def _record(cfg: DictConfig, choices: Mapping[str, Any], standing: Standing) -> RunRecord:
+def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, standing: Standing) -> RunRecord:
     """What metrics.json holds of a run from its first batch on."""
     before = standing.record if standing.action == "resume" else {}
     return RunRecord(
         **{group: choices[group] for group in GROUPS},
-        seed=cfg.seed, config_hash=config_hash(cfg), status="running", error=None, selection="last batch",
+        seed=cfg.seed, config_hash=identity.hash, status="running", error=None, selection="last batch",
         time={"started": before.get("time", {}).get("started") or now(), "finished": None},
         versions=versions(), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
-        changed=changed_values(cfg, choices),
+        changed=identity.changed,
     )  # fmt: skip
 
 
@@ -157,15 +158,15 @@ def _code(before: Mapping[str, Any], now: str) -> str:
 
 def _resolve(cfg: DictConfig) -> None:
     """Fail now, with one message, if a value of the configuration cannot be had."""
+    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
+    if missing:
+        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
             f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
-    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
-    if missing:
-        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:

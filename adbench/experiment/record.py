@@ -110,6 +110,9 @@ class RunRecord:
     threshold: Annotated[Threshold | None, "above which a row is called anomalous; null without held-out rows"] = (
         UNKNOWN
     )
+    map_range: Annotated[
+        list[float] | None, "median and 99.8 % quantile of the pixels of held-out normal maps: where overlays begin"
+    ] = UNKNOWN
     objectives: Annotated[Objectives, "what a tuner may look at"] = UNKNOWN
     per_defect_image_auroc: Annotated[
         dict[str, float], "defect kind -> image AUROC of its rows against all normal rows"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adbench.experiment.codehash import code_of, targets_of
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import changed_settings, digest
+from adbench.experiment.identity import Identity, changed_settings, digest
 from adbench.experiment.states import Action, Facts, decide
 from adbench.types import UserError
 
@@ -48,12 +48,13 @@ def code_hash(cfg: DictConfig) -> str:
     return code_of(targets_of(*nodes))
 
 
-def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standing:
+def look(folder: RunFolder, cfg: DictConfig, identity: Identity, data: Callable[[], Data]) -> Standing:
     """Compare a command with its folder.
 
     Args:
         folder: the command's.
         cfg: the command's configuration, which resolves.
+        identity: of it.
         data: gives the command's data; called only if there is something to compare them with.
 
     Raises:
@@ -71,7 +72,7 @@ def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standi
     changed: list[str] | None = []
     if facts.holds in ("training", "finished") and cfg.overwrite is not True:
         same_data = record.get("data_fingerprint") == _fingerprint(folder, status, data)
-        changed = changed_settings(folder, record, cfg)
+        changed = changed_settings(folder, record, identity)
         facts = facts._replace(
             data="same" if same_data else "other",
             settings="same" if changed == [] else "other",

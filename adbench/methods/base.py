@@ -74,6 +74,11 @@ class Method(LightningModule):
         """Anomaly scores of (B, C, H, W) float images in [0, 1] (or (B, D) features); one row never sees another."""
         raise NotImplementedError
 
+    def test_scores(self, image: Tensor) -> Scores:
+        """`score` as a test asks for it. A method whose `extra_scores` or `codes` come out of the same pass through its
+        networks overrides this and gives them too, as `extras` and `codes`: a test then encodes each image once."""
+        return self.score(image)
+
     def reconstruct(self, image: Tensor) -> Tensor | None:
         """The reconstruction shown in pictures, (B, C, H, W) in [0, 1]; None for methods that have none."""
         return None
@@ -348,7 +353,7 @@ class Method(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> Scores:
         # Mixed precision is for training: scores, thresholds and exported graphs agree in float32.
         with torch.autocast(batch.image.device.type, enabled=False):
-            return self.score(batch.image)
+            return self.test_scores(batch.image)
 
 
 class BatchCount(Callback):

@@ -193,14 +193,25 @@ class ESAD(SeveralSteps):
     def score(self, image: Tensor) -> Scores:
         x = self._input(image)
         _, x_hat, z_hat = self._codes(x)
+        return Scores(self._score(x, x_hat, z_hat), None)
+
+    def test_scores(self, image: Tensor) -> Scores:
+        x = self._input(image)
+        z, x_hat, z_hat = self._codes(x)
+        return Scores(self._score(x, x_hat, z_hat), None, self._extra_scores(x, x_hat, z_hat), _joined(z, z_hat))
+
+    def _score(self, x: Tensor, x_hat: Tensor, z_hat: Tensor) -> Tensor:
         if self.squared_score:
-            return Scores(losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction, self.code_reduction), None)
-        return Scores(losses.unsquared_score(x, x_hat, z_hat, self.lambda_1), None)
+            return losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction, self.code_reduction)
+        return losses.unsquared_score(x, x_hat, z_hat, self.lambda_1)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Both terms of the score alone, and other readings of Eq. 9 from the same networks: each (B,)."""
         x = self._input(image)
         _, x_hat, z_hat = self._codes(x)
+        return self._extra_scores(x, x_hat, z_hat)
+
+    def _extra_scores(self, x: Tensor, x_hat: Tensor, z_hat: Tensor) -> dict[str, Tensor]:
         return {
             "reconstruction": losses.squared_norm(x_hat - x, self.reduction),
             "norm": losses.squared_norm(z_hat, self.code_reduction),
@@ -214,7 +225,7 @@ class ESAD(SeveralSteps):
     def codes(self, image: Tensor) -> Tensor:
         """z and ẑ, as vectors: (B, 2, D). Source: Huang et al. 2021 (ESAD), Figures 1 (b) and 3."""
         z, _, z_hat = self._codes(self._input(image))
-        return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()
+        return _joined(z, z_hat)
 
     @property
     def decodes(self) -> bool:
@@ -233,3 +244,8 @@ class ESAD(SeveralSteps):
             return None
         x_hat = self.decoder(self.encoder(self._input(image)))
         return F.pad(x_hat, [-self.pad] * 4).clamp(0, 1)
+
+
+def _joined(z: Tensor, z_hat: Tensor) -> Tensor:
+    """Both codes as vectors: (B, 2, D)."""
+    return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()

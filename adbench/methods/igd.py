@@ -176,7 +176,6 @@ class IGD(Adversarial):
             self._window[scale] = {"window": window, "weights": scale_weights(side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
         self._features: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # moments of a frozen trunk's features, by scale
-        self._tested: tuple[Tensor, dict[str, _Parts]] | None = None
         self.frozen = False  # whether the trunks are held fixed
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
@@ -441,11 +440,9 @@ class IGD(Adversarial):
         """Image scores (Eqs. 13 to 15) and anomaly maps (Eqs. 16 and 17) of (B, 3, S, S) images in [0, 1]."""
         return self._joined(self._parts(image))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Scores:
-        with torch.autocast(batch.image.device.type, enabled=False):
-            parts = self._parts(batch.image)
-        self._tested = batch.image, parts  # `extra_scores` of the same images follows
-        return self._joined(parts)
+    def test_scores(self, image: Tensor) -> Scores:
+        parts = self._parts(image)
+        return self._joined(parts)._replace(extras=self._extra_scores(parts))
 
     def _joined(self, parts: Mapping[str, _Parts]) -> Scores:
         share = 1 / len(parts) if self.fusion == "released" else 1
@@ -466,8 +463,9 @@ class IGD(Adversarial):
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Scores beside the main one, each (B,): both fusions, each scale's score, and each scale's l_r and l_h alone
         (the largest of an image's patches)."""
-        tested, self._tested = self._tested, None
-        parts = tested[1] if tested is not None and tested[0] is image else self._parts(image)
+        return self._extra_scores(self._parts(image))
+
+    def _extra_scores(self, parts: Mapping[str, _Parts]) -> dict[str, Tensor]:
         paper, released = (self._scale_scores(parts, fusion) for fusion in ("paper", "released"))
         scores = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
         if self.gaussian:

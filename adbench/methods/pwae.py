@@ -305,30 +305,40 @@ class PWAE(SingleObjective):
             self.maxima.copy_(torch.maximum(self.maxima, self.tile_errors(batch.image).amax(0)))
 
     def score(self, image: Tensor) -> Scores:
-        x_hat = self._x_hat(image)
-        score = self._two_threshold(loss.tile_errors(image, x_hat, self.grid, self.error))
-        return Scores(score, (image - x_hat).abs().mean(1, keepdim=True))
+        x_hat, _ = self._decoded(image)
+        return self._scores(image, x_hat, loss.tile_errors(image, x_hat, self.grid, self.error))
+
+    def test_scores(self, image: Tensor) -> Scores:
+        x_hat, codes = self._decoded(image)
+        errors = loss.tile_errors(image, x_hat, self.grid, self.error)
+        return self._scores(image, x_hat, errors)._replace(extras=self._extra_scores(errors), codes=codes)
+
+    def _scores(self, image: Tensor, x_hat: Tensor, errors: Tensor) -> Scores:
+        return Scores(self._two_threshold(errors), (image - x_hat).abs().mean(1, keepdim=True))
 
     def _two_threshold(self, errors: Tensor) -> Tensor:
         maxima = torch.where(self.maxima > 0, self.maxima, torch.ones_like(self.maxima))
         return loss.two_threshold_score(errors, maxima, self.tau_whole, self.tau_tile)
 
-    def _x_hat(self, image: Tensor) -> Tensor:
-        if self.code_to_map is not None:
-            return self.decode(self.codes(image))
-        return self._mosaic_to_image(self.encode(image)[0])
+    def _decoded(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> the reconstruction (B, 3, H, W), and the codes (B, K, d)."""
+        maps, encoded = self.encode(image)
+        codes = encoded[..., : self.latent].float()
+        return (self._mosaic_to_image(maps) if self.code_to_map is None else self.decode(codes)), codes
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        return self._x_hat(image).clamp(0, 1)
+        return self._decoded(image)[0].clamp(0, 1)
 
     def tile_errors(self, image: Tensor) -> Tensor:
         """(B, 1 + K): the error of the whole image, then of its tiles, not normalised."""
-        return loss.tile_errors(image, self._x_hat(image), self.grid, self.error)
+        return loss.tile_errors(image, self._decoded(image)[0], self.grid, self.error)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Scores beside the main one, each (B,): the errors' sum, the whole image's alone, the worst tile's alone; with
         released errors also these, (B, 1 + K)."""
-        errors = self.tile_errors(image)
+        return self._extra_scores(self.tile_errors(image))
+
+    def _extra_scores(self, errors: Tensor) -> dict[str, Tensor]:
         tiles_only = errors.clone()
         tiles_only[:, 0] = 0
         worst_tile = self._two_threshold(tiles_only)

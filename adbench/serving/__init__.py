@@ -1,0 +1,1 @@
+"""A detector behind HTTP: scores, decisions and overlays for uploaded images."""
