@@ -15,8 +15,6 @@ from adbench.experiment.compose import composed
 from adbench.experiment.groups import choices, conf_dir
 from adbench.methods.cbigan import CBiGAN
 
-KINDS = {"object": 64, "texture": 64, "small": 32, "tabular": 5}
-
 
 def arguments(name, kind, *words):
     """The constructor's arguments of a preset for a kind of data."""
@@ -45,7 +43,7 @@ def test_a_command_line_sets_the_value_of_one_kind_or_of_all():
     assert composed([*line, "method.recipe.alpha.texture=0.25"]).method.alpha == 0.25
     assert composed([*line, "method.recipe.alpha.object=0.25"]).method.alpha == 1e-5
     assert composed([*line, "method.alpha=0.5"]).method.alpha == 0.5
-    assert composed([*line, "method.recipe.alpha={textures/brick:0.125}"]).method.alpha == 0.125
+    assert composed([*line, "+method.recipe.alpha={textures/brick:0.125}"]).method.alpha == 0.125
 
 
 def test_a_kind_without_a_value_says_what_to_give():

@@ -146,9 +146,9 @@ def test_devices_that_are_not_there_are_told_before_anything_is_read(monkeypatch
 
 def test_whatever_a_constructor_makes_of_its_values_is_one_message():
     with pytest.raises(
-        UserError, match=r"trivial\.PCAResidual cannot be built from the values that it got: .*components"
+        UserError, match=r"trivial\.PCAResidual cannot be built from the values that it got: .*component'"
     ):
-        build({"_target_": "adbench.methods.trivial.PCAResidual", "image_size": 8})
+        build({"_target_": "adbench.methods.trivial.PCAResidual", "image_size": 8, "component": 3})
     cfg = check("method=autoencoder data=digits method.latent=0")
     with pytest.raises(UserError, match="has no entries: one of its sizes"):
         build_method(OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))

@@ -227,7 +227,7 @@ class IGD(Adversarial):
         if self.e_steps is None:
             every = max(1, round(self.e_step_every * self.batches_per_epoch))
         else:
-            assert self.total_batches is not None  # known once a training runs
+            assert self.total_batches is not None  # set when the training began
             every = max(1, math.ceil(self.total_batches / self.e_steps))
         if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
             self.e_step(self.training_rows(), first=False)

@@ -166,7 +166,7 @@ def step(optimizer, loss, others=()):
 # -- CBiGAN: Eqs. 5, 6, 10 to 13, section III-B, Adam with a rate ------------------------------------------------------
 
 CBIGAN = {
-    "latent": 8, "width": 2, "rotation": {}, "alpha": 0.01, "consistency_reduction": "sum", "penalty_weight": 10.0,
+    "latent": 8, "width": 2, "rotation": [0, 0], "alpha": 0.01, "consistency_reduction": "sum", "penalty_weight": 10.0,
     "penalty_pairing": "joint", "critic_steps": 1, "encoder_generator_steps": 1, "average_decay": 0.9,
     "average_every": 2, "average_corrected": True, "schedule": POLYNOMIAL,
     "optimizers": {p: {**ADAM, "lr": 1e-3, "betas": [0.0, 0.9]} for p in ("critic", "encoder_generator")},
@@ -330,7 +330,7 @@ def igd_loop(m, batches, data, mistake="", scale="global"):
 # -- P-WAE: Eqs. 11, 14, 15, 17 to 20, SGD with inverse decay ---------------------------------------------------------
 
 PWAE = {
-    "grid": 3, "backbone": "resnet18", "width": 0.125, "latent": 4, "enlarge": {"small": 2},
+    "grid": 3, "backbone": "resnet18", "width": 0.125, "latent": 4, "enlarge": 2,
     "decoder_input": "feature_map", "output": "sigmoid", "reconstruction": "squared", "lambda_0": 1.0, "lambda_1": 0.5,
     "lambda_2": 0.1, "lambda_3": 0.5, "beta": 0.1, "prior": "student_t", "nu": 5.0, "location_step": 1.0,
     "divergence": "sliced_wasserstein", "divergence_root": False, "projections": 6, "hsic": "normalised",
@@ -401,8 +401,8 @@ def pwae_loop(m, batches, data, mistake=""):
 
 SSAE = {
     "objectives": [1, 4], "lambda_1": 0.7, "lambda_4": 0.2, "squared_norm": True, "kernel": 3, "width": 0.125,
-    "initialization": "kaiming", "corruption": "elastic", "occlusion_probability": {"small": 0.5},
-    "rotation_probability": {"small": 0.0}, "symmetries": {"small": "all"}, "symmetric_maps": False,
+    "initialization": "kaiming", "corruption": "elastic", "occlusion_probability": 0.5,
+    "rotation_probability": 0.0, "symmetries": "all", "symmetric_maps": False,
     "extent_shares": [0.5, 1.0], "extent_milestones": [0.0, 0.4], "extent_floor": 8, "validate_every": 1, "patience": 1,
     "smallest_rate": 1e-6, "tolerance_1": 1.0, "tolerance_4": 1.1, "optimizer": {**ADAM, "lr": 1e-2}, "schedule": None,
 }  # fmt: skip

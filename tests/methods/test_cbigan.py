@@ -448,9 +448,9 @@ def test_the_papers_preset_has_the_papers_numbers():
     assert (paper["critic_steps"], paper["encoder_generator_steps"]) == (1, 1)
     assert {o["lr"] for o in paper["optimizers"].values()} == {1e-4}
     assert paper["recipe"]["input"] == {"object": 128, "texture": 512, "small": 32}
-    turned = {name for name, span in paper["rotation"].items() if span == [-45.0, 45.0]}
+    turned = {name for name, span in paper["recipe"]["rotation"].items() if span == [-45.0, 45.0]}
     assert turned == {f"mvtec/{category}" for category in ("bottle", "hazelnut", "metal_nut", "screw")}
-    assert paper["rotation"]["texture"] == [0.0, 45.0]
+    assert paper["recipe"]["rotation"]["texture"] == [0.0, 45.0]
 
 
 @pytest.mark.parametrize(("egbad", "cbigan"), [("egbad", "cbigan"), ("egbad/small", "cbigan/small")])

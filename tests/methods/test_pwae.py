@@ -471,7 +471,7 @@ def test_codes_are_decoded_only_where_the_decoder_sees_them():
     ("override", "message"),
     [
         ("method.grid=4", "grid"),
-        ("method.backbone=vgg", "resnet50 or resnet18"),
+        ("method.backbone=vgg", "is no timm model"),
         ("method.divergence=kl", "prior=gaussian"),
         ("method.identity_share=2", "share"),
         ("method.permutations=400000", "362879"),
