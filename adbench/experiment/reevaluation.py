@@ -24,7 +24,7 @@ from adbench.experiment.placement import cores
 from adbench.experiment.provenance import git, hardware, now, versions
 from adbench.experiment.record import RunRecord, count
 from adbench.experiment.trainers import build_trainer, check_devices, set_threads
-from adbench.experiment.values import as_mapping
+from adbench.experiment.values import as_mapping, flat
 
 if TYPE_CHECKING:
     from adbench.evaluation.thresholds import Threshold
@@ -76,17 +76,24 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             new = compose("config", overrides=overrides)
-        with open_dict(new):
+            preset = compose("config", overrides=[o for o in overrides if o.startswith(("data=", "method="))])
+        with open_dict(new), open_dict(preset):
+            names = {override.partition("=")[0].lstrip("+") for override in overrides} - {"data", "method"}
+            if f"data={record['data']}" in overrides:
+                _keep_data(cfg, new, preset, names)
             for group in ("method", "protocol", "seed", "trainer"):
                 new[group] = cfg[group]
+            for key in ("data_root", "cache_dir"):
+                if key not in names:
+                    new[key] = cfg[key]
+            for key, value in flat(OmegaConf.to_container(cfg.evaluation), "evaluation").items():
+                if key not in names:
+                    OmegaConf.update(new, key, value)
             for key in ("image_size", "batch_size"):
                 new.data[key] = cfg.data[key]
-            same = f"data={record['data']}" in overrides
-            open_keys = [key for key, value in as_mapping(new.data, resolve=False).items() if value == "???"]
-            for key in open_keys:
-                if not (same and key in cfg.data):
-                    raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")
-                new.data[key] = cfg.data[key]
+            values = as_mapping(new.data, resolve=False)
+            if open_keys := [key for key, value in values.items() if value == "???"]:
+                raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")
         resolved = OmegaConf.create(OmegaConf.to_container(new, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the data's configuration does not compose: {str(error).splitlines()[0]}") from error
@@ -98,6 +105,27 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
             f"the run takes {cfg.data.features} features and {resolved.data.id} has {resolved.data.features}"
         )
     return resolved
+
+
+def _keep_data(cfg: Any, new: Any, preset: Any, names: set[str]) -> None:
+    """Give a composed configuration of the run's data set the run's own values, but for those that are given by name.
+
+    Args:
+        cfg: the run's configuration, resolved.
+        new: the composed one, which changes.
+        preset: the same without any value of the command line, which changes too.
+        names: keys on the command line.
+    """
+    preset.data_root = cfg.data_root
+    values = flat(OmegaConf.to_container(cfg.data, resolve=True), "data")
+    written = flat(OmegaConf.to_container(preset.data, resolve=False), "data")
+    # Interpolations come last and mostly follow; one that does not was replaced on the run's command line.
+    for key in sorted(values.keys() & written.keys(), key=lambda key: "${" in str(written[key])):
+        if "${" in str(written[key]) and OmegaConf.select(preset, key, throw_on_missing=False) == values[key]:
+            continue
+        OmegaConf.update(preset, key, values[key])
+        if not any(key == name or key.startswith(f"{name}.") for name in names):
+            OmegaConf.update(new, key, values[key])
 
 
 def _test(

@@ -5,17 +5,19 @@ import shutil
 import pytest
 import torch
 from conftest import metrics_of
+from pytorch_lightning import Trainer
 
 from adbench.evaluate import main as evaluate
 from adbench.evaluation import session
 from adbench.evaluation.observers import Observer
 from adbench.experiment import record
+from adbench.experiment.build import load_method, stored_datamodule
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.groups import conf_dir
 from adbench.experiment.ranks import Bystander
 
 
-def tested_files(folder):
+def files_of_the_test(folder):
     """What a test leaves: scores, curves and pictures, by name."""
     files = [folder / "scores.csv", folder / "curves.json", *(folder / "figures").rglob("*")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
@@ -30,7 +32,7 @@ def test_an_evaluation_of_the_runs_own_data_leaves_the_files_and_the_numbers_of_
     run = finished(*arguments, "evaluation.gallery=2", "evaluation.codes=5")
     assert evaluate([str(run)]) == 0
     folder = run / "evaluations" / "mvtec" / "bottle"
-    own, again = tested_files(run), tested_files(folder)
+    own, again = files_of_the_test(run), files_of_the_test(folder)
     assert set(own) == set(again)
     assert {"scores.csv", "curves.json", "figures/panels.png", "figures/gallery.json"} <= set(own)
     assert "figures/gallery-found-1.jpg" in own and "figures/gallery-found-2.jpg" not in own
@@ -47,6 +49,29 @@ def test_the_pictures_of_an_evaluation_are_as_many_as_asked_for(finished):
     assert evaluate([str(run), "evaluation.gallery=0"]) == 0
     folder = run / "evaluations" / "mvtec" / "bottle" / "figures"
     assert (folder / "panels.png").exists() and not list(folder.glob("gallery*"))
+
+
+def test_what_an_evaluation_does_not_change_is_the_runs_own(finished):
+    """The data's place and class stood on the run's command line, not in any configuration file."""
+    run = finished("method=pca", "data=digits", "data.normal_class=3")
+    for overrides in (["evaluation.gallery=0"], ["data=digits", "evaluation.quantile=0.6"]):
+        assert evaluate([str(run), *overrides]) == 0
+        folder = run / "evaluations" / "digits" / "3"
+        assert (folder / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
+    assert metrics_of(folder)["threshold"]["quantile"] == 0.6
+    assert evaluate([str(run), "data.normal_class=4"]) == 0
+    assert metrics_of(run / "evaluations" / "digits" / "4")["data_id"] == "digits/4"
+
+
+def test_a_place_that_stood_on_the_runs_command_line_stays_that_of_its_evaluations(finished, data_root, tmp_path):
+    shutil.copytree(data_root / "mvtec", tmp_path / "elsewhere")
+    run = finished("method=pca", "data=mvtec/bottle", f"data.source.root={tmp_path / 'elsewhere'}")
+    folder = run / "evaluations" / "mvtec" / "bottle"
+    assert evaluate([str(run), "data.workers=0"]) == 0
+    assert (folder / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
+    shutil.move(tmp_path / "elsewhere", tmp_path / "there")
+    assert evaluate([str(run), "evaluation.gallery=0"]) == 1
+    assert evaluate([str(run), f"data.source.root={tmp_path / 'there'}"]) == 0
 
 
 def test_an_older_runs_options_leave_the_number_of_pictures_at_its_default():
@@ -113,3 +138,32 @@ def test_a_record_holds_what_is_known_and_null_where_a_value_is_none():
         "method": "pca", "data": "", "protocol": "", "pretraining": "", "seed": 0, "error": None, "metrics": {},
         "counts": {}, "time": {}, "hardware": {},
     }  # fmt: skip
+
+
+# -- what comes with the scores ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "codes"), [("pwae/small", 3), ("esad/small", 3), ("igd/small", 0)])
+def test_a_test_encodes_each_image_once(finished, name, codes):
+    folder = RunFolder(finished(f"method={name}", "data=mvtec/bottle"))
+    cfg, method = folder.config(), load_method(folder)
+    datamodule = stored_datamodule(cfg, method.supervision, folder.config_file)
+    datamodule.setup()
+    rows = []
+    for module_name, module in method.named_modules():
+        if module_name.rpartition(".")[2] == "encoder":
+            module.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    with torch.no_grad():
+        for batch in datamodule.test_dataloader():
+            method.score(datamodule.on_after_batch_transfer(batch, 0).image)
+    once, rows[:] = sum(rows), []
+    none = dict.fromkeys(session.Pictures.__dataclass_fields__, 0)
+    pictures = session.Pictures(**none | {"codes": codes})
+    measurement = session.test(
+        method, datamodule, RunFolder(folder.path / "again"), pictures, threshold=None, offset=0.0,
+        trainer_with=lambda callbacks: Trainer(
+            accelerator="cpu", devices=1, logger=False, callbacks=callbacks, enable_progress_bar=False
+        ),
+    )  # fmt: skip
+    assert any(key.startswith("ablation/") for key in measurement.metrics)
+    assert sum(rows) == once > 0
