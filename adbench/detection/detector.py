@@ -370,10 +370,10 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = cfg.data.image_size
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
-    kept = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
+    keys = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
             "map_range", "counts", "budget", "versions", "git")  # fmt: skip
     return {
-        **{key: record.get(key) for key in kept},
+        **{key: record.get(key) for key in keys},
         "data": cfg.data.id,
         "input": {
             "kind": cfg.data.kind,

@@ -136,8 +136,8 @@ class Service:
             for upload, outcome in zip(uploads, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     raise problem(upload, outcome, self.worker.reading["max_pixels"])
-                answers.append(asyncio.to_thread(self.result, upload, outcome, pictures))
-            results = await asyncio.gather(*answers)
+                answers.append((upload, outcome, pictures))
+            results = await asyncio.gather(*(asyncio.to_thread(self.result, *answer) for answer in answers))
         except Full as error:
             sentence = f"all {self.worker.capacity} places are taken; try again in {error.seconds} s"
             raise HTTPException(503, sentence, {"Retry-After": str(error.seconds)}) from None
@@ -281,7 +281,8 @@ def _policy(page: str) -> str:
 def _add_handlers(app: FastAPI, service: Service) -> None:
     async def refusal(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        await drain(request, 8 * service.limits.max_bytes)
+        if error.status_code != 408:  # which has waited enough
+            await drain(request, 8 * service.limits.max_bytes)
         sentence = error.detail
         if error.status_code in (404, 405) and not sentence.islower():  # Starlette's own: a phrase that names nothing
             sentence = (

@@ -26,7 +26,7 @@ def service(trained):
     from adbench.serving.uploads import Limits
 
     return create_service(trained, false_alarm_rate=RATE, max_pixels=10**6,
-                          limits=Limits(max_bytes=300_000, max_images=4, seconds=2))  # fmt: skip
+                          limits=Limits(max_bytes=300_000, max_images=4))  # fmt: skip
 
 
 @pytest.fixture(scope="session")
