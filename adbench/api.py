@@ -121,7 +121,8 @@ def train(
         results: where run folders go; ADBENCH_RESULTS or ./results if None.
         overrides: further words of a command line, such as "data.root=DIR" or "overwrite=true".
         trust: packages whose classes may be built from the run folder, beside this one and installed plug-ins.
-        method_values: the method's own values by name, as in `method.NAME=VALUE`.
+        method_values: the method's own values by name, as in `method.NAME=VALUE`: keys of its file, and arguments of
+            its class that the file leaves at their defaults.
 
     Raises:
         UserError: the command is refused, or the training failed; the message says why.
@@ -130,7 +131,7 @@ def train(
     groups = {"method": method, "data": data, "protocol": protocol, "pretraining": pretraining, "budget": budget,
               "trainer": trainer}  # fmt: skip
     words = [f"{group}={name}" for group, name in groups.items()]
-    words += [f"seed={seed}", *(_override(f"method.{name}", value) for name, value in method_values.items())]
+    words += [f"seed={seed}", *(_override(f"++method.{name}", value) for name, value in method_values.items())]
     words += [_override("results", str(results))] if results is not None else []
     from adbench.experiment import job as jobs
     from adbench.experiment.compose import composed_job
@@ -208,7 +209,9 @@ def create_method(
     from adbench.experiment.build import build_method
     from adbench.experiment.compose import composed_method, data_advice
 
-    cfg = composed_method(name, kind, image_size, [_override(f"method.{key}", value) for key, value in values.items()])
+    cfg = composed_method(
+        name, kind, image_size, [_override(f"++method.{key}", value) for key, value in values.items()]
+    )
     method = build_method(cfg)
     method.data_advice = data_advice(cfg)
     return method

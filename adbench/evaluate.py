@@ -11,10 +11,22 @@ from typing import Any
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    from adbench.errors import UserError
+    from adbench.experiment.groups import own_trees
+
+    try:
+        with own_trees(sys.argv[1:] if arguments is None else arguments) as others:
+            return _evaluate(others)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _evaluate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m adbench.evaluate",
         description="Score a finished run again, on the test rows of its own or of another data set; never trains. "
-        "Writes RUN/evaluations/<data id>/ with metrics.json, scores.csv and figures/.",
+        "Writes RUN/evaluations/<data id>/ with metrics.json, scores.csv, curves.json and figures/.",
         epilog="Example: python -m adbench.evaluate RUN data=mvtec/bottle data_root=DIR. The run's threshold stays.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
@@ -22,17 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
                         help="data=..., data.KEY=..., data_root=DIR, cache_dir=DIR, as for adbench.run")  # fmt: skip
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",
                         help="a package whose classes may be built from the run folder")  # fmt: skip
+    parser.add_argument("--config-dir", action="append", metavar="DIR",
+                        help="a tree of your own with data/NAME.yaml; also ADBENCH_CONF=DIR")  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
 
-    from adbench.errors import UserError
-    from adbench.experiment.job import summary
+    from adbench.experiment.console import summary
     from adbench.experiment.reevaluation import evaluate
 
-    try:
-        record, folder = evaluate(options.run, options.overrides, options.trust)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    record, folder = evaluate(options.run, options.overrides, options.trust)
     print(summary(record, folder))
     return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adbench.experiment.groups import GROUPS, choices, conf_dir, unknown_choice
+from adbench.experiment.groups import GROUPS, choices, conf_dir, own_trees, unknown_choice
 
 EXAMPLES = """\
   python -m adbench.run                                                   the embedded default, minutes on a CPU
@@ -30,6 +30,7 @@ OPTIONS = """\
   results=DIR data_root=DIR cache_dir=DIR     also by ADBENCH_RESULTS, ADBENCH_DATA, ADBENCH_CACHE
   overwrite=true|stale         a finished run is not repeated, an interrupted one is continued: true trains anew
                                whatever is there, stale what other code has trained
+  --config-dir DIR             a tree of your own with method/NAME.yaml, data/NAME.yaml, ...; also ADBENCH_CONF=DIR
   -m, --multirun               every combination of comma-separated values
   --cfg job                    print the composed configuration and stop; with -m that of the first job
   'data.root=/my images (1)'   a value with spaces, brackets or = goes into single quotes for the shell
@@ -102,10 +103,10 @@ def checked(arguments: list[str]) -> list[str]:
         raise UserError("--resolve goes with --cfg job: it prints the configuration with every value worked out")
     if options.run and options.multirun:
         raise UserError("--run is one run and --multirun is a sweep: give one of them")
-    overrides = understood(options.overrides, options.multirun, options.config_dir)
+    overrides = understood(options.overrides, options.multirun)
     theirs = [argument for argument in arguments if argument not in options.overrides]
     if options.multirun and (options.cfg or options.info):
-        overrides, jobs = first_job(overrides, options.config_dir)
+        overrides, jobs = first_job(overrides)
         count = f"{jobs} job{'s' * (jobs != 1)}" if jobs else "a search"
         print(f"# the first job of {count}", file=sys.stderr)
         theirs = [argument for argument in theirs if argument not in ("-m", "--multirun")]
@@ -145,29 +146,33 @@ def without_trust(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = without_trust(sys.argv[1:] if arguments is None else arguments)
+    from adbench.errors import UserError
+
+    try:
+        with own_trees(without_trust(sys.argv[1:] if arguments is None else arguments)) as others:
+            return _run(others)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(help_text())
         return 0
-    own_conf = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in arguments)
-    message = None if own_conf else unknown_choice(arguments)
+    message = None if any(a.startswith("hydra.searchpath") for a in arguments) else unknown_choice(arguments)
     if message:
         print(f"error: {message}", file=sys.stderr)
         return 1
 
     import hydra
 
-    from adbench.errors import UserError
     from adbench.experiment import job as jobs
     from adbench.experiment import sweeps
 
     first_time = not arguments
     sweeps.outcomes.clear()  # of an earlier call in this process
-    try:
-        arguments = checked(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    arguments = checked(arguments)
     codes: list[int] = []
     results = []
 

@@ -28,8 +28,9 @@ from adbench.data.datamodule import DataModule
 from adbench.data.protocols import one_class
 from adbench.data.records import Records
 from adbench.experiment.checkpoints import SaveEvery, WholeFiles
+from adbench.experiment.training import complete
 from adbench.methods.base import Method
-from adbench.types import Batch
+from adbench.types import Batch, Scores
 
 
 class Stripes:
@@ -121,12 +122,7 @@ def fit(
             plugins=[WholeFiles()],
         )  # fmt: skip
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint)
-    else:
-        with torch.no_grad():
-            method.eval().prepare(datamodule.training_batches("cpu"))
-    method.eval()
-    with torch.no_grad():
-        method.calibrate(datamodule.holdout_batches("cpu"))
+    complete(method, datamodule, "cpu")
     return method
 
 
@@ -235,6 +231,7 @@ def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
             wanted = (rows, 1, *image.shape[2:])
             assert scores.maps.shape == wanted, f"maps are {tuple(scores.maps.shape)}, expected {wanted}"
             assert torch.isfinite(scores.maps).all(), "a map has a value that is not finite"
+        check_test_scores(method, image, scores)
         alone = torch.cat([method.score(row[None]).image for row in image[:3]])
         torch.testing.assert_close(
             alone, scores.image[:3], rtol=tolerance, atol=1e-6, msg=lambda m: f"a row alone scores differently: {m}"
@@ -243,6 +240,21 @@ def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
         if reconstruction is not None:
             assert reconstruction.shape == image.shape, "a reconstruction has another shape than its image"
             assert reconstruction.min() >= 0 and reconstruction.max() <= 1, "a reconstruction leaves [0, 1]"
+
+
+def check_test_scores(method: Method, image: Tensor, scores: Scores) -> None:
+    """What a test asks for is `score`; extras and codes that come with it are those of `extra_scores` and `codes`."""
+    tested = method.test_scores(image)
+    assert torch.equal(tested.image, scores.image), "test_scores scores otherwise than score"
+    if tested.maps is not None:
+        assert scores.maps is not None and torch.equal(tested.maps, scores.maps), "test_scores has other maps"
+    if tested.extras is not None:
+        extras = method.extra_scores(image)
+        assert set(tested.extras) == set(extras), "the extras of test_scores have other names than extra_scores"
+        for name, extra in tested.extras.items():
+            assert torch.equal(extra, extras[name]), f"{name} of test_scores differs from that of extra_scores"
+    if tested.codes is not None:
+        assert torch.equal(tested.codes, method.codes(image)), "the codes of test_scores differ from those of codes"
 
 
 def check_state(method: Method, twin: Method, image: Tensor) -> None:

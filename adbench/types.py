@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adbench.errors import UserError as UserError
@@ -16,7 +18,14 @@ class Batch(NamedTuple):
     label: Tensor  # (B,) int64, 0 normal, 1 anomalous; -1 (withheld) while training
     semi_label: Tensor  # (B,) int64, +1 known normal, 0 unlabelled, -1 known anomalous: all that training may see
     mask: Tensor  # (B, 1, H, W) bool, True where anomalous; absent data: all False plus a datamodule flag
-    index: Tensor  # (B,) int64, row of the record table
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, row of the record table; hides tuple.index
+
+    @classmethod
+    def unlabelled(cls, image: Tensor) -> Batch:
+        """A training batch of images of which nothing else is known: (B, 3, H, W) bytes or floats in [0, 1]."""
+        rows = torch.zeros(len(image), dtype=torch.int64)
+        mask = torch.zeros(len(image), 1, *(image.shape[2:] or (1, 1)), dtype=torch.bool)
+        return cls(image, rows - 1, rows, mask, torch.arange(len(image)))
 
 
 class Scores(NamedTuple):
@@ -24,6 +33,8 @@ class Scores(NamedTuple):
 
     image: Tensor  # (B,) float32, higher = more anomalous, any range
     maps: Tensor | None  # (B, 1, H, W) float32 at the input's H and W
+    extras: Mapping[str, Tensor] | None = None  # of a test: further scores by name, (B,) or (B, n)
+    codes: Tensor | None = None  # of a test: (B, tiles, D), what `codes` of the method gives
 
 
 def chunk_sizes(rows: int, size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The configuration trees of installed plug-ins, on Hydra's search path after this package's own."""
+"""The configuration trees of a user and of installed plug-ins, on Hydra's search path after this package's own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class PluginTrees(SearchPathPlugin):
-    """`conf/` of every package that an entry point of the group `adbench.plugins` names."""
+    """The trees of `--config-dir`, then `conf/` of every package that an entry point of `adbench.plugins` names."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from adbench.experiment.plugins import conf_dirs
+        from adbench.experiment.groups import conf_dirs
 
-        for folder in conf_dirs():
+        for folder in conf_dirs()[1:]:
             search_path.append(provider="adbench-plugin", path=f"file://{folder}")

@@ -29,12 +29,13 @@ def places(tmp_path, tmp_path_factory):
 
 
 def test_a_notebook_trains_twice_and_leaves_no_state_behind_and_the_command_line_gives_the_same_bytes(places, run):
+    hydra = HydraConfig.instance().cfg  # of an earlier test in this process
     before = (warnings.showwarning, list(warnings.filters), logging.getLogger("adbench").handlers[:],
               signal.getsignal(signal.SIGINT), logging.root.handlers[:])  # fmt: skip
     first = adbench.train("autoencoder", data="digits", seed=3, trainer="cpu", **SMALL, **places)
     second = adbench.train("autoencoder", data="digits", seed=4, trainer="cpu", **SMALL, **places)
     assert not GlobalHydra.instance().is_initialized()
-    assert HydraConfig.instance().cfg is None
+    assert HydraConfig.instance().cfg is hydra
     assert before == (warnings.showwarning, list(warnings.filters), logging.getLogger("adbench").handlers[:],
                       signal.getsignal(signal.SIGINT), logging.root.handlers[:])  # fmt: skip
     assert first.path != second.path

@@ -13,7 +13,7 @@ from adbench.data.cache import resized
 from adbench.data.images import center_crop
 from adbench.detection import graph
 from adbench.detection.graph import save_graph
-from adbench.evaluation.metrics import held_out_threshold
+from adbench.evaluation.thresholds import held_out_threshold
 from adbench.export import main
 from adbench.types import UserError
 

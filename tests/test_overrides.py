@@ -61,7 +61,8 @@ def value_of(text):
         ("+trainer.callbacks=[]", "would not be looked at"),
         ("+seed=3", "seed exists already: type seed=3"),
         ("+pretraining=simclr", "type pretraining=simclr"),
-        ("method=cbigan {plus}method.alpha.objct=1", "nothing reads method.alpha.objct"),
+        ("method=cbigan {plus}method.recipe.alpha.objct=1", "nothing reads method.recipe.alpha.objct"),
+        ("method=cbigan method.alpha.texture=1e-4", "type method.recipe.alpha.texture"),  # a key of before
         ("method=null", "method=null does not exist"),
         ("hydra/launcher=jobib", "hydra/launcher=jobib does not exist; did you mean joblib?"),
     ],
@@ -83,7 +84,7 @@ def test_a_key_that_does_not_exist_or_that_nothing_reads_gets_the_nearest_that_d
         "+trainer.gradient_clip_val=1 +trainer.benchmark=true",  # Lightning's Trainer takes them
         "+logger.csv.version=3",
         "+hydra.job.env_set.NAME=1",
-        "method=cbigan +method.alpha.tabular=0.1",  # a kind of data
+        "method=cbigan +method.recipe.alpha.tabular=0.1",  # a kind of data
         "+cell=3 data=cifar10 data.normal_class=${cell}",  # a value that others are made of
         "~method.kernel ++seed=3",
         "hydra.job.chdir=false",

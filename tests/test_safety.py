@@ -106,6 +106,17 @@ def test_an_optimizer_that_nobody_trusts_is_no_reason_not_to_score(finished):
         detector.engine.method.configure_optimizers()
 
 
+def test_a_logger_and_a_callback_that_nobody_trusts_are_no_reason_not_to_score_or_evaluate(trained):
+    """They belong to the training, so nothing that loads a run builds them."""
+    cfg = yaml.safe_load((trained / ".hydra/config.yaml").read_text())
+    cfg["logger"] = {"theirs": {"_target_": "os.system", "command": "true"}}
+    cfg["callbacks"] = {"theirs": {"_target_": "os.system", "command": "true"}}
+    (trained / ".hydra/config.yaml").write_text(yaml.safe_dump(cfg))
+    assert adbench.load(trained).score(torch.rand(2, 3, 32, 32)).image.shape == (2,)
+    record, folder = evaluate(trained)
+    assert record["status"] == "evaluation" and (folder / "scores.csv").exists()
+
+
 def test_who_trusts_a_package_says_so_by_its_name_and_gets_what_it_defines_alone():
     node = {"optimizer": {"_target_": "timm.optim.Lion", "_partial_": True}}
     with pytest.raises(UserError, match="add --trust timm"):

@@ -196,10 +196,10 @@ class Bench:
         tiny.ACTS.clear()
         if command.end == "term":
             tiny.ACTS[command.at % tiny.BATCHES] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-        begin = training.Prepared.begin
+        begin = training.Job.begin
         self.path.mkdir(parents=True, exist_ok=True)  # as Hydra does
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training.Prepared, "begin", lambda job, *rest: (began.append(1), begin(job, *rest)))
+            patch.setattr(training.Job, "begin", lambda job, *rest: (began.append(1), begin(job, *rest)))
             patch.setattr(standing, "code_of", lambda targets: f"edition {command.code}")
             if command.end == "kill":
                 copy = self.place / "copy"
@@ -379,7 +379,7 @@ def test_a_checkpoint_that_an_overwritten_run_has_left_is_not_taken_for_the_new_
         if began and RunFolder(bench.path).metrics()["status"] == "running":
             break
     assert next(bench.checkpoints())[0][2] == 2
-    assert RunFolder(bench.path).trained() is None
+    assert RunFolder(bench.path).newest_checkpoint() is None
     bench.trained = None
     bench.step(Command())
     assert next(bench.checkpoints())[0] == (10, 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import os
 import tarfile
 import zlib
@@ -128,18 +129,32 @@ class Digits(Classes):
     """
 
     def __init__(self, normal_class: str | int, seed: int = 0) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        images, labels = _digits()
         rng = np.random.default_rng(seed)
         train = np.zeros(len(images), dtype=bool)
         for klass in range(10):
-            rows = rng.permutation(np.flatnonzero(digits.target == klass))
+            rows = rng.permutation(np.flatnonzero(labels == klass))
             train[rows[: round(0.6 * len(rows))]] = True
-        super().__init__(
-            "digits", (images[train], digits.target[train]), (images[~train], digits.target[~train]), normal_class
-        )
+        super().__init__("digits", (images[train], labels[train]), (images[~train], labels[~train]), normal_class)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 8, 8) of bytes and labels (1797,) of the file that `sklearn.datasets.load_digits` reads.
+
+    It is read without scikit-learn, whose import takes as long as that of torch.
+    """
+    package = importlib.util.find_spec("sklearn")
+    folder = Path(next(iter(package.submodule_search_locations or ()), "")) if package else Path()
+    file = folder / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+        images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    else:  # a scikit-learn that keeps it elsewhere
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images, labels = bunch.images, bunch.target
+    return np.rint(images * (255 / 16)).astype(np.uint8), labels
 
 
 class Idx(Classes):

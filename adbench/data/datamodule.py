@@ -44,6 +44,8 @@ class TrainingRows(Sampler[np.ndarray]):
         step: rows of an optimizer step; None for a batch that is one.
         labelled: rows of a stream of their own, passed through in the same way, without any left over.
         labelled_per_step: how many of them close each step, >= 1 if there are any.
+        position: gives the batches trained on so far, at the start of each epoch of `total` batches; None for a
+            training of one epoch.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class TrainingRows(Sampler[np.ndarray]):
         step: int | None = None,
         labelled: np.ndarray | None = None,
         labelled_per_step: int = 0,
+        position: Callable[[], int] | None = None,
     ) -> None:
-        self.total, self.start, self.rank, self.world = total, start, rank, world
+        self.total, self.start, self.rank, self.world, self.position = total, start, rank, world, position
         step = step or batch_size
         self.steps = batch_size // step
         self.streams = [_Stream(rows, step - labelled_per_step, seed, "rows", whole_steps=True)]
@@ -70,7 +73,10 @@ class TrainingRows(Sampler[np.ndarray]):
         return self.total
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for k in range(self.start, self.total):
+        batches = range(self.start, self.total)
+        if self.position is not None:  # in the middle of an epoch the trainer takes as many of these as it lacks
+            batches = range(first := self.position(), first + self.total)
+        for k in batches:
             parts = [stream.taken(k * self.steps, self.steps) for stream in self.streams]
             yield np.concatenate(parts, axis=1).ravel()[self.rank :: self.world]
 
@@ -179,7 +185,7 @@ class DataModule(LightningDataModule):
         self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
         self.duplicates = checked_policy(duplicates)
-        self.place: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
+        self.rank_and_world: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
         self._start = 0
@@ -267,7 +273,7 @@ class DataModule(LightningDataModule):
     @property
     def rows_of_a_step(self) -> int:
         """Rows of an optimizer step over all devices together."""
-        _, world = self._place()
+        _, world = self._rank_and_world()
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
         rows = min(self.rows_per_step or self.batch_size, self.batch_size, len(self.split.train)) // world * world
@@ -306,7 +312,7 @@ class DataModule(LightningDataModule):
         self._max_batches, self._start = _positive("max_batches", max_batches), start
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         total = self.batches_per_epoch if self._max_batches is None else self._max_batches
         train, labelled = self.split.train, None
         if per_step := self.labelled_per_step:
@@ -314,9 +320,12 @@ class DataModule(LightningDataModule):
             train, labelled = train[~known], train[known]
         rows = TrainingRows(
             train, self.rows_per_batch, self.seed, total, self._start, rank, world, self.rows_of_a_step, labelled,
-            per_step,
+            per_step, self._batches_seen if self._max_batches is None else None,
         )  # fmt: skip
         return self._loader(self._withheld(), rows)
+
+    def _batches_seen(self) -> int:
+        return getattr(getattr(self.trainer, "lightning_module", None), "batches_seen", 0)
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """All training rows in order, on every rank, as float on `device`; no batch of one row (see `chunk_sizes`)."""
@@ -331,7 +340,7 @@ class DataModule(LightningDataModule):
     # -- testing --------------------------------------------------------------------------------------------------
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         rows = self.split.test[rank::world]
         fetch = Fetch(
             self._images, self._masks, self._mask_place, self.records.label, np.zeros(len(self.records), dtype=np.int64)
@@ -346,10 +355,10 @@ class DataModule(LightningDataModule):
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world(self) -> tuple[int, int]:
         """(rank, number of ranks)."""
-        if self.place is not None:
-            return self.place
+        if self.rank_and_world is not None:
+            return self.rank_and_world
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _withheld(self) -> Fetch:

@@ -1,17 +1,21 @@
-"""Any tree of normal and anomalous images, in MVTec layout or found by patterns."""
+"""Any tree of normal and anomalous images: by the names of its folders, in MVTec layout, or found by patterns."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from adbench.data.images import MAX_PIXELS, ImageFiles
+from adbench.data.layout import Understanding, understand
 from adbench.data.listing import (
     SUFFIXES,
     Masks,
     below,
+    entries,
     folders,
     hidden,
     is_good,
@@ -31,21 +35,28 @@ Patterns = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 class Folder(ImageFiles):
     """Images below `root`.
 
-    Without patterns the tree is in MVTec layout: `train/good`, `test/good`, `test/<defect>` and, where there are masks,
-    `ground_truth/<defect>/<name>_mask.png`, these names in any case. With patterns (relative to `root`, `**` allowed)
-    it may be any tree. Hidden folders and those of systems and tools (`.ipynb_checkpoints`, `@eaDir`, `__MACOSX`) count
-    as not there; what else is left out is in `report`.
+    Without patterns the names say what the images are, in any case: `good`, `ok`, `normal` or `pass` holds normal
+    ones, `bad`, `nok`, `ng`, `reject`, `defect...` or `anomal...` anomalous ones (a folder in it is a kind of defect),
+    `train` and `test` divide them, `ground_truth` or `masks` holds masks (`adbench.data.layout`). A tree in MVTec
+    layout (`train/good`, `test/good`, `test/<defect>`, `ground_truth/<defect>/<name>_mask.png`) is read as such. Images
+    in no folder are normal. Patterns relative to `root` (`**` allowed) and names of folders say it otherwise. Hidden
+    folders and those of systems and tools (`.ipynb_checkpoints`, `@eaDir`, `__MACOSX`) count as not there; what else is
+    left out is in `report`.
 
     Args:
         root: the folder.
-        normal: pattern or patterns of the normal images to train on.
-        anomalous: patterns of anomalous images: one, a list (the defect is then named for the image's folder), or a
-            mapping from the defect's name to its pattern or patterns.
+        normal: pattern, folder or a list of them: the normal images to train on. None: see above.
+        anomalous: the same of anomalous images (the kind is named for the image's folder), or a mapping from the kind
+            to its patterns. None: see above; an empty list: none.
         normal_test: pattern or patterns of normal test images (images that `normal` finds too are not trained on), or
-            the share of the normal images to test with, evenly spread over their sorted names.
-        masks: folder of masks below `root`, or null. The mask of `a/b/07.png` is `a/b/07`, `b/07` or `07` in it, with
-            or without `_mask`, of any image suffix and in any case. Every anomalous image needs one of its own.
+            the share of the normal images to test with, where there are anomalous ones and no folder divides them.
+        masks: folder of masks below `root`. The mask of `a/b/07.png` is `a/b/07`, `b/07` or `07` in it, with or without
+            `_mask`, of any image suffix and in any case. Every anomalous image needs one of its own.
+        seed: the share of test images is evenly spread over the sorted names, from a place on that the seed decides.
         bits, max_pixels, unreadable: see `ImageFiles`.
+
+    Attributes:
+        good_alone: whether all images are normal and none is to be tested.
     """
 
     def __init__(
@@ -58,6 +69,7 @@ class Folder(ImageFiles):
         bits: int = 16,
         max_pixels: int = MAX_PIXELS,
         unreadable: str = "refuse",
+        seed: int = 0,
     ) -> None:
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -67,15 +79,22 @@ class Folder(ImageFiles):
         notes = Notes()
         self._rows = lambda notes, left_out: (
             mvtec_rows(root, "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'", notes)
-            if normal is None and anomalous is None
-            else _pattern_rows(root, normal, anomalous, normal_test, masks, notes, left_out)
+            if normal is None and anomalous is None and in_mvtec_layout(root)
+            else _Rows(root, masks, notes, left_out).of(normal, anomalous, normal_test, seed)
         )
-        super().__init__(root, Records.of(self._rows(notes, ())), bits, max_pixels, unreadable, notes)
+        records = Records.of(self._rows(notes, ()))
+        super().__init__(root, records, bits, max_pixels, unreadable, notes)
+        self.good_alone = not records.label.any() and not (records.split == "test").any()
 
     def _without(self, records: Records, left_out: Mapping[str, str]) -> Records:
         # Listed anew: which normal images `normal_test=0.2` takes depends on how many there are.
         again = Records.of(self._rows(Notes(), left_out))
         return super()._without(again, left_out)
+
+
+def in_mvtec_layout(root: Path) -> bool:
+    """Whether there are `train/good` and `test`."""
+    return bool([good for part in named(root, "train") for good in named(part, "good")] and named(root, "test"))
 
 
 def mvtec_rows(root: Path, advice: str, notes: Notes) -> list[Row]:
@@ -121,82 +140,183 @@ def _note_outside(root: Path, parts: Sequence[Path], good: Sequence[Path], notes
                     notes.add("left_out", printable(path.relative_to(root).as_posix()), f"in {where}, not in good")
 
 
-def _pattern_rows(
-    root: Path,
-    normal: str | Sequence[str] | None,
-    anomalous: Patterns | None,
-    normal_test: str | Sequence[str] | float,
-    masks: str | None,
-    notes: Notes,
-    left_out: Collection[str],
-) -> list[Row]:
-    if normal is None:
-        raise UserError("data.anomalous is given but data.normal is not; give the pattern of the normal images too")
+@dataclass
+class _Rows:
+    """The rows of a tree by patterns, and by names where there are none.
 
-    def found(patterns: str | Sequence[str], key: str) -> list[Path]:
-        return _found(root, patterns, key, notes, left_out)
+    Args:
+        root, masks: see `Folder`.
+        notes: where what is left out is written.
+        left_out: paths relative to the root that count as not there.
+    """
 
-    train = found(normal, "data.normal")
-    if isinstance(normal_test, (int, float)):
+    root: Path
+    masks: str | None
+    notes: Notes
+    left_out: Collection[str]
+
+    def of(
+        self,
+        normal: str | Sequence[str] | None,
+        anomalous: Patterns | None,
+        normal_test: str | Sequence[str] | float,
+        seed: int,
+    ) -> list[Row]:
+        train = [] if normal is None else list(self.found(normal, "data.normal"))
+        defects = {} if anomalous is None else self.kinds(anomalous)
+        both = sorted(defects.keys() & set(train))
+        if both:
+            raise UserError(
+                f"{both[0]} is both normal and anomalous by the patterns given ({len(both)} such images); narrow "
+                "data.normal or data.anomalous"
+            )
+        names = Understanding()
+        if normal is None or anomalous is None:
+            images = [path for path in below(self.root) if self.inside(path) not in self.left_out]
+            known = "" if normal is anomalous else "anomalous" if normal is None else "normal"
+            names = understand(self.root, images, {*train, *defects}, known)
+            self.note(names)
+        train = train if normal is not None else names.train
+        defects |= {path: kind for path, (kind, split) in names.anomalous.items()}
+        known_defects = {path for path, (_, split) in names.anomalous.items() if split == "train"}
+        test = self.tested(train, names.test, defects, normal_test, seed)
+        chosen = set(test)
+        rows = [_row(self.root, path, "train", "good") for path in train if path not in chosen]
+        rows += [_row(self.root, path, "test", "good") for path in test]
+        belonging = _masks(self.root, self.masks) if self.masks is not None else None
+        if self.masks is None and names.masks is not None and defects:
+            belonging = Masks(names.masks, self.root)
+        for path, defect in sorted(defects.items()):
+            row = _row(self.root, path, "train" if path in known_defects else "test", defect) | {"label": 1}
+            if belonging is not None:
+                inside = path.relative_to(self.root).parent
+                row["mask"] = belonging.of(path, [inside, Path(path.parent.name), Path(defect), Path()])
+            rows.append(row)
+        if belonging is not None and not self.left_out:
+            images_named = {self.inside(path) for path in [*train, *test, *defects]}
+            for name in belonging.unused():
+                if name not in images_named:
+                    self.notes.add("masks_unused", name)
+        return rows
+
+    def inside(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def note(self, names: Understanding) -> None:
+        """Note what the names give no part to, and files beside images that are none by their names."""
+        for path, why in names.ignored.items():
+            self.notes.add("left_out", printable(self.inside(path)), why)
+        for folder in {path.parent for path in [*names.train, *names.test, *names.anomalous]}:
+            for path in entries(folder):
+                if not is_image(path) and not path.is_dir():
+                    why = f"no image by its name ({path.suffix.lower() or 'no suffix'})"
+                    self.notes.add("left_out", printable(self.inside(path)), why)
+
+    def tested(
+        self, train: list[Path], named: list[Path], defects: Collection[Path],
+        normal_test: str | Sequence[str] | float, seed: int,
+    ) -> list[Path]:  # fmt: skip
+        """The normal images to test with."""
+        if not isinstance(normal_test, (int, float)):
+            test = list(self.found(normal_test, "data.normal_test"))
+            wrong = sorted(set(test) & set(defects))
+            if wrong:
+                raise UserError(f"{wrong[0]} is both normal and anomalous by the patterns given; narrow one of them")
+            return test
         if not 0 <= normal_test < 1:
             raise UserError(f"data.normal_test is a pattern or a share in [0, 1), got {normal_test}")
-        count = round(normal_test * len(train))
-        test = [train[i] for i in np.linspace(0, len(train), count, endpoint=False).astype(int)]
-    else:
-        test = found(normal_test, "data.normal_test")
-    chosen = set(test)
-    defects: dict[Path, str] = {}
-    if isinstance(anomalous, Mapping):
-        for name, patterns in anomalous.items():
-            defects |= dict.fromkeys(found(patterns, f"data.anomalous.{name}"), str(name))
-    elif anomalous is not None:
-        defects = {path: path.parent.name for path in found(anomalous, "data.anomalous")}
-    both = sorted(defects.keys() & {*train, *test})
-    if both:
-        raise UserError(
-            f"{both[0]} is both normal and anomalous by the patterns given ({len(both)} such images); narrow "
-            "data.normal or data.anomalous"
-        )
-    belonging = _masks(root, masks)
-    rows = [_row(root, path, "train", "good") for path in train if path not in chosen]
-    rows += [_row(root, path, "test", "good") for path in test]
-    for path, defect in sorted(defects.items()):
-        row = _row(root, path, "test", defect) | {"label": 1}
-        if belonging is not None:
-            inside = path.relative_to(root).parent
-            row["mask"] = belonging.of(path, [inside, Path(path.parent.name), Path(defect), Path()])
-        rows.append(row)
-    if belonging is not None and not left_out:
-        images = {path.relative_to(root).as_posix() for path in [*train, *test, *defects]}
-        for name in belonging.unused():
-            if name not in images:
-                notes.add("masks_unused", name)
-    return rows
+        if named or not defects:  # nothing can be measured without anomalous images: all train
+            return named
+        return [train[i] for i in evenly(len(train), round(normal_test * len(train)), seed)]
+
+    def kinds(self, anomalous: Patterns) -> dict[Path, str]:
+        """The anomalous images that patterns find, and the kind of each."""
+        if isinstance(anomalous, Mapping):
+            found: dict[Path, str] = {}
+            for name, patterns in anomalous.items():
+                found |= dict.fromkeys(self.found(patterns, f"data.anomalous.{name}"), str(name))
+            return found
+        if not anomalous:
+            return {}
+        kinds = {}
+        for path, folder in self.found(anomalous, "data.anomalous").items():
+            inner = path.relative_to(folder).parts[:-1]
+            kinds[path] = inner[0] if inner else folder.name if folder != self.root else "anomalous"
+        return kinds
+
+    def found(self, patterns: str | Sequence[str], key: str) -> dict[Path, Path]:
+        return _found(self.root, patterns, key, self.notes, self.left_out)
+
+
+def evenly(n: int, count: int, seed: int) -> list[int]:
+    """`count` of the numbers 0 .. n - 1, evenly spread, in order; another seed begins at another place.
+
+    Number i is the whole part of (i + u) n / count, where u is the fraction of the seed times the golden ratio.
+
+    Args:
+        n, count: 0 <= count <= n.
+        seed: of the run; 0 begins with the first.
+    """
+    start = seed * (math.sqrt(5) - 1) / 2 % 1
+    places = np.linspace(0, n, count, endpoint=False) + (start * n / count if count else 0)
+    return [int(place) for place in places.astype(int)]
 
 
 def _row(root: Path, path: Path, split: str, defect: str) -> Row:
     return {"split": split, "label": int(defect != "good"), "defect": defect, "path": path.relative_to(root).as_posix()}
 
 
-def _found(root: Path, patterns: str | Sequence[str], key: str, notes: Notes, left_out: Collection[str]) -> list[Path]:
-    """Image files that patterns find, by name, without hidden ones, unless a pattern names the hidden folder itself."""
+def _found(
+    root: Path, patterns: str | Sequence[str], key: str, notes: Notes, left_out: Collection[str]
+) -> dict[Path, Path]:
+    """Image files that patterns or names of folders find, in order, each with the folder that its kind is named for.
+
+    Hidden ones are not found, unless a pattern names the hidden folder itself.
+    """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    matching: set[Path] = set()
+    matching: dict[Path, Path] = {}
     for pattern in patterns:
         relative = _relative(root, pattern, key)
-        for path in _glob(root, relative, key):
-            parts = path.relative_to(root).parts
-            if not any(hidden(part) and part not in relative.parts for part in parts) and not path.is_dir():
-                matching.add(path)
+        if whole := _folders(root, relative):
+            for folder in whole:
+                matching |= dict.fromkeys(below(folder) if folder != root else listed(root), folder)
+            continue
+        hits = _glob(root, relative, key)
+        seen = [path for path in hits if not _hidden(root, path, relative)]
+        files = [path for path in seen if not path.is_dir()]
+        matching |= {path: path.parent for path in files}
+        if not files:  # "good*" may mean good_1, good_2
+            matching |= {path: folder for folder in seen for path in below(folder)}
     images = {path for path in matching if is_image(path) and (path.is_file() or path.is_symlink())}
-    for path in matching - images:
+    for path in matching.keys() - images:
         why = f"no image by its name ({path.suffix.lower() or 'no suffix'})"
         notes.add("left_out", printable(path.relative_to(root).as_posix()), why)
     if not images:
         raise UserError(
             f"{key}: no image ({', '.join(SUFFIXES)}) matches {', '.join(map(str, patterns))} in {printable(root)}"
+            f"{_there(root)}"
         )
-    return sorted(path for path in images if path.relative_to(root).as_posix() not in left_out)
+    return {path: matching[path] for path in sorted(images) if path.relative_to(root).as_posix() not in left_out}
+
+
+def _folders(root: Path, relative: Path) -> list[Path]:
+    """The folder of that name below the root; if there is none, those of that name in another case."""
+    if (root / relative).is_dir():
+        return [root / relative]
+    found = [root]
+    for part in relative.parts:
+        found = [inner for folder in found for inner in named(folder, part.casefold())]
+    return found
+
+
+def _hidden(root: Path, path: Path, pattern: Path) -> bool:
+    return any(hidden(part) and part not in pattern.parts for part in path.relative_to(root).parts)
+
+
+def _there(root: Path) -> str:
+    """The folders of a root, for a message."""
+    names = [printable(path.name) for path in folders(root)]
+    return f", whose folders are {', '.join(names[:8])}{', ...' if names[8:] else ''}" if names else ""
 
 
 def _relative(root: Path, pattern: str, key: str) -> Path:
@@ -205,7 +325,7 @@ def _relative(root: Path, pattern: str, key: str) -> Path:
     for start in (root, root.resolve()):
         if relative.is_absolute() and relative.is_relative_to(start):
             relative = relative.relative_to(start)
-    if relative.is_absolute() or not relative.parts:
+    if relative.is_absolute() or not str(pattern).strip():
         raise UserError(
             f"{key}={pattern}: patterns are relative to data.root={printable(root)}; write the part behind it, "
             "'ok/*.png' for instance"

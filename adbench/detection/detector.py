@@ -19,8 +19,8 @@ from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers
 from adbench.detection.maps import LONGEST_SIDE, thumbnail
-from adbench.evaluation.metrics import conformal_p_value, held_out_threshold
 from adbench.evaluation.overlay import map_scale, overlay
+from adbench.evaluation.thresholds import Threshold, conformal_p_value, held_out_threshold
 from adbench.experiment.build import how_far, load_method, restored
 from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.trust import plain_values
@@ -187,7 +187,7 @@ class Detector:
             raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
         return as_numbers(rows, "the table")
 
-    def threshold(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> dict[str, Any] | None:
+    def threshold(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> Threshold | None:
         """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
 
         A rate that the held-out rows are too few for gets a warning and `false_alarm_rate` says which can be had.
@@ -370,8 +370,8 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = cfg.data.image_size
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
-    keys = ("method", "data", "protocol", "pretraining", "seed", "config_hash", "status", "metrics", "threshold",
-            "map_range", "counts", "budget", "versions", "git")  # fmt: skip
+    keys = ("method", "data", "protocol", "pretraining", "pretraining_weights", "seed", "config_hash", "status",
+            "metrics", "threshold", "map_range", "counts", "budget", "versions", "git")  # fmt: skip
     return {
         **{key: record.get(key) for key in keys},
         "data": cfg.data.id,

@@ -62,8 +62,8 @@ class CodePanels(Observer):
         room = self.at_most - len(self._codes)
         if room <= 0 or not callable(getattr(method, "codes", None)):
             return
-        codes = method.codes(batch.image[:room]).float().cpu().numpy()
-        self._codes.update(zip(batch.index[:room].tolist(), codes, strict=True))
+        codes = method.codes(batch.image[:room]) if scores.codes is None else scores.codes[:room]
+        self._codes.update(zip(batch.index[:room].tolist(), codes.float().cpu().numpy(), strict=True))
 
     def share(self) -> dict[int, Floats]:
         return self._codes

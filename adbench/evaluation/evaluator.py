@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from adbench.evaluation.metrics import (
     image_metrics,
 )
 from adbench.evaluation.observers import Observer, Subject
+from adbench.evaluation.thresholds import Threshold
 from adbench.types import Batch, Scores
 
 Table = dict[str, NDArray[Any]]
@@ -30,33 +30,19 @@ class Evaluator(Observer):
 
     Args:
         subject: what is tested; without masks there are no pixel metrics.
-        threshold: what `metrics.held_out_threshold` returns, or a number, or None; may be set until the test ends.
+        threshold: what `thresholds.held_out_threshold` returns, or a number, or None.
         offset: subtracted from maps before pixels are binned (`metrics.histogram_offset` of held-out maps).
     """
 
-    def __init__(
-        self, subject: Subject, threshold: Mapping[str, Any] | float | None = None, offset: float = 0.0
-    ) -> None:
+    def __init__(self, subject: Subject, threshold: Threshold | float | None = None, offset: float = 0.0) -> None:
         self.subject = subject
-        self.threshold = threshold
+        self.threshold: Threshold | None = _given(threshold) if isinstance(threshold, int | float) else threshold
         self.offset = offset
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._pixels: PixelMetrics | None = None
         self._table: Table | None = None
         self._results: dict[str, float | None] = {}
         self._curves: dict[str, list[float]] = {}
-
-    @property
-    def threshold(self) -> dict[str, Any] | None:
-        """`value`, `quantile`, `n` and `origin`, or None."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, threshold: Mapping[str, Any] | float | None) -> None:
-        if threshold is None or isinstance(threshold, Mapping):
-            self._threshold = None if threshold is None else dict(threshold)
-        else:
-            self._threshold = {"value": float(threshold), "quantile": None, "n": None, "origin": "given"}
 
     # -- after the test -----------------------------------------------------------------------------------------------
 
@@ -137,3 +123,7 @@ class Evaluator(Observer):
             )
             pixels = dict.fromkeys(PIXEL_METRICS)
         self._results |= pixels
+
+
+def _given(value: float) -> Threshold:
+    return Threshold(value=float(value), quantile=None, n=None, origin="given", false_alarm_rate=None)

@@ -18,7 +18,8 @@ Row = tuple[Tensor, Tensor, Mapping[str, Tensor]]  # of a batch: index and label
 
 
 class ExtraScores(Observer):
-    """Reads `extra_scores(image) -> {name: (B,) or (B, n)}` of methods that have it, and asks nothing of the others.
+    """Takes the `extras` that came with the scores, or calls `extra_scores(image) -> {name: (B,) or (B, n)}` of methods
+    that have it.
 
     Columns of one number per image are ranked by AUROC. All columns go to the method's `extra_metrics(columns, label)
     -> {name: number}` and `released_metrics(columns, label, folder) -> {name: number}`, if it has them.
@@ -41,8 +42,11 @@ class ExtraScores(Observer):
         self._rows, self._results = [], {}
 
     def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
-        if hasattr(method, "extra_scores"):
-            self._rows.append((batch.index, batch.label, method.extra_scores(batch.image)))
+        extras = scores.extras
+        if extras is None and hasattr(method, "extra_scores"):
+            extras = method.extra_scores(batch.image)
+        if extras is not None:
+            self._rows.append((batch.index, batch.label, extras))
 
     def share(self) -> list[Row]:
         rows, self._rows = self._rows, []

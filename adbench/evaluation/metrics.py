@@ -105,8 +105,8 @@ def image_balanced_accuracy(
     c = curve(score, label)
     if c is None or threshold is None:
         return None
-    found = int((c.threshold > threshold).sum()) - 1
-    return float((1 + c.tpr[found] - c.fpr[found]) / 2)
+    point = int((c.threshold > threshold).sum()) - 1
+    return float((1 + c.tpr[point] - c.fpr[point]) / 2)
 
 
 def image_metrics(
@@ -134,82 +134,6 @@ def bootstrap_auroc(
         return None
     areas = curves.bootstrap(_vector(score), _vector(label), draws, seed)
     return None if areas is None else curves.interval(areas)
-
-
-# -- thresholds from held-out normal samples --------------------------------------------------------------------------
-
-
-def held_out_threshold(
-    score: ArrayLike | Tensor,
-    quantile: float = 0.95,
-    origin: str = "held-out normal training samples",
-    key: str = "evaluation.quantile",
-) -> dict[str, Any] | None:
-    """The threshold above which a sample is called anomalous: a quantile of held-out normal scores.
-
-    The smallest held-out score is taken that at least the share `quantile` of them does not exceed.
-
-    Args:
-        score: (n,) float, scores of normal samples that took no part in training.
-        quantile: in (0, 1); 1 - quantile is the false-alarm rate asked for.
-        origin: where the scores come from, in words.
-        key: what the user sets, as messages name it: `evaluation.quantile`, or a name of the rate itself.
-
-    Returns:
-        `value`, `quantile`, `n`, `origin` and `false_alarm_rate` (what can be expected: the rate asked for, or
-        1 / (n + 1), that of the largest of n scores, where n is too small for it, with a warning). None, with a
-        warning, without scores.
-
-    Raises:
-        UserError: the quantile is outside (0, 1) or a score is NaN.
-    """
-    score = _vector(score)
-    if not 0 < quantile < 1:
-        raise UserError(f"the threshold's quantile must lie in (0, 1), got {quantile}; 0.95 allows 5 % false alarms")
-    if np.isnan(score).any():
-        nan = int(np.isnan(score).sum())
-        raise UserError(f"{nan} of {len(score)} held-out scores are NaN: the method has diverged")
-    n = len(score)
-    if n == 0:
-        warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)
-        return None
-    rate = 1 - quantile
-    least = 1 / (n + 1)  # of a new normal sample to exceed the largest of n others
-    if rate < least - 1e-9:
-        asked, attainable = _told_apart(rate, least)
-        said = f"{quantile:.6g} (a false-alarm rate of {asked})" if key == "evaluation.quantile" else asked
-        above = np.ceil(least * 1e4) / 1e4  # what is typed is rounded to the side that can be had
-        other = f"{1 - above:.6g}" if key == "evaluation.quantile" else f"{above:.6g}"
-        warnings.warn(
-            f"{key}={said} is out of reach of {n} held-out normal samples: the threshold is the largest of their "
-            f"scores, with a rate of about {attainable}. Hold out at least {int(np.ceil(1 / rate - 1 - 1e-9))} "
-            f"(protocol.holdout, in training), or set {key}={other}",
-            stacklevel=2,
-        )
-        rate = least
-    value = float(np.quantile(score, quantile, method="inverted_cdf"))
-    return {"value": value, "quantile": quantile, "n": n, "origin": origin, "false_alarm_rate": rate}
-
-
-def _told_apart(*numbers: float) -> list[str]:
-    """Numbers with as many digits as it takes to see that they differ, three at least."""
-    digits = next(d for d in range(3, 18) if len({f"{number:.{d}g}" for number in numbers}) == len(numbers))
-    return [f"{number:.{digits}g}" for number in numbers]
-
-
-def conformal_p_value(score: ArrayLike | Tensor, held_out: ArrayLike | Tensor) -> Floats:
-    """(1 + number of held-out normal scores >= score) / (n + 1): small where a sample is unlike the normal ones.
-
-    Args:
-        score: (N,) float.
-        held_out: (n,) float, scores of normal samples that took no part in training.
-
-    Returns:
-        (N,) float in (0, 1]; for a normal sample P(p <= a) <= a.
-    """
-    held_out = np.sort(_vector(held_out))
-    at_least = len(held_out) - np.searchsorted(held_out, _vector(score), side="left")
-    return (1 + at_least) / (len(held_out) + 1)
 
 
 # -- pixels: one pass, constant memory --------------------------------------------------------------------------------
@@ -350,11 +274,11 @@ class PixelMetrics(Metric):
         self.regions += regions
         ordered = ordered[torch.from_numpy(rows).to(ordered.device)]
         positions = torch.from_numpy(np.flatnonzero(mask)).to(ordered.device)
-        found = _bin(ordered.flatten()[positions])
+        bins = _bin(ordered.flatten()[positions])
         one = torch.ones_like(positions)
-        self.positives.index_add_(0, found, one)
-        self.negatives.index_add_(0, found, one, alpha=-1)
-        self.overlap.index_add_(0, found, torch.from_numpy(shares).to(ordered.device))
+        self.positives.index_add_(0, bins, one)
+        self.negatives.index_add_(0, bins, one, alpha=-1)
+        self.overlap.index_add_(0, bins, torch.from_numpy(shares).to(ordered.device))
         areas, mixed = _auroc_per_image(ordered, positions)
         self.image_aurocs += areas
         self.mixed_images += mixed

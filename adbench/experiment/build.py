@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from adbench.errors import UserError
 from adbench.experiment import identity  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment import trust as trusting
+from adbench.experiment.console import one_line
 from adbench.experiment.folder import RunFolder
 
 
@@ -31,9 +32,8 @@ def build(node: Any) -> Any:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        said = " ".join(str(root).split())
         raise UserError(
-            f"{node.get('_target_')} cannot be built from the values that it got: {type(root).__name__}: {said}"
+            f"{node.get('_target_')} cannot be built from the values that it got: {one_line(root)}"
         ) from error
 
 
@@ -104,25 +104,25 @@ def load_method(folder: RunFolder | Path | str, trust: Iterable[str] = ()) -> An
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     cfg = folder.config()
-    found = folder.trained()
-    if found is None:
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is None:
         if folder.metrics().get("status") not in (None, "finished"):
             raise UserError(how_far(folder))
         raise UserError(f"{folder.checkpoint} is missing or cannot be read; train again with the run's own command")
-    return restored(cfg, found[1]["state_dict"], int(found[1]["batches_seen"]), folder.config_file, trust)
+    return restored(cfg, checkpoint.contents["state_dict"], checkpoint.batches_seen, folder.config_file, trust)
 
 
 def how_far(folder: RunFolder) -> str:
-    """What to tell of a run that is not finished: its status, how far it came, what continues it."""
-    record, found = folder.metrics(), folder.trained()
+    """A message about a run that is not finished: its status, its progress, the command that continues it."""
+    record, checkpoint = folder.metrics(), folder.newest_checkpoint()
     status = record.get("status", "not begun")
     if status == "running" and not folder.owned():
         status = "interrupted"  # its process was killed
     total = (record.get("budget") or {}).get("batches")
-    seen = int(found[1]["batches_seen"]) if found else 0
-    place = f"at batch {seen:,} of {total:,}" if total else "before its test ended"
+    seen = checkpoint.batches_seen if checkpoint else 0
+    progress = f"at batch {seen:,} of {total:,}" if total else "before its test ended"
     reason = f" ({record['error']})" if status == "failed" and record.get("error") else ""
-    return f"{folder.path} is not finished: {status} {place}{reason}; the run's own command continues it"
+    return f"{folder.path} is not finished: {status} {progress}{reason}; the run's own command continues it"
 
 
 def restored(
@@ -142,10 +142,10 @@ def restored(
     cfg = OmegaConf.create({**node, "seed": cfg.seed})
     target = cfg.method.get("_target_")
     try:
-        found = get_object(target)
+        cls = get_object(target)
     except Exception as error:
         raise UserError(f"{target} is no method") from error
-    if not (inspect.isclass(found) and issubclass(found, Method)):
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise UserError(f"{target} is no method")
     _refuse_another_versions_arguments(cfg)
     method = build_method(cfg)

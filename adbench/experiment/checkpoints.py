@@ -7,7 +7,7 @@ import pickle
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -18,6 +18,18 @@ from adbench.files import whole
 # What torch.load raises of a file that is torn, or is none of its own: the unpickler breaks in any of these ways.
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError,
               TypeError, AttributeError)  # fmt: skip
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that has been read."""
+
+    file: Path
+    contents: dict[str, Any]
+
+    @property
+    def batches_seen(self) -> int:
+        """Training batches that were finished when it was written."""
+        return int(self.contents["batches_seen"])
 
 
 class WholeFiles(CheckpointIO):
@@ -54,7 +66,7 @@ def previous(path: Path) -> Path:
     return path.with_name("previous.ckpt")
 
 
-def newest_readable(path: Path, attempt: str | None = None) -> tuple[Path, dict[str, Any]] | None:
+def newest_readable(path: Path, attempt: str | None = None) -> Checkpoint | None:
     """The last checkpoint, or the one before if the last cannot be read; None if there is none.
 
     Args:
@@ -66,7 +78,7 @@ def newest_readable(path: Path, attempt: str | None = None) -> tuple[Path, dict[
             with suppress(*UNREADABLE):
                 checkpoint = WholeFiles().load_checkpoint(candidate)
                 if checkpoint.get("attempt") == attempt:
-                    return candidate, checkpoint
+                    return Checkpoint(candidate, checkpoint)
     return None
 
 

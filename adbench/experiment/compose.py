@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench.errors import UserError
+from adbench.experiment import identity  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import conf_dir
 from adbench.experiment.overrides import understood
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -22,6 +22,9 @@ from yaml import YAMLError
 from adbench.errors import UserError
 from adbench.experiment.trust import plain_values
 from adbench.files import finite, whole, write_json, write_text
+
+if TYPE_CHECKING:
+    from adbench.experiment.checkpoints import Checkpoint
 
 
 class RunFolder:
@@ -84,15 +87,17 @@ class RunFolder:
             return {}
         return record if isinstance(record, dict) else {}
 
-    def trained(self, record: Mapping[str, Any] | None = None) -> tuple[Path, dict[str, Any]] | None:
-        """The newest readable checkpoint of the run that metrics.json is about; None if there is none.
+    def newest_checkpoint(self, attempt: str | None = None) -> Checkpoint | None:
+        """The newest readable checkpoint of an attempt; None if there is none.
 
-        What an overwritten run had trained may lie there still, when the process was killed in that moment.
+        The checkpoint of an overwritten run may still lie there, when the process was killed in that moment.
+
+        Args:
+            attempt: `attempt` of a record; None takes the one in metrics.json.
         """
         from adbench.experiment.checkpoints import newest_readable
 
-        record = self.metrics() if record is None else record
-        return newest_readable(self.checkpoint, record.get("attempt"))
+        return newest_readable(self.checkpoint, self.metrics().get("attempt") if attempt is None else attempt)
 
     def config(self, file: Path | None = None) -> DictConfig:
         """The resolved configuration that the run was made with.

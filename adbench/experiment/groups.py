@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from adbench.errors import UserError
 from adbench.experiment import plugins
+
+OWN = "ADBENCH_CONF"  # the environment variable that names a user's own trees; processes that are started inherit it
 
 GROUPS = ("method", "data", "protocol", "pretraining", "budget", "trainer", "logger", "callbacks", "experiment")
 
@@ -18,8 +24,45 @@ def conf_dir() -> Path:
 
 
 def conf_dirs() -> list[Path]:
-    """This package's tree, then those of installed plug-ins, in the order in which Hydra looks."""
-    return [conf_dir(), *plugins.conf_dirs()]
+    """This package's tree, then a user's own, then those of installed plug-ins, in the order in which Hydra looks."""
+    return [conf_dir(), *own_conf_dirs(), *plugins.conf_dirs()]
+
+
+def own_conf_dirs() -> list[Path]:
+    """The trees that `--config-dir DIR` and the environment variable ADBENCH_CONF name."""
+    return [Path(text).expanduser().absolute() for text in os.environ.get(OWN, "").split(os.pathsep) if text]
+
+
+@contextmanager
+def own_trees(arguments: list[str]) -> Iterator[list[str]]:
+    """While open, the trees of `--config-dir DIR` (also `-cd DIR`) offer their choices; yields the other arguments.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    others, folders, place = [], [], 0
+    while place < len(arguments):
+        word, equals, folder = arguments[place].partition("=")
+        place += 1
+        if word not in ("--config-dir", "-cd"):
+            others.append(arguments[place - 1])
+            continue
+        if not equals:
+            folder = arguments[place] if place < len(arguments) else ""
+            place += 1
+        if not Path(folder).expanduser().is_dir() or not folder:
+            raise UserError(f"--config-dir {folder}: there is no such folder; give one that has method/NAME.yaml")
+        folders.append(str(Path(folder).expanduser().absolute()))
+    before = os.environ.get(OWN)
+    if folders:
+        os.environ[OWN] = os.pathsep.join([*folders, *([before] if before else [])])
+    try:
+        yield others
+    finally:
+        if before is not None:
+            os.environ[OWN] = before
+        elif folders:
+            os.environ.pop(OWN, None)
 
 
 def choices(group: str) -> list[str]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from adbench.errors import UserError
 from adbench.experiment.values import flat
 from adbench.files import shortened
 
@@ -172,6 +173,32 @@ def _run_folder(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+
+
+def _by_data(name: str, *, _root_: DictConfig) -> Any:
+    """The entry of `method.recipe.NAME` for the chosen data: of the data set's id, or else of its kind."""
+    table = OmegaConf.select(_root_, f"method.recipe.{name}")
+    keys = [key for key in (_selected(_root_, "data.id"), _selected(_root_, "data.kind")) if key is not None]
+    for key in keys:
+        if OmegaConf.is_dict(table) and key in table:
+            value = table[key]
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    raise UserError(
+        f"method.recipe.{name} has no value for data of {' or '.join(map(repr, keys)) or 'no kind'}; "
+        f"give +method.recipe.{name}.{keys[-1] if keys else 'KIND'}=..."
+    )
+
+
+def _selected(cfg: DictConfig, key: str) -> str | None:
+    """A value of a configuration, None where it is missing or cannot be had."""
+    try:
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+    return None if value is None else str(value)
+
+
+OmegaConf.register_new_resolver("by_data", _by_data, replace=True)
 
 
 # A smoke run is short; a method that has no training steps (0) stays without.

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import subprocess
 import time
-import traceback
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,17 +16,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adbench import __version__
 from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
+from adbench.experiment.console import announce, log_error, one_line, quietly, summary
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import changed_values, config_hash
-from adbench.experiment.placement import cores, take_place, threads_per_job
+from adbench.experiment.identity import GROUPS, changed_values, config_hash
+from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
+from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
+from adbench.experiment.record import RunRecord
 from adbench.experiment.signals import StopRequest, signals_as_request
 from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
-from adbench.experiment.training import Prepared, one_line, prepare, quietly, set_threads, train_and_test
+from adbench.experiment.trainers import set_threads
+from adbench.experiment.training import Job, prepare, train_and_test
 from adbench.experiment.values import flat, refuse_absent_devices
 from adbench.types import UserError
 
@@ -47,7 +45,7 @@ def execute(cfg: DictConfig) -> Outcome:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     choices = dict(hydra.runtime.choices)
-    take_place(hydra.launcher)
+    limit_to_worker_share(hydra.launcher)
     # The workers of a sweep that was killed and is repeated at once are still saving their state.
     folder = RunFolder(Path(hydra.runtime.output_dir), patience=60 if sweep else 0)
     try:
@@ -57,17 +55,17 @@ def execute(cfg: DictConfig) -> Outcome:
         with folder, signals_as_request() as request, quietly():
             outcome = attempt(cfg, folder, choices, request)
     except UserError as error:  # the folder may be another's: its metrics.json is not ours to write
-        _say_error(error)
+        log_error(error)
         outcome = Outcome(1, "failed", str(error))
     folder.remove_if_bare(None if sweep else Path(cfg.results))  # a parallel job may be about to fill those around it
     if sweep and outcome.code > 128:
-        raise SystemExit(outcome.code)  # whoever stops a job stops the sweep
+        raise SystemExit(outcome.code)  # a signal to a job is one to the sweep
     return outcome
 
 
 def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], request: StopRequest) -> Outcome:
     """Do what the table in `adbench.experiment.states` says, in a folder that this process owns."""
-    job: Prepared | None = None
+    job: Job | None = None
     started = time.perf_counter()
     try:
         _resolve(cfg)
@@ -85,22 +83,22 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         set_threads(threads)
         record = _record(cfg, choices, standing)
         job = prepare(
-            cfg, folder, record, request, threads=threads, place=(0, world), found=standing.found, source=source
+            cfg, folder, record, request, threads=threads, world=world, checkpoint=standing.checkpoint, source=source
         )
         announce(job)
         with all_ranks(job, world, threads) as ranks:
             train_and_test(job, ranks)
-        record["status"] = "finished"
-        record["time"] |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
-        folder.write_metrics(record)
+        record.status = "finished"
+        record.time |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
+        folder.write_metrics(record.as_json())
     except BaseException as error:
         return _stopped_or_failed(error, job, folder, request)
-    log.info(summary(record, folder.path))
+    log.info(summary(record.as_json(), folder.path))
     return Outcome(0, "finished", began=True)
 
 
 def _answered(cfg: DictConfig, folder: RunFolder, standing: Standing) -> Outcome:
-    """Say what a finished run of this data and these settings has measured."""
+    """Log the figures of a finished run of this data and these settings."""
     log.info("Already finished; overwrite=true trains it again.")
     if standing.reason:
         log.warning(standing.reason)
@@ -109,27 +107,27 @@ def _answered(cfg: DictConfig, folder: RunFolder, standing: Standing) -> Outcome
     return Outcome(0, "finished", began=True, stale=bool(standing.reason))
 
 
-def _stopped_or_failed(error: BaseException, job: Prepared | None, folder: RunFolder, request: StopRequest) -> Outcome:
-    """Say what happened, and write it down if the folder is this command's by now."""
+def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder, request: StopRequest) -> Outcome:
+    """Log the reason, and write it to metrics.json if the folder is this command's by now."""
     stopped = bool(request) or isinstance(error, KeyboardInterrupt)
     passing = stopped or _passing(error)
     status = "interrupted" if passing else "failed"
     reason = "stopped by a signal" if stopped else one_line(error)
     begun = job is not None and job.begun
     if job is not None and begun:
-        job.record["status"], job.record["error"], job.record["time"]["finished"] = status, reason, now()
+        job.record.status, job.record.error, job.record.time["finished"] = status, reason, now()
         with suppress(OSError):  # a full disk: the status stays "running", which the same command resumes as well
-            folder.write_metrics(job.record)
+            folder.write_metrics(job.record.as_json())
     if stopped:
         log.error("Interrupted; the same command resumes this run." if begun else "Interrupted before training began.")
         return Outcome(request.code, status, reason, begun)
-    _say_error(error)
-    kept = folder.trained() if begun else None
+    log_error(error)
+    checkpoint = folder.newest_checkpoint() if begun else None
     if begun and passing:
         log.error("The state was saved at the last checkpoint; once that is mended, the same command resumes this run.")
-    elif kept:
+    elif checkpoint:
         log.error(
-            f"What was trained is kept: the same command goes on at batch {int(kept[1]['batches_seen']):,}; "
+            f"What was trained is kept: the same command goes on at batch {checkpoint.batches_seen:,}; "
             "overwrite=true starts anew."
         )
     elif not begun and folder.metrics():
@@ -137,20 +135,18 @@ def _stopped_or_failed(error: BaseException, job: Prepared | None, folder: RunFo
     return Outcome(1, "failed" if not begun else status, reason, begun)
 
 
-def _record(cfg: DictConfig, choices: Mapping[str, Any], standing: Standing) -> dict[str, Any]:
-    """What metrics.json tells of a run from its first batch on."""
+def _record(cfg: DictConfig, choices: Mapping[str, Any], standing: Standing) -> RunRecord:
+    """What metrics.json holds of a run from its first batch on."""
     before = standing.record if standing.action == "resume" else {}
-    return {
-        **{group: choices[group] for group in ("method", "data", "protocol", "pretraining")},
-        "seed": cfg.seed, "config_hash": config_hash(cfg), "status": "running", "error": None,
-        "selection": "last batch", "metrics": {}, "counts": {},
-        "time": {"started": before.get("time", {}).get("started") or now(), "finished": None},
-        "hardware": {}, "versions": versions(), "git": git(),
-        "code": _code(before, code_hash(cfg)),
+    return RunRecord(
+        **{group: choices[group] for group in GROUPS},
+        seed=cfg.seed, config_hash=config_hash(cfg), status="running", error=None, selection="last batch",
+        time={"started": before.get("time", {}).get("started") or now(), "finished": None},
+        versions=versions(), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
-        "attempt": before.get("attempt") if before else uuid.uuid4().hex[:12],
-        "changed": changed_values(cfg, choices),
-    }  # fmt: skip
+        attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
+        changed=changed_values(cfg, choices),
+    )  # fmt: skip
 
 
 def _code(before: Mapping[str, Any], now: str) -> str:
@@ -173,38 +169,8 @@ def _resolve(cfg: DictConfig) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
-
-
-def summary(record: Mapping[str, Any], folder: Path) -> str:
-    """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder."""
-    metrics = record.get("metrics", {})
-    width = max((len(name) for name in metrics), default=0)
-    shown = {name: "null" if value is None else f"{value:.4f}" for name, value in metrics.items()}
-    lines = [f"  {name:<{width}}  {value}" for name, value in shown.items()]
-    picture = folder / "figures" / "panels.png"
-    if picture.exists():
-        lines.append(f"picture: {picture}")
-    main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    what = f"{record['method']} on {record['data']}, seed {record['seed']}"
-    lines.append(f"{what}: {', '.join(main) or 'no metric is defined'} -> {folder}")
-    return "\n".join(lines)
-
-
-def announce(job: Prepared) -> None:
-    """Say what is about to be trained."""
-    cfg, record, counts = job.cfg, job.record, job.record["counts"]
-    paper = cfg.method.get("recipe", {}).get("budget", {}).get("paper", {})
-    log.info(
-        f"{record['method']} on {record['data']} ({counts['train']} training, {counts['holdout']} held-out, "
-        f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
-    )
-    length = f"{job.total:,} batches of {cfg.data.batch_size}"
-    published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
-    published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
-    if cfg.budget.name != "paper" and published and job.total:
-        length += f" (budget={cfg.budget.name}; the paper's is {published}: budget=paper)"
-    log.info(f"{length}{f', resuming at batch {job.start}' if job.start else ''} -> {job.folder.path}")
+        reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"the configuration does not resolve: {reason}") from None
 
 
 def _passing(error: BaseException) -> bool:
@@ -213,57 +179,7 @@ def _passing(error: BaseException) -> bool:
     return killed or isinstance(error, OSError | MemoryError)
 
 
-def _say_error(error: BaseException) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, UserError):
-        log.debug("", exc_info=error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exception(error)
-    log.error(f"error: {one_line(error)}")
-    if not isinstance(error, UserError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
-        log.error("(HYDRA_FULL_ERROR=1 shows the traceback)")
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"adbench": __version__, "python": platform.python_version()}
-    for name in (
-        "torch",
-        "torchvision",
-        "pytorch-lightning",
-        "hydra-core",
-        "kornia",
-        "pytorch-msssim",
-        "timm",
-        "numpy",
-    ):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def git() -> dict[str, Any] | None:
-    """Commit of the checkout that ran, and whether it was modified; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        modified = bool(_git_says(root, "status", "--porcelain", "-uno"))
-        return {"commit": _git_says(root, "rev-parse", "HEAD"), "modified": modified}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git_says(root: Path, *arguments: str) -> str:
-    line = ["git", *arguments]
-    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
-
-
 def _threads(cfg: DictConfig, world: int) -> int:
     """CPU threads of each of the run's processes: its share of the sweep's share of the cores."""
     launcher = HydraConfig.get().launcher if HydraConfig.get().mode == RunMode.MULTIRUN else {}
     return cfg.trainer.threads or max(1, threads_per_job(launcher, cores()) // world)
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -16,7 +16,6 @@ from typing import Any
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -24,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adbench.experiment.groups import GROUPS, choices, conf_dir, unknown_choice
+from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
 from adbench.experiment.values import TRAINER, accepted
 from adbench.types import UserError
 
@@ -55,13 +54,12 @@ EXTRAS = {
 }
 
 
-def understood(arguments: Iterable[str], multirun: bool = False, config_dir: str | None = None) -> list[str]:
+def understood(arguments: Iterable[str], multirun: bool = False) -> list[str]:
     """The same overrides, as Hydra reads them: paths quoted, values for swept choices left to the jobs.
 
     Args:
         arguments: `key=value`, `+key=value` and `~key` of a command line.
         multirun: they are a sweep's.
-        config_dir: the user's own configuration tree beside this one.
 
     Raises:
         UserError: one is not an override, its key or its choice does not exist, nothing would read it, or what it
@@ -72,7 +70,7 @@ def understood(arguments: Iterable[str], multirun: bool = False, config_dir: str
     texts = [str(override.input_line) for override in parsed]
     if any(override.key_or_group == "hydra.searchpath" for override in parsed):
         return texts  # there may be anything
-    message = None if config_dir else unknown_choice(texts)
+    message = unknown_choice(texts)
     if message:
         raise UserError(message)
     for override in parsed:
@@ -81,7 +79,7 @@ def understood(arguments: Iterable[str], multirun: bool = False, config_dir: str
             raise UserError(f"{line} adds to a choice that is made already: type {line.lstrip('+')}")
         if override.is_delete() and override.key_or_group in GROUPS:
             raise UserError(f"{override.input_line} leaves no {override.key_or_group}: choose another one instead")
-    known = Known(parsed, config_dir)
+    known = Known(parsed)
     multirun = multirun or known.multirun
     for place, override in enumerate(parsed):
         if override.is_sweep_override() and not multirun:
@@ -191,18 +189,14 @@ class Known:
 
     Args:
         overrides: of the command line.
-        config_dir: see `understood`.
 
     Raises:
         UserError: the choices do not compose.
     """
 
-    def __init__(self, overrides: Iterable[Override], config_dir: str | None = None) -> None:
+    def __init__(self, overrides: Iterable[Override]) -> None:
         version.setbase("1.3")
-        path = create_config_search_path(str(conf_dir()))
-        if config_dir is not None:
-            path.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery(provider="schema"))
-        self.loader = ConfigLoaderImpl(path)
+        self.loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.chosen: dict[str, list[str]] = {}
         for override in overrides:
@@ -359,6 +353,8 @@ def _unknown(key: str, value: Any, added: bool, known: Known) -> str:
     where = f" with {section}={chosen}" if chosen and inner else ""
     what = f"nothing reads {key}{where}" if added else f"there is no {key}{where}"
     node = _at(known.base, parent) if parent else {}
+    if isinstance(node, str) and (table := re.fullmatch(r"\$\{by_data:(.+)\}", node)):
+        raise UserError(f"{what}; type method.recipe.{table[1]}.{key.rpartition('.')[2]}")
     if not isinstance(node, Mapping):
         raise UserError(f"{what}: {parent} holds no keys")
     target = TRAINER if parent == "trainer" else node.get("_target_")
@@ -379,7 +375,9 @@ def _unknown(key: str, value: Any, added: bool, known: Known) -> str:
 
 def _names(group: str, name: str, key: str) -> bool:
     """Whether the file of a choice has a key of its own."""
-    return re.search(rf"^{re.escape(key)}:", (conf_dir() / group / f"{name}.yaml").read_text(), re.M) is not None
+    files = (root / group / f"{name}.yaml" for root in conf_dirs())
+    texts = (file.read_text() for file in files if file.is_file())
+    return any(re.search(rf"^{re.escape(key)}:", text, re.M) for text in texts)
 
 
 def nearest(key: str, value: Any, base: Mapping[str, Any], most: int = 3) -> list[str]:
@@ -422,11 +420,11 @@ def _all_names(node: Any, prefix: str = "") -> Iterator[str]:
 # -- a sweep that is only looked at -----------------------------------------------------------------------------------
 
 
-def first_job(texts: Iterable[str], config_dir: str | None = None) -> tuple[list[str], int]:
+def first_job(texts: Iterable[str]) -> tuple[list[str], int]:
     """The overrides of a sweep's first job, and how many jobs there are (of a search, without end: 0)."""
     parser = OverridesParser.create()
     parsed = [parser.parse_override(text) for text in texts]
-    known = Known(parsed, config_dir)
+    known = Known(parsed)
     mine = {str(override.input_line).partition("=")[0] for override in parsed}
     lines = [f"{key}={value}" for key, value in known.params.items() if key not in mine]
     jobs, first = 1, []

@@ -45,15 +45,15 @@ def gpus_of_worker(gpus: Sequence[str], worker: int, workers: int) -> list[str]:
     return list(gpus[worker % workers :: workers]) or [gpus[worker % workers % len(gpus)]]
 
 
-def take_place(launcher: Mapping[str, Any]) -> None:
+def limit_to_worker_share(launcher: Mapping[str, Any]) -> None:
     """In a worker process of joblib: see only this worker's GPUs, and stop when the sweep's command is gone.
 
     A worker keeps its GPUs for all its jobs, because CUDA reads its variable once in the life of a process.
     """
     name, _, number = multiprocessing.current_process().name.partition("-")
-    if name != "LokyProcess" or _placed.is_set():
+    if name != "LokyProcess" or _limited.is_set():
         return
-    _placed.set()
+    _limited.set()
     workers = jobs_side_by_side(launcher, cores())
     gpus = gpus_of_worker(_visible_gpus(), int(number or 1) - 1, workers)
     if gpus:
@@ -61,24 +61,24 @@ def take_place(launcher: Mapping[str, Any]) -> None:
     stop_when_orphaned()
 
 
-_placed = threading.Event()
+_limited = threading.Event()
 
 
 def _visible_gpus() -> list[str]:
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu for gpu in chosen.split(",") if gpu.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip()]
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def stop_when_orphaned(signum: int = signal.SIGTERM, every: float = 0.5, patience: float = 30.0) -> None:
-    """Send this process SIGTERM once its parent is gone, so that it saves its state, and SIGKILL if that is not heard.
+    """Send this process SIGTERM once its parent is gone, so that it saves its state, and SIGKILL if it goes on.
 
     Args:
-        signum: another signal to begin with.
-        every, patience: seconds between two looks, and until SIGKILL.
+        signum: the first signal.
+        every, patience: seconds between two checks, and until SIGKILL.
     """
     parent = os.getppid()
 

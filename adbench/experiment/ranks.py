@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.identity import GROUPS
 from adbench.experiment.placement import stop_when_orphaned
 from adbench.files import write_json
 from adbench.types import UserError
 
 if TYPE_CHECKING:
-    from adbench.experiment.training import Prepared
+    from adbench.experiment.training import Job
 
-# What the other ranks are given, for the folder's own files are rank 0's to write, and only once training begins.
-HANDED, HANDED_TOO = ".ranks-config.yaml", ".ranks-attempt.json"
-STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
+# What the other ranks read: the folder's own files are rank 0's to write, and only once training begins.
+CONFIGURATION, ORDERS = ".ranks-config.yaml", ".ranks-attempt.json"
 
 
 def number_of_ranks(trainer: Any) -> int:
@@ -43,9 +41,9 @@ def number_of_ranks(trainer: Any) -> int:
     from pytorch_lightning import Trainer
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    asked = {"accelerator": trainer.accelerator, "devices": trainer.devices}
+    options = {"accelerator": trainer.accelerator, "devices": trainer.devices}
     try:
-        return Trainer(**asked, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
+        return Trainer(**options, strategy="auto", logger=False, enable_checkpointing=False, barebones=True).num_devices
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"trainer.accelerator={trainer.accelerator} trainer.devices={trainer.devices} cannot be had here: "
@@ -54,21 +52,22 @@ def number_of_ranks(trainer: Any) -> int:
 
 
 class Ranks:
-    """The processes of a run as one of them sees them.
+    """The processes of a run, seen from one of them.
 
     Args:
-        rank, world: which one this is, of how many.
-        pipes: of rank 0 the ends on which the others say that they are ready, of another rank the end to say it on.
+        rank, world: the number of this process, and of how many.
+        pipes: rank 0 reads on them that the others are ready; another rank has one, to write it.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, pipes: Sequence[int] = ()) -> None:
         self.rank, self.world, self.pipes = rank, world, pipes
 
     def meet(self) -> None:
-        """Come here before talking to each other: a rank that fails on its way would be waited for in vain.
+        """Wait until every rank is here. The ranks call it before they exchange anything: nobody may wait for a rank
+        that has failed.
 
         Raises:
-            RuntimeError: one did.
+            RuntimeError: a rank has failed on its way.
         """
         for pipe in self.pipes:
             if self.rank:
@@ -92,9 +91,11 @@ class Bystander(RunFolder):
 
     def write_scores(self, name: str, rows: Any) -> None: ...
 
+    def write_curves(self, curves: Any) -> None: ...
+
 
 @contextmanager
-def all_ranks(job: Prepared, world: int, threads: int) -> Iterator[Ranks]:
+def all_ranks(job: Job, world: int, threads: int) -> Iterator[Ranks]:
     """Rank 0's block of work, with the processes of ranks 1 .. world - 1 around it.
 
     Args:
@@ -113,8 +114,8 @@ def all_ranks(job: Prepared, world: int, threads: int) -> Iterator[Ranks]:
     logs = [folder.path / f"rank{rank}.log" for rank in range(1, world)]
     others, pipes = [], []
     try:
-        folder.write_config(job.cfg, folder.path / HANDED)
-        write_json(folder.path / HANDED_TOO, {"attempt": job.record["attempt"], "resume": job.found is not None})
+        folder.write_config(job.cfg, folder.path / CONFIGURATION)
+        write_json(folder.path / ORDERS, {"attempt": job.record.attempt, "resume": job.checkpoint is not None})
         for rank, log in enumerate(logs, start=1):
             other, pipe = _start(folder, rank, threads, meeting, log)
             others.append(other)
@@ -135,7 +136,7 @@ def all_ranks(job: Prepared, world: int, threads: int) -> Iterator[Ranks]:
             other.wait()
         for pipe in pipes:
             os.close(pipe)
-        for name in (HANDED, HANDED_TOO):
+        for name in (CONFIGURATION, ORDERS):
             (folder.path / name).unlink(missing_ok=True)
         _leave()
         for name, value in before.items():
@@ -182,23 +183,25 @@ def _leave() -> None:
 def main() -> None:
     """A rank other than 0: `python -m adbench.experiment.ranks FOLDER THREADS PIPE`."""
     stop_when_orphaned(signum=signal.SIGKILL)
-    from adbench.experiment.signals import StopRequest
-    from adbench.experiment.training import prepare, quietly, set_threads, train_and_test
+    from adbench.experiment.console import quietly
+    from adbench.experiment.record import RunRecord
+    from adbench.experiment.signals import IgnoredRequest
+    from adbench.experiment.trainers import set_threads
+    from adbench.experiment.training import prepare, train_and_test
 
-    deaf = StopRequest()
-    deaf.handle = lambda *_: None  # type: ignore[method-assign]  # rank 0 decides for all
-    deaf.listen()
+    request = IgnoredRequest()
+    request.listen()
     folder, threads, pipe = Bystander(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    cfg = folder.config(folder.path / HANDED)
+    cfg = folder.config(folder.path / CONFIGURATION)
     cfg.logger = None
-    handed = json.loads((folder.path / HANDED_TOO).read_text(encoding="utf-8"))
+    orders = json.loads((folder.path / ORDERS).read_text(encoding="utf-8"))
     set_threads(threads)
-    place = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    record = {"time": {}, **dict.fromkeys(GROUPS, ""), "attempt": handed["attempt"]}
-    found = folder.trained(record) if handed["resume"] else None
+    rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    record = RunRecord(attempt=orders["attempt"])
+    checkpoint = folder.newest_checkpoint(record.attempt) if orders["resume"] else None
     with quietly():
-        job = prepare(cfg, folder, record, deaf, threads=threads, place=place, found=found)
-        train_and_test(job, Ranks(*place, [pipe]))
+        job = prepare(cfg, folder, record, request, threads=threads, rank=rank, world=world, checkpoint=checkpoint)
+        train_and_test(job, Ranks(rank, world, [pipe]))
     _leave()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -12,12 +13,20 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from adbench.errors import UserError
+from adbench.evaluation import session
 from adbench.experiment.build import load_method, stored_datamodule
+from adbench.experiment.console import progress_bar, quietly
 from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.identity import safe_id
 from adbench.experiment.overrides import understood
-from adbench.experiment.training import quietly
+from adbench.experiment.placement import cores
+from adbench.experiment.provenance import git, hardware, now, versions
+from adbench.experiment.record import RunRecord, count
+from adbench.experiment.trainers import build_trainer, check_devices, set_threads
+
+if TYPE_CHECKING:
+    from adbench.evaluation.thresholds import Threshold
 
 ALLOWED = ("data=", "data.", "data_root=", "cache_dir=", "evaluation.")
 
@@ -93,59 +102,51 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
 
 
 def _test(
-    method: Any, cfg: Any, record: dict[str, Any], folder: Any, target: Any, trained_on: str, datamodule: Any
+    method: Any,
+    cfg: Any,
+    record: dict[str, Any],
+    folder: RunFolder,
+    target: RunFolder,
+    trained_on: str,
+    datamodule: Any,
 ) -> dict[str, Any]:
-    import time
-
-    import torch
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.callbacks import TQDMProgressBar
-
-    from adbench.evaluation.codes import CodePanels
-    from adbench.evaluation.evaluator import Evaluator
-    from adbench.evaluation.extra_scores import ExtraScores
-    from adbench.evaluation.metrics import held_out_threshold, histogram_offset
-    from adbench.evaluation.observers import Subject
-    from adbench.evaluation.panels import Panels
-    from adbench.experiment import job as jobs
-    from adbench.experiment import training
-
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    started = time.perf_counter()
+    """Test as a run does, on one device, and write the evaluation's folder."""
+    started, threads = time.perf_counter(), cfg.trainer.threads or cores()
+    set_threads(threads)
+    check_devices(cfg, devices=1, strategy="auto")
+    datamodule.place = 0, 1
     datamodule.setup()
-    records, figures = datamodule.records, target.path / "figures"
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
-        default_root_dir=target.path, enable_checkpointing=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[TQDMProgressBar(refresh_rate=training.refresh_rate())],
+
+    def trainer_with(callbacks: list[Any]) -> Any:
+        return build_trainer(cfg, target.path, [*callbacks, progress_bar()], devices=1, strategy="auto")
+
+    device = trainer_with([]).strategy.root_device
+    held_out = session.score_held_out(method.to(device), datamodule.holdout_batches(device))
+    threshold = _threshold(record, folder, cfg.evaluation.quantile, trained_on)
+    target.clear()
+    measurement = session.test(
+        method, datamodule, target, session.Pictures.of(cfg.evaluation),
+        threshold=threshold, offset=held_out.offset, trainer_with=trainer_with,
     )  # fmt: skip
-    device = trainer.strategy.root_device
-    pixels = training.score_all(method.to(device), datamodule.holdout_batches(device))["pixels"]
-    origin = f"held-out normal training samples of {trained_on} (the run's own)"
-    threshold = record.get("threshold")
-    if threshold is None or threshold["quantile"] != cfg.evaluation.quantile:
-        threshold = held_out_threshold(held_out_scores(folder), cfg.evaluation.quantile)
-    threshold = threshold and threshold | {"origin": origin}
-    subject = Subject.of(datamodule)
-    evaluator = Evaluator(subject, threshold, histogram_offset(pixels) if len(pixels) else 0.0)
-    extra = ExtraScores(subject)
-    trainer.callbacks += [
-        evaluator, extra, CodePanels(figures, subject),
-        Panels(figures, evaluator, anomalous=cfg.evaluation.panels_anomalous, normals=cfg.evaluation.panels_normal),
-    ]  # fmt: skip
-    trainer.test(method, datamodule=datamodule, verbose=False)
-    table = evaluator.table()
-    found = {
+    result = RunRecord(
         **{key: record[key] for key in ("method", "protocol", "pretraining", "seed", "config_hash")},
-        "data": cfg.data.id, "trained_on": trained_on, "status": "evaluation", "threshold": threshold,
-        "metrics": evaluator.results() | extra.results(),
-        "per_defect_image_auroc": evaluator.per_defect(),
-        "image_auroc_interval_95": evaluator.interval(), "counts": training.counts(datamodule, method),
-        "data_report": datamodule.data_report(),
-        "time": {"finished": jobs.now(), "total_s": round(time.perf_counter() - started, 2)},
-        "hardware": training.hardware(torch.get_num_threads()), "versions": jobs.versions(), "git": jobs.git(),
-    }  # fmt: skip
-    target.write_scores("scores.csv", training.named_rows(records, table["index"], table["score"]))
-    target.write_metrics(found)
-    return found
+        data=cfg.data.id, data_id=cfg.data.id, trained_on=trained_on, status="evaluation", threshold=threshold,
+        counts=count(datamodule, method), data_report=datamodule.data_report(),
+        hardware=hardware(threads), versions=versions(), git=git(),
+    )  # fmt: skip
+    result.take(measurement)
+    result.time |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
+    target.write_metrics(result.as_json())
+    return result.as_json()
+
+
+def _threshold(record: dict[str, Any], folder: RunFolder, quantile: float, trained_on: str) -> Threshold | None:
+    """The run's own threshold; for another quantile, that of the run's held-out scores."""
+    from adbench.evaluation.thresholds import held_out_threshold
+
+    threshold: Threshold | None = record.get("threshold")
+    if threshold is None or threshold["quantile"] != quantile:
+        threshold = held_out_threshold(held_out_scores(folder), quantile)
+    if threshold is None:
+        return None
+    return {**threshold, "origin": f"held-out normal training samples of {trained_on} (the run's own)"}

@@ -11,8 +11,8 @@ from typing import Any
 class StopRequest:
     """The signal that asked the run to stop, and the callback that should save and stop.
 
-    SIGTERM, which schedulers send before the time limit, and Ctrl-C become 'save a checkpoint and stop'. Whoever asks a
-    second time is not made to wait.
+    SIGTERM, which schedulers send before the time limit, and Ctrl-C become 'save a checkpoint and stop'. A second
+    signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -28,15 +28,34 @@ class StopRequest:
         return 128 + (self.signal or signal.SIGINT)
 
     def handle(self, signum: int, frame: Any) -> None:
-        again, self.signal = bool(self), signum
-        if again or self.callback is None:
+        repeated, self.signal = bool(self), signum
+        if repeated or self.callback is None:
             raise SystemExit(self.code)  # not training: what is written is whole, the rest is done again
         self.callback.stop_requested = True
 
     def listen(self) -> dict[int, Any]:
-        """Hear the signals; returns who did before. Lightning's trainers take them over, and under several ranks talk
-        to the others from inside the handler, where these do not listen: said again once they have begun."""
+        """Become the handler of both signals; returns the handlers before."""
         return {signum: signal.signal(signum, self.handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+
+class IgnoredRequest(StopRequest):
+    """Of a rank other than 0, where signals do nothing: rank 0 decides for all."""
+
+    def handle(self, signum: int, frame: Any) -> None: ...
+
+
+def signal_callback(request: StopRequest) -> Any:
+    """Makes the request the handler again once a trainer has begun.
+
+    Lightning's trainers become the handlers. Under several ranks they talk to the others from inside the handler, while
+    the others wait for something else.
+    """
+    from pytorch_lightning.callbacks import LambdaCallback
+
+    def listen(*_: Any) -> None:
+        request.listen()
+
+    return LambdaCallback(on_train_start=listen, on_test_start=listen)
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""How a command stands to what its run folder holds: the facts that the table in `states` asks for, and their words."""
+"""A command and its run folder: the facts that the table in `states` decides by, and the messages about them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +13,9 @@ from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import changed_settings, digest
 from adbench.experiment.states import Action, Facts, decide
 from adbench.types import UserError
+
+if TYPE_CHECKING:
+    from adbench.experiment.checkpoints import Checkpoint
 
 STALE = "stale: the code behind these figures has changed since; overwrite=stale trains such runs anew"
 NAMED = 3  # differences of a kind that a message names
@@ -32,12 +34,12 @@ class Data(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What is to be done, and what it is decided by."""
+    """The decision about a command, and its grounds."""
 
     action: Action
     reason: str  # why the command is refused, or what to say beside the figures
     record: Mapping[str, Any]  # what metrics.json says
-    found: tuple[Path, dict[str, Any]] | None  # the checkpoint to go on from
+    checkpoint: Checkpoint | None  # to go on from
 
 
 def code_hash(cfg: DictConfig) -> str:
@@ -61,8 +63,8 @@ def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standi
 
     record = folder.metrics()
     status = str(record.get("status") or "")
-    found = None if status == "finished" or cfg.overwrite is True else folder.trained(record)
-    checkpoint = "whole" if found else "damaged" if status != "finished" and damaged(folder.checkpoint) else "none"
+    newest = None if status == "finished" or cfg.overwrite is True else folder.newest_checkpoint()
+    checkpoint = "whole" if newest else "damaged" if status != "finished" and damaged(folder.checkpoint) else "none"
     if not status and (folder.checkpoint.exists() or previous(folder.checkpoint).exists()):
         checkpoint = "whole"  # of whatever attempt
     facts = Facts(status, checkpoint, overwrite=cfg.overwrite, resume=bool(cfg.resume))  # type: ignore[arg-type]
@@ -76,10 +78,10 @@ def look(folder: RunFolder, cfg: DictConfig, data: Callable[[], Data]) -> Standi
             code="same" if record.get("code") == code_hash(cfg) else "other",
         )
     action = decide(facts)
-    reason = _refusal(folder, facts, cfg, changed, found, data) if action == "refuse" else ""
+    reason = _refusal(folder, facts, cfg, changed, newest, data) if action == "refuse" else ""
     if facts.code == "other" and action in ("answer-stale", "resume"):
         reason = STALE
-    return Standing(action, reason, record, found if action == "resume" else None)
+    return Standing(action, reason, record, newest if action == "resume" else None)
 
 
 def _fingerprint(folder: RunFolder, status: str, data: Callable[[], Data]) -> str:
@@ -91,9 +93,14 @@ def _fingerprint(folder: RunFolder, status: str, data: Callable[[], Data]) -> st
 
 
 def _refusal(
-    folder: RunFolder, facts: Facts, cfg: DictConfig, changed: list[str] | None, found: Any, data: Callable[[], Data]
+    folder: RunFolder,
+    facts: Facts,
+    cfg: DictConfig,
+    changed: list[str] | None,
+    checkpoint: Checkpoint | None,
+    data: Callable[[], Data],
 ) -> str:
-    """One message: what lies there, how the command differs, what to type."""
+    """One message: contents of the folder, difference to the command, what to type."""
     if facts.holds == "unknown":
         return (
             f"{folder.checkpoint} holds training, and {folder.path / 'metrics.json'} is missing or damaged, so nothing "
@@ -105,23 +112,23 @@ def _refusal(
             f"{folder.checkpoint} holds training and cannot be read: is the disk in order? overwrite=true trains anew "
             "in its place"
         )
-    seen = f"a run that is trained up to batch {int(found[1]['batches_seen']):,}" if found else "a finished run"
+    contents = f"a run that is trained up to batch {checkpoint.batches_seen:,}" if checkpoint else "a finished run"
     if facts.data == "other":
         files = _changed_files(folder, data().paths)
-        unfinished = "; with the files as they were, the same command resumes it" if found else ""
+        unfinished = "; with the files as they were, the same command resumes it" if checkpoint else ""
         older = "" if folder.metrics().get("code") else ", or it is of an earlier version that compared data otherwise"
         own_name = "data.name=OTHER or results=DIR keeps" if "name" in cfg.data else "results=DIR keeps"
         return (
-            f"{folder.path} holds {seen} on other data: files of the data set changed, moved or vanished since "
+            f"{folder.path} holds {contents} on other data: files of the data set changed, moved or vanished since "
             f"({files}){older}{unfinished}. {own_name} both, overwrite=true trains anew in its place"
         )
     if facts.settings == "other":
         named = "which, its configuration does not tell" if changed is None else _some(changed)
         return (
-            f"{folder.path} holds {seen} made with other settings ({named}). results=DIR keeps both, overwrite=true "
-            "trains anew in its place"
+            f"{folder.path} holds {contents} made with other settings ({named}). results=DIR keeps both, "
+            "overwrite=true trains anew in its place"
         )
-    return f"{folder.path} holds {seen}: resume=false would lose it. If that is wanted, say overwrite=true"
+    return f"{folder.path} holds {contents}: resume=false would lose it. If that is wanted, say overwrite=true"
 
 
 def _changed_files(folder: RunFolder, paths: tuple[str, ...]) -> str:

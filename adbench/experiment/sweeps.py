@@ -69,7 +69,7 @@ class Job:
             self.status, self.reason = "interrupted", "its process died before training began; was it out of memory?"
 
     def end(self, outcome: Outcome) -> None:
-        """Take over what the job's process has told; of what never began, or was finished before, no file tells."""
+        """Take over the outcome that the job's process has returned."""
         if not outcome.began:
             self.status, self.reason, self.metrics = outcome.status, outcome.reason, None
         elif outcome.status == "finished" and self.folder is not None:
@@ -78,12 +78,12 @@ class Job:
 
 
 class Recorder:
-    """Stands before a launcher: passes on what is still to run and keeps the outcome of every job.
+    """A launcher in front of Hydra's: it passes on the jobs that are still to run and keeps the outcome of every job.
 
     Args:
         launcher: Hydra's, set up.
         config, config_loader: what the jobs share, and what composes them.
-        objective: the number of metrics.json that the sweeper is told, by its name; None tells it nothing.
+        objective: name of the number in metrics.json that the sweeper optimises; None for a plain sweep.
     """
 
     def __init__(self, launcher: Any, config: Any, config_loader: Any, objective: str | None = None) -> None:
@@ -154,40 +154,43 @@ class Recorder:
                 self._data[key] = Data.of(build(node))
             except UserError as error:
                 self._data[key] = error
-        found = self._data[key]
-        if isinstance(found, UserError):
-            raise found
-        return found
+        data = self._data[key]
+        if isinstance(data, UserError):
+            raise data
+        return data
 
     def _run(self, jobs: list[Job]) -> None:
-        """Run jobs until each has an outcome. A worker of joblib that is killed takes those beside it down, and nothing
-        tells which it was: they go on one at a time, and whoever dies alone is given up."""
-        at_once = self._at_once(len(jobs))
-        groups = [jobs[i : i + at_once] for i in range(0, len(jobs), at_once)]
+        """Run jobs until each has an outcome.
+
+        When a worker of joblib is killed, all workers end, and nothing says which one was killed. Their jobs run again
+        one at a time. A job that is killed while it runs alone does not run again.
+        """
+        size = self._jobs_side_by_side(len(jobs))
+        groups = [jobs[i : i + size] for i in range(0, len(jobs), size)]
         while groups:
-            now = groups.pop(0)
+            group = groups.pop(0)
             since = time.time() - 1
             broken, returned = False, []
             try:
-                returned = self.launcher.launch([job.overrides for job in now], initial_job_idx=now[0].number)
+                returned = self.launcher.launch([job.overrides for job in group], initial_job_idx=group[0].number)
             except BrokenProcessPool:
                 broken = True
             except Exception as error:
                 log.error(f"error: the launcher gave up: {type(error).__name__}: {error}")
             finally:
-                for job in now:
+                for job in group:
                     job.look(since)
-                for job, one in zip(now, returned, strict=False):
+                for job, one in zip(group, returned, strict=False):
                     if isinstance(one._return_value, Outcome):
                         job.end(one._return_value)
-            stopped = [job for job in now if job.status == "interrupted"]
-            if broken and stopped and len(now) > 1:
+            stopped = [job for job in group if job.status == "interrupted"]
+            if broken and stopped and len(group) > 1:
                 log.error(f"error: a job's process was killed; the {len(stopped)} that ran go on one at a time.")
-                rest = [job for job in now if job.status == "not started"]
-                groups[:0] = [[job] for job in stopped] + [rest] * bool(rest)
+                others = [job for job in group if job.status == "not started"]
+                groups[:0] = [[job] for job in stopped] + [others] * bool(others)
 
-    def _at_once(self, jobs: int) -> int:
-        """Submitit's local executor starts every job at once, whatever the machine: give it no more than fit."""
+    def _jobs_side_by_side(self, jobs: int) -> int:
+        """How many jobs the launcher gets together: submitit's local executor starts all that it gets."""
         launcher = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
         local = str(launcher.get("_target_", "")).endswith("LocalLauncher")
         return jobs_side_by_side(launcher, cores()) if local else max(1, jobs)
@@ -232,8 +235,8 @@ def table(jobs: Sequence[Job]) -> str:
     lines = [f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in count.items())}"]
     for job in jobs:
         auroc = ((job.metrics or {}).get("metrics") or {}).get("image_auroc")
-        shown = f"{'' if auroc is None else f'{auroc:.4f}'}{'  stale' if job.stale else ''}"
-        lines.append(f"  {job.name:<{width}}  {job.status:<11}  {shown}".rstrip())
+        figure = f"{'' if auroc is None else f'{auroc:.4f}'}{'  stale' if job.stale else ''}"
+        lines.append(f"  {job.name:<{width}}  {job.status:<11}  {figure}".rstrip())
     failed = [job for job in jobs if job.status != "finished"]
     if failed:
         lines.append(f"not finished ({len(failed)} of {len(jobs)}); the same command runs these again:")

@@ -3,59 +3,62 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from adbench.errors import UserError
+from adbench.evaluation import session
 from adbench.experiment.build import build, build_datamodule, build_method
+from adbench.experiment.console import progress_bar, quietly, without_seed_message
 from adbench.experiment.folder import RunFolder
-from adbench.experiment.ranks import STRATEGY, Ranks
-from adbench.experiment.signals import StopRequest
+from adbench.experiment.loggers import build_loggers, close_loggers, log_results, log_settings
+from adbench.experiment.provenance import hardware
+from adbench.experiment.ranks import Ranks
+from adbench.experiment.record import Budget, Objectives, RunRecord, count
+from adbench.experiment.signals import StopRequest, signal_callback
 from adbench.experiment.standing import Data
-from adbench.types import UserError
+from adbench.experiment.trainers import build_trainer, check_devices
+
+if TYPE_CHECKING:
+    from adbench.experiment.checkpoints import Checkpoint
 
 log = logging.getLogger("adbench")
 
 
 @dataclass
-class Prepared:
+class Job:
     """A run that nothing stands in the way of; its folder is untouched until `begin`.
 
     Attributes:
         record: what metrics.json will hold; filled on the way.
-        callbacks: the user's own.
         total: training batches; 0 for a method that does not learn by gradients.
-        found: file and contents of the checkpoint to go on from; None starts at 0.
+        checkpoint: to go on from; None starts at batch 0.
+        callbacks: the user's own.
+        begun: whether the folder is this run's.
     """
 
     cfg: DictConfig
     folder: RunFolder
-    record: dict[str, Any]
+    record: RunRecord
     request: StopRequest
     method: Any
     pretraining: Any
     datamodule: Any
     total: int
-    found: tuple[Path, dict[str, Any]] | None
+    checkpoint: Checkpoint | None
     loggers: list[Any]
     callbacks: list[Any]
-    begun: bool = field(default=False)
+    begun: bool = False
 
     @property
     def start(self) -> int:
         """Batches that the checkpoint has seen."""
-        return int(self.found[1]["batches_seen"]) if self.found else 0
+        return self.checkpoint.batches_seen if self.checkpoint else 0
 
     def begin(self, saver: Any = None) -> None:
         """Make the folder this run's: called when the first training batch is about to start, or what replaces it.
@@ -65,31 +68,28 @@ class Prepared:
         """
         if self.begun:
             return
-        self.folder.write_metrics(self.record)
+        self.folder.write_metrics(self.record.as_json())
         self.begun = True
-        if self.found is None:
+        if self.checkpoint is None:
             self.folder.clear()
         self.folder.write_config(self.cfg)
         self.folder.write_split(self.datamodule.split_table())
         self.folder.write_latest(self.cfg.results)
         self.request.callback = saver
-        for logger in self.loggers:
-            if type(logger).__name__ != "WandbLogger":  # which has the configuration already
-                with suppress(Exception):
-                    logger.log_hyperparams(OmegaConf.to_container(self.cfg, resolve=True))
+        log_settings(self.loggers, self.cfg)
 
 
 def prepare(
-    cfg: DictConfig, folder: RunFolder, record: dict[str, Any], request: StopRequest, *,
-    threads: int, place: tuple[int, int] = (0, 1), found: Any = None, source: Any = None,
-) -> Prepared:  # fmt: skip
+    cfg: DictConfig, folder: RunFolder, record: RunRecord, request: StopRequest, *, threads: int, rank: int = 0,
+    world: int = 1, checkpoint: Checkpoint | None = None, source: Callable[[], Any] | None = None,
+) -> Job:  # fmt: skip
     """Do all that may be refused: devices, method, pretraining, data, budget. Nothing in the folder changes.
 
     Args:
         cfg, folder, record, request: of the run; the record is filled with what is known before training.
         threads: CPU threads of this process.
-        place: (rank, number of ranks).
-        found: the checkpoint to go on from, see `RunFolder.trained`.
+        rank, world: the number of this process, and of how many.
+        checkpoint: to go on from, see `RunFolder.newest_checkpoint`.
         source: gives the data set, where it may be built already.
 
     Raises:
@@ -98,165 +98,151 @@ def prepare(
     from pytorch_lightning import seed_everything
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
-    from adbench.data.notes import lines
-
-    with _no_stdout_chatter():
+    with without_seed_message():
         seed_everything(cfg.seed, workers=True)
-    _check_devices(cfg, place[1])
+    check_devices(cfg, world)
     method = build_method(cfg)
     method.log_every = cfg.log_every
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision, None if source is None else source())
-    datamodule.place = place
+    datamodule.rank_and_world = rank, world
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
-    # What learns nothing by gradients (PCA, OC-SVM) beside what does, in a sweep with one budget for all, has none.
+    # A sweep has one budget for all its methods; those without training steps (PCA, OC-SVM) do not need it.
     total = total_batches(cfg, datamodule) if is_overridden("training_step", method) else 0
     method.total_batches = total
-    record["data_fingerprint"], record["data_id"] = Data.of(datamodule.source).fingerprint, cfg.data.id
-    record["hardware"] = hardware(threads) | {"ranks": place[1]}
-    record["counts"] = counts(datamodule, method)
-    record["budget"] = {"name": cfg.budget.name, "batches": total, "batch_size": cfg.data.batch_size}
-    record["data_kind"], record["normal_class"] = cfg.data.kind, cfg.data.normal_class
-    record["data_report"] = datamodule.data_report()
-    if place[0] == 0:
-        for line in lines(record["data_report"]):
-            log.warning(line)
+    record.hardware = hardware(threads) | {"ranks": world}
+    record.budget = Budget(name=cfg.budget.name, batches=total, batch_size=cfg.data.batch_size)
+    _describe_data(record, cfg, method, datamodule)
+    if rank == 0:
+        _warn_about_data(record)
     if hasattr(pretraining, "weights_used"):
-        record["pretraining_weights"] = pretraining.weights_used()
+        record.pretraining_weights = pretraining.weights_used()
     if hasattr(pretraining, "images_used"):
-        record["pretraining_images"] = pretraining.images_used()
-    loggers = _loggers(cfg, folder, record)
+        record.pretraining_images = pretraining.images_used()
+    loggers = build_loggers(cfg, folder, record)
     callbacks = [build(node) for node in (cfg.get("callbacks") or {}).values()]
-    job = Prepared(cfg, folder, record, request, method, pretraining, datamodule, total, found, loggers, callbacks)
+    job = Job(cfg, folder, record, request, method, pretraining, datamodule, total, checkpoint, loggers, callbacks)
     if total:
         datamodule.set_budget(total, start=job.start)
     return job
 
 
-def train_and_test(job: Prepared, ranks: Ranks) -> None:
+def train_and_test(job: Job, ranks: Ranks) -> None:
     """Fill the folder and the record; what another rank than 0 writes goes nowhere."""
     try:
-        fitter = _fit(job, ranks)
-        _calibrate(job, fitter)
-        held_out = _hold_out(job, fitter)
+        trainer = _train(job, ranks)
+        device = trainer.strategy.root_device
+        complete(job.method, job.datamodule, device)
+        if trainer.is_global_zero:
+            _save_calibrated(job)
+        held_out = _hold_out(job, device)
         _test(job, ranks, held_out)
     finally:
-        for logger in job.loggers if job.begun else ():
-            with suppress(Exception):
-                logger.finalize("success" if sys.exc_info()[0] is None else "failed")
-        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-            sys.modules["wandb"].finish()  # without this the jobs of a sweep merge into one run
+        status = "success" if sys.exc_info()[0] is None else "failed"
+        close_loggers(job.loggers if job.begun else [], status)
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _fit(job: Prepared, ranks: Ranks) -> Any:
+def _train(job: Job, ranks: Ranks) -> Any:
     """Pretrain and train, or take over what a checkpoint holds; returns the trainer, which knows the device."""
-    from pytorch_lightning.callbacks import TQDMProgressBar
-
     from adbench.experiment.checkpoints import SaveEvery
 
-    method, clock = job.method, time.perf_counter()
-    saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.get("attempt"))
-    bar = TQDMProgressBar(refresh_rate=refresh_rate())
-    fitter = _trainer(
-        job.cfg, job.folder, ranks.world, [_ears(job), _beginning(job, saver), saver, *job.callbacks, bar]
-    )
-    device = fitter.strategy.root_device
-    if job.pretraining is not None and job.found is None:
-        method.to(device)
-        method.before_pretraining(job.datamodule.training_batches(device))
-        job.pretraining(method, job.datamodule, cache_dir=job.cfg.cache_dir, seed=job.cfg.seed,
-                        max_batches=job.cfg.budget.pretraining_batches)  # fmt: skip
-        job.record["time"]["pretraining_s"] = round(time.perf_counter() - clock, 2)
-        clock = time.perf_counter()
+    method, started = job.method, time.perf_counter()
+    saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.attempt)
+    callbacks = [signal_callback(job.request), _first_batch_callback(job, saver), saver, *job.callbacks, progress_bar()]
+    trainer = build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world)
+    if job.pretraining is not None and job.checkpoint is None:
+        _pretrain(job, trainer.strategy.root_device)
+        job.record.time["pretraining_s"] = round(time.perf_counter() - started, 2)
+        started = time.perf_counter()
     ranks.meet()
     if job.start < job.total:
-        fitter.fit(method, datamodule=job.datamodule, ckpt_path=job.found[0] if job.found else None)
-    elif job.found:
-        method.load_state_dict(job.found[1]["state_dict"])
+        file = job.checkpoint.file if job.checkpoint else None
+        trainer.fit(method, datamodule=job.datamodule, ckpt_path=file)
+    elif job.checkpoint:
+        method.load_state_dict(job.checkpoint.contents["state_dict"])
         method.batches_seen = job.start
     job.begin()
     job.request.callback = None
-    job.record["time"]["train_s"] = round(time.perf_counter() - clock, 2)
-    return fitter
+    job.record.time["train_s"] = round(time.perf_counter() - started, 2)
+    return trainer
 
 
-def _calibrate(job: Prepared, fitter: Any) -> None:
-    """Fit what is not learned by gradients, and what is computed from held-out rows; save it."""
+def _pretrain(job: Job, device: Any) -> None:
+    job.method.to(device)
+    job.method.before_pretraining(job.datamodule.training_batches(device))
+    job.pretraining(
+        job.method, job.datamodule, cache_dir=job.cfg.cache_dir, seed=job.cfg.seed,
+        max_batches=job.cfg.budget.pretraining_batches,
+    )  # fmt: skip
+
+
+def complete(method: Any, datamodule: Any, device: Any) -> None:
+    """Prepare and calibrate, each if it is not done yet; the method is on the device and in eval mode afterwards.
+
+    The training prepares a method that has one. Every other method, and calibration, are left to this.
+
+    Args:
+        method: trained, or without training steps.
+        datamodule: set up.
+        device: of the training.
+    """
     import torch
 
-    method, device = job.method, fitter.strategy.root_device
     method.to(device).eval()
     with torch.no_grad():
-        if not job.total and not bool(method.prepared):
-            method.prepare(job.datamodule.training_batches(device))
+        if not bool(method.prepared):
+            method.prepare(datamodule.training_batches(device))
             method.prepared.fill_(True)
         if not bool(method.calibrated):
-            method.calibrate(job.datamodule.holdout_batches(device))
+            method.calibrate(datamodule.holdout_batches(device))
             method.calibrated.fill_(True)
-    if fitter.is_global_zero:
-        _save_calibrated(method, job.folder, job.record)
 
 
-def _hold_out(job: Prepared, fitter: Any) -> dict[str, Any]:
+def _save_calibrated(job: Job) -> None:
+    """Write the checkpoint again with what calibration filled in; it is what predict and export load."""
+    from adbench.experiment.checkpoints import WholeFiles
+
+    checkpoint = job.folder.newest_checkpoint(job.record.attempt)
+    state = {name: value.detach().cpu() for name, value in job.method.state_dict().items()}
+    changes = {"state_dict": state, "batches_seen": job.method.batches_seen, "attempt": job.record.attempt}
+    WholeFiles().save_checkpoint((checkpoint.contents if checkpoint else {}) | changes, job.folder.checkpoint)
+
+
+def _hold_out(job: Job, device: Any) -> session.HeldOut:
     """Score the held-out normal rows and set the threshold by them."""
-    from adbench.evaluation.metrics import held_out_threshold
     from adbench.evaluation.overlay import map_range
+    from adbench.evaluation.thresholds import held_out_threshold
 
-    held_out = score_all(job.method, job.datamodule.holdout_batches(fitter.strategy.root_device))
-    job.record["threshold"] = held_out_threshold(held_out["score"], job.cfg.evaluation.quantile)
-    job.record["map_range"] = map_range(held_out["pixels"])
-    # What a tuner may look at: held-out normal rows, no test row and no label.
-    mean = float(held_out["score"].mean()) if len(held_out["score"]) else None
-    job.record["objectives"] = {"holdout_score": mean}
-    rows = named_rows(job.datamodule.records, held_out["index"], held_out["score"])
+    held_out = session.score_held_out(job.method, job.datamodule.holdout_batches(device))
+    job.record.threshold = held_out_threshold(held_out.score, job.cfg.evaluation.quantile)
+    job.record.map_range = map_range(held_out.pixels)
+    job.record.objectives = Objectives(holdout_score=float(held_out.score.mean()) if len(held_out.score) else None)
+    rows = session.named_rows(job.datamodule.records, held_out.rows, held_out.score)
     job.folder.write_scores("calibration.csv", rows)
     return held_out
 
 
-def _test(job: Prepared, ranks: Ranks, held_out: dict[str, Any]) -> None:
-    """Score the test rows; fill the record's metrics, scores.csv, the curves and the pictures."""
-    from pytorch_lightning.callbacks import TQDMProgressBar
+def _test(job: Job, ranks: Ranks, held_out: session.HeldOut) -> None:
+    """Test as `evaluation.session` does; fill the record's metrics."""
 
-    from adbench.evaluation.codes import CodePanels
-    from adbench.evaluation.evaluator import Evaluator
-    from adbench.evaluation.extra_scores import ExtraScores
-    from adbench.evaluation.gallery import Gallery
-    from adbench.evaluation.metrics import histogram_offset
-    from adbench.evaluation.observers import Subject
-    from adbench.evaluation.panels import Panels
+    def trainer_with(observers: list[Any]) -> Any:
+        callbacks = [signal_callback(job.request), *observers, *job.callbacks, progress_bar()]
+        return build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world, loggers=job.loggers)
 
-    clock, datamodule, options = time.perf_counter(), job.datamodule, job.cfg.evaluation
-    figures, subject = job.folder.path / "figures", Subject.of(datamodule)
-    offset = histogram_offset(held_out["pixels"]) if len(held_out["pixels"]) else 0.0
-    evaluator, extra = Evaluator(subject, job.record["threshold"], offset), ExtraScores(subject)
-    panels = Panels(figures, evaluator, anomalous=options.panels_anomalous, normals=options.panels_normal)
-    gallery = Gallery(figures, evaluator, number=options.gallery)
-    bar = TQDMProgressBar(refresh_rate=refresh_rate())
-    callbacks = [_ears(job), evaluator, panels, gallery, CodePanels(figures, subject, options.codes), extra]
-    callbacks += [*job.callbacks, bar]
-    tester = _trainer(job.cfg, job.folder, ranks.world, callbacks, job.loggers)
-    tester.test(job.method, datamodule=datamodule, verbose=False)
-    job.record["time"]["test_s"] = round(time.perf_counter() - clock, 2)
-    job.record["metrics"] = evaluator.results() | extra.results()
-    job.record["per_defect_image_auroc"] = evaluator.per_defect()
-    job.record["image_auroc_interval_95"] = evaluator.interval()
-    for logger in job.loggers:
-        numbers = {f"test/{k}": v for k, v in job.record["metrics"].items() if v is not None}
-        logger.log_metrics(numbers, step=job.total)
-        logger.save()
-    if evaluator.curves():
-        job.folder.write_curves({"pixel": evaluator.curves()})
-    table = evaluator.table()
-    job.folder.write_scores("scores.csv", named_rows(datamodule.records, table["index"], table["score"]))
+    measurement = session.test(
+        job.method, job.datamodule, job.folder, session.Pictures.of(job.cfg.evaluation),
+        threshold=job.record.threshold, offset=held_out.offset, trainer_with=trainer_with,
+    )  # fmt: skip
+    job.record.take(measurement)
+    log_results(job.loggers, job.record.metrics, step=job.total)
 
 
 def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epochs: int = 1, **options: Any) -> Any:
     """Train a method with a plain trainer and calibrate it, outside any run folder; see `adbench.fit`."""
-    import torch
     from pytorch_lightning import Trainer
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -269,67 +255,22 @@ def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epo
     with quietly():
         trainer = Trainer(**plain | options, max_epochs=1)
         device = trainer.strategy.root_device
+        method.calibrated.fill_(False)
         if total:
             method.total_batches = total
             datamodule.set_budget(total)
             trainer.fit(method, datamodule=datamodule)
-        method.to(device).eval()
-        with torch.no_grad():
-            if not total:
-                method.prepare(datamodule.training_batches(device))
-                method.prepared.fill_(True)
-            method.calibrate(datamodule.holdout_batches(device))
-            method.calibrated.fill_(True)
+        else:
+            method.prepared.fill_(False)
+        complete(method, datamodule, device)
     return method
 
 
-# -- Lightning --------------------------------------------------------------------------------------------------------
+# -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _trainer(cfg: DictConfig, folder: RunFolder, world: int, callbacks: list[Any], loggers: Any = False) -> Any:
-    import torch
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.plugins.environments import LightningEnvironment
-
-    from adbench.experiment.checkpoints import WholeFiles
-
-    options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | {
-        "max_epochs": 1, "logger": loggers, "default_root_dir": folder.path, "enable_checkpointing": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
-        "plugins": [WholeFiles()], "log_every_n_steps": 1, "callbacks": callbacks,
-    }  # fmt: skip
-    if cfg.data.kind == "tabular" and cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available():
-        options["accelerator"] = "cpu"  # features are float64, which MPS does not have
-    if world > 1:
-        options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
-        options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
-    return Trainer(**options)
-
-
-def _check_devices(cfg: DictConfig, world: int) -> None:
-    """Refuse a trainer that this machine cannot have."""
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-    try:
-        _trainer(cfg, RunFolder(Path()), world, [])
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        asked = " ".join(f"trainer.{key}={value}" for key, value in cfg.trainer.items() if value is not None)
-        raise UserError(
-            f"this trainer cannot be had here: {one_line(error).rstrip('.')} (asked for: {asked}); trainer=cpu runs on "
-            "any machine"
-        ) from error
-
-
-def _ears(job: Prepared) -> Any:
-    """Hear signals again once Lightning has set its own handlers."""
-    from pytorch_lightning.callbacks import LambdaCallback
-
-    again = lambda *_: job.request.listen()  # noqa: E731
-    return LambdaCallback(on_train_start=again, on_test_start=again)
-
-
-def _beginning(job: Prepared, saver: Any) -> Any:
-    """Begin with the first batch; the loggers, which write too, are heard from then on."""
+def _first_batch_callback(job: Job, saver: Any) -> Any:
+    """The folder becomes the run's with the first training batch; the loggers, which write too, are set then."""
     from pytorch_lightning.callbacks import LambdaCallback
 
     def begin(trainer: Any, *_: Any) -> None:
@@ -338,48 +279,6 @@ def _beginning(job: Prepared, saver: Any) -> Any:
             trainer.loggers = job.loggers
 
     return LambdaCallback(on_train_batch_start=begin)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """While open, Lightning keeps to itself what is deliberate here, and warnings are lines of the log; then all is as
-    it was."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*", ".*You're resuming from a checkpoint that ended before.*",
-                ".*Checkpoint directory .* exists.*", ".*`LightningModule.configure_optimizers` returned `None`.*",
-                ".*No `test_dataloader.*", ".*isinstance\\(treespec, LeafSpec\\).*", ".*Experiment logs directory.*",
-                ".*GPU available but not used.*", ".*Found .* module\\(s\\) in eval mode.*",
-            ):  # fmt: skip
-                warnings.filterwarnings("ignore", message=message)
-            warnings.showwarning = lambda message, *_, **__: log.warning(f"warning: {message}")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _no_stdout_chatter() -> Iterator[None]:
-    logger = logging.getLogger("lightning_fabric.utilities.seed")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def refresh_rate() -> int:
-    return 1 if sys.stderr.isatty() else 0  # a log file gets no progress bars
-
-
-# -- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _pretraining(cfg: DictConfig, method: Any) -> Any:
@@ -393,6 +292,11 @@ def _pretraining(cfg: DictConfig, method: Any) -> Any:
 
 
 def total_batches(cfg: DictConfig, datamodule: Any) -> int:
+    """Length of the training in batches.
+
+    Raises:
+        UserError: the budget does not say it, or it is negative.
+    """
     batches, epochs = cfg.budget.max_batches, cfg.budget.max_epochs
     if batches is None and epochs is None:
         raise UserError(
@@ -417,124 +321,15 @@ def _refuse_far_rows(method: Any, datamodule: Any) -> None:
         refuse_far_rows(method, torch.from_numpy(datamodule.source.features), torch.from_numpy(split.train), scored)
 
 
-def set_threads(threads: int) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def score_all(method: Any, batches: Any) -> dict[str, Any]:
-    """Scores of held-out rows, and a sample of their maps' pixels."""
-    import numpy as np
-    import torch
-
-    index, score, pixels = [], [], []
-    with torch.no_grad():
-        for batch in batches:
-            scores = method.score(batch.image)
-            index.append(batch.index.cpu())
-            score.append(scores.image.float().cpu())
-            if scores.maps is not None:
-                pixels.append(scores.maps.float().flatten()[::61].cpu())  # a prime: not one column of the image
-    join = lambda parts: torch.cat(parts).numpy() if parts else np.empty(0)  # noqa: E731
-    return {"index": join(index).astype(int), "score": join(score), "pixels": join(pixels)}
+def _describe_data(record: RunRecord, cfg: DictConfig, method: Any, datamodule: Any) -> None:
+    record.data_fingerprint, record.data_id = Data.of(datamodule.source).fingerprint, cfg.data.id
+    record.data_kind, record.normal_class = cfg.data.kind, cfg.data.normal_class
+    record.data_report = datamodule.data_report()
+    record.counts = count(datamodule, method)
 
 
-def named_rows(records: Any, index: Any, score: Any) -> Iterator[tuple[int, str, int, str, float]]:
-    for i, s in zip(index.tolist(), score.tolist(), strict=True):
-        yield i, str(records.path[i]), int(records.label[i]), str(records.defect[i]), s
+def _warn_about_data(record: RunRecord) -> None:
+    from adbench.data.notes import lines
 
-
-def _save_calibrated(method: Any, folder: RunFolder, record: dict[str, Any]) -> None:
-    """Write the checkpoint again with what calibration filled in; it is what predict and export load."""
-    from adbench.experiment.checkpoints import WholeFiles
-
-    found = folder.trained(record)
-    checkpoint = found[1] if found else {}
-    state = {name: value.detach().cpu() for name, value in method.state_dict().items()}
-    new = {"state_dict": state, "batches_seen": method.batches_seen, "attempt": record.get("attempt")}
-    WholeFiles().save_checkpoint(checkpoint | new, folder.checkpoint)
-
-
-def _loggers(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list[Any]:
-    """Lightning loggers of the chosen group, told where the run lives and what it is called."""
-    if cfg.logger is None:
-        return []
-    tags = [str(record[group]) for group in ("method", "data", "protocol", "pretraining")]
-    # The folder without its seed: what tells settings apart there (a class, a ratio, changed values) does so here.
-    place, results = folder.path.resolve(), Path(cfg.results).resolve()
-    inside = place.is_relative_to(results)  # not where hydra.run.dir was set
-    place = place.relative_to(results) if inside else Path(*tags, place.name)
-    setting = "/".join([*place.parent.parts, *place.name.split("-")[1:]])[-128:]  # W&B's limit
-    experiment = HydraConfig.get().runtime.choices.get("experiment")
-    known = [*tags, f"budget:{cfg.budget.name}", *([f"experiment:{experiment}"] if experiment else [])]
-    loggers = []
-    for name, node in cfg.logger.items():
-        options: dict[str, Any] = {"save_dir": str(folder.path)}
-        if name == "wandb":
-            offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online")
-            options |= {
-                "offline": offline and os.environ.get("WANDB_MODE") != "disabled",
-                "group": setting, "tags": [tag[:64] for tag in known], "job_type": "train",
-                "name": f"{setting}/seed{cfg.seed}",
-                "config": OmegaConf.to_container(cfg, resolve=True),
-            }  # fmt: skip
-        logger = instantiate(node, _partial_=True)(**options)  # "config" is a name that instantiate keeps for itself
-        loggers.append(_patient(logger))
-    return loggers
-
-
-def _patient(logger: Any) -> Any:
-    """A logger whose failures are said once and cost the run nothing: a dashboard may be out of reach for hours."""
-    said: list[str] = []
-
-    def guarded(call: Any) -> Any:
-        def attempt(*arguments: Any, **options: Any) -> None:
-            try:
-                call(*arguments, **options)
-            except Exception as error:  # the network, the dashboard's library, its quota: whatever it is
-                if not said:
-                    said.append(type(logger).__name__)
-                    log.warning(f"warning: {said[0]} failed and misses what it was told: {one_line(error)}")
-
-        return attempt
-
-    for name in ("log_metrics", "log_image", "save", "finalize"):
-        if hasattr(logger, name):
-            setattr(logger, name, guarded(getattr(logger, name)))
-    return logger
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def counts(datamodule: Any, method: Any) -> dict[str, int]:
-    from adbench.networks.averaging import WeightAverage
-
-    split, label = datamodule.split, datamodule.records.label
-    copies = [module for module in method.modules() if isinstance(module, WeightAverage)]  # of weights counted already
-    copied = {id(p) for module in copies for p in module.parameters()}
-    return {
-        "train": len(split.train),
-        "train_known_normal": int((split.semi_label == 1).sum()),
-        "train_known_anomalous": int((split.semi_label == -1).sum()),
-        "holdout": len(split.holdout),
-        "test_normal": int((label[split.test] == 0).sum()),
-        "test_anomalous": int((label[split.test] == 1).sum()),
-        "parameters": sum(p.numel() for p in method.parameters() if id(p) not in copied),
-    }
-
-
-def hardware(threads: int) -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "gpus": gpus,
-    }
+    for line in lines(record.data_report):
+        log.warning(line)

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 CHUNK = 4096  # rows of a bank that are compared at once
+BLOCK = 1 << 16  # rows that are gone through at once, where a copy of all of them would not fit
 
 
 def squared_distances(rows: Tensor, bank: Tensor) -> Tensor:
@@ -29,10 +30,10 @@ def nearest(rows: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 def greedy_coreset(rows: Tensor, count: int, first: int, head: int = 24) -> Tensor:
     """Places of `count` rows that leave no row far from all of them: each next one is the farthest from those before.
 
-    The choice is that of the plain greedy algorithm, without its cost: rows are turned onto their principal axes once,
-    and the squared distance along the first few axes, which never exceeds the whole distance, says for most rows that a
-    new member is no nearer than an older one. Only the others are compared in full. Memory: a copy of the rows and a
-    few numbers for each; never rows x rows.
+    The choice is that of the plain greedy algorithm, without its cost: the squared distance along a few principal
+    axes, which never exceeds the whole distance, says for most rows that a new member is no nearer than an older one.
+    Only the others are compared in full. Memory beside the rows: `head` and a few more numbers for each; no copy of
+    them, and never rows x rows.
 
     Source: Roth et al. 2022, Algorithm 1 (without its random projection, which this search does not need);
     Gonzalez 1985 (the greedy choice is at most twice as far as the best one).
@@ -49,34 +50,45 @@ def greedy_coreset(rows: Tensor, count: int, first: int, head: int = 24) -> Tens
     n = len(rows)
     if count >= n:
         return torch.arange(n, device=rows.device)
-    turned = _principal(rows)
-    front = turned[:, :head].contiguous()
+    front = _principal(rows, head)
     front_length = front.square().sum(1)
     slack = 1e-5 * float(front_length.max())  # of the rounding of |a|² - 2ab + |b|²
-    distance = torch.full((n,), torch.inf, device=rows.device, dtype=turned.dtype)
+    distance = torch.full((n,), torch.inf, device=rows.device, dtype=rows.dtype)
     chosen = torch.empty(count, dtype=torch.int64, device=rows.device)
     place = torch.tensor(first, device=rows.device)
     for k in tqdm(range(count), desc="Choosing a coreset", unit="row", delay=2, leave=False):
         chosen[k] = place
         bound = torch.addmv(front_length, front, front[place], alpha=-2).add_(front_length[place] - slack)
         closer = (bound < distance).nonzero()[:, 0]
-        for some in closer.split(1 << 16):
-            found = (turned[some] - turned[place]).square().sum(1)
-            distance[some] = torch.minimum(distance[some], found)
+        for some in closer.split(BLOCK):
+            squared = (rows[some] - rows[place]).square().sum(1)
+            distance[some] = torch.minimum(distance[some], squared)
         distance[place] = -1.0  # a member is not chosen again, even where rows repeat
         place = distance.argmax()
     return chosen
 
 
-def _principal(rows: Tensor) -> Tensor:
-    """Rows about their mean, turned so that the first columns vary most; distances stay."""
-    mean = rows.double().mean(0) if rows.numel() < 1 << 24 else rows.mean(0, dtype=torch.float64)
+def _principal(rows: Tensor, number: int) -> Tensor:
+    """Coordinates (n, number) of the rows about their mean along the axes on which they vary most."""
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in rows.split(BLOCK):
+        mean += part.sum(0, dtype=torch.float64)
+    mean /= len(rows)
     covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    turned = torch.empty(rows.shape, device=rows.device, dtype=rows.dtype)
-    for some in torch.arange(len(rows), device=rows.device).split(1 << 16):
-        part = rows[some].double() - mean
-        covariance.addmm_(part.T, part)
-    axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)
-    for some in torch.arange(len(rows), device=rows.device).split(1 << 16):
-        turned[some] = ((rows[some].double() - mean) @ axes).to(rows.dtype)
-    return turned
+    for part in rows.split(BLOCK):
+        centered = part.double() - mean
+        covariance.addmm_(centered.T, centered)
+    axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :number]
+    return torch.cat([((part.double() - mean) @ axes).to(rows.dtype) for part in rows.split(BLOCK)])
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """All rows of a list of (n_i, D) as one (n, D); the list is emptied on the way, so that no second copy of the rows
+    is ever held."""
+    rows = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    end = len(rows)
+    while parts:
+        part = parts.pop()
+        rows[end - len(part) : end] = part
+        end -= len(part)
+    return rows

@@ -120,7 +120,7 @@ def centred_gram(x: Tensor, sigma: float | Literal["median"]) -> Tensor:
         away = distance.detach()[~torch.eye(m, dtype=torch.bool, device=x.device)]
         width = away.median().clamp_min(torch.finfo(x.dtype).tiny) if m > 1 else distance.new_ones(())
     else:
-        width = float(sigma) ** 2
+        width = distance.new_tensor(float(sigma) ** 2)
     kernel = torch.exp(-0.5 * distance / width)
     kernel = kernel - kernel.mean(0, keepdim=True)
     return kernel - kernel.mean(1, keepdim=True)

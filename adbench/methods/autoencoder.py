@@ -10,16 +10,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adbench.losses import reconstruction as losses
 from adbench.methods.base import OptimizerFactory, Schedule, Terms
 from adbench.methods.several_steps import SeveralSteps
 from adbench.networks import convolutional
-from adbench.networks.mlp import FeatureScaling, mlp
+from adbench.networks.mlp import SIZES, FeatureScaling, mlp
 from adbench.types import Batch, Scores, UserError
+
+OPTIMIZER = partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-5)
 
 
 class Autoencoder(SeveralSteps):
@@ -40,17 +44,17 @@ class Autoencoder(SeveralSteps):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        latent: int,
-        width: int,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        error: str,
-        window: int,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
+        kind: str = "object",
+        image_size: int = 128,
+        latent: int = 128,
+        width: int = 32,
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        error: str = "squared",
+        window: int = 11,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = None,
+        rows_per_step: int | None = None,
         norm: bool = True,
     ) -> None:
         super().__init__(optimizer, schedule, rows_per_step)
@@ -131,18 +135,18 @@ class VariationalAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        latent: int,
-        width: int,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        error: str,
-        window: int,
-        divergence_weight: float,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
+        kind: str = "object",
+        image_size: int = 128,
+        latent: int = 128,
+        width: int = 32,
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        error: str = "squared",
+        window: int = 11,
+        divergence_weight: float = 0.1,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = None,
+        rows_per_step: int | None = None,
         norm: bool = True,
     ) -> None:
         self.divergence_weight = divergence_weight

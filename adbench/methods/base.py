@@ -1,21 +1,26 @@
-"""What every method shares: the training loop's bookkeeping, and nothing of any paper's mathematics.
+"""The base of every method: the training loop's bookkeeping, and nothing of any paper's mathematics.
 
 A method subclasses `SingleObjective` (one loss, Lightning's automatic optimisation) or `Adversarial` (several players,
-manual optimisation) and says which losses act on which networks; `score` turns images into anomaly scores.
+manual optimisation) and names the losses that act on its networks; `score` turns images into anomaly scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from adbench.streams import torch_stream
-from adbench.types import Batch, Scores
+from adbench.transforms.image import to_float, to_rgb
+from adbench.types import Batch, Scores, UserError
 
 Terms = dict[str, Tensor]  # the summands of an objective, each () and already multiplied by its weight
 
@@ -27,7 +32,10 @@ class NonFiniteLoss(RuntimeError):
 class Method(LightningModule):
     """A detector that is trained on batches and scores images.
 
-    The run sets `seed` and `total_batches` before training.
+    Attributes:
+        seed: of everything that training draws.
+        total_batches: length of the training. None until it is set or, by any `Trainer.fit`, read off the trainer.
+        batches_seen: training batches finished; the index k of the next one.
     """
 
     #: "unsupervised" methods never receive rows with semi_label -1; "semi" ones do.
@@ -42,9 +50,10 @@ class Method(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.seed = 0
-        self.total_batches = 1
+        self.total_batches: int | None = None
+        self._trainers_length: int | None = None  # `total_batches` as it was read off a trainer: the next may be longer
         self.log_every = 10
-        self.batches_seen = 0  # training batches finished; the index k of the next one
+        self.batches_seen = 0
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         self._recent: list[tuple[int, Terms]] = []
@@ -65,6 +74,11 @@ class Method(LightningModule):
         """Anomaly scores of (B, C, H, W) float images in [0, 1] (or (B, D) features); one row never sees another."""
         raise NotImplementedError
 
+    def test_scores(self, image: Tensor) -> Scores:
+        """`score` as a test asks for it. A method whose `extra_scores` or `codes` come out of the same pass through its
+        networks overrides this and gives them too, as `extras` and `codes`: a test then encodes each image once."""
+        return self.score(image)
+
     def reconstruct(self, image: Tensor) -> Tensor | None:
         """The reconstruction shown in pictures, (B, C, H, W) in [0, 1]; None for methods that have none."""
         return None
@@ -84,18 +98,137 @@ class Method(LightningModule):
         return self._draw(torch.randn, purpose, rows, shape)
 
     def _draw(self, sampler: Callable[..., Tensor], purpose: str, rows: int, shape: tuple[int, ...]) -> Tensor:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
-        joined = sampler((rows * world, *shape), generator=self.stream(purpose), device=self.device)
-        return joined[rank::world]  # the sampler of training rows strides over ranks in the same way
+        joined = sampler((rows * self.world, *shape), generator=self.stream(purpose), device=self.device)
+        return joined[self.rank :: self.world]  # the sampler of training rows strides over ranks in the same way
+
+    # -- the training around this method ------------------------------------------------------------------------------
 
     @property
-    def ranks(self) -> int:
+    def _attached(self) -> Trainer | None:
+        """The trainer, or None outside any training, where Lightning's `trainer` raises an error."""
+        return self._trainer
+
+    @property
+    def _datamodule(self) -> Any:
+        """The trainer's data module if it is one of `adbench.data`; None for loaders and modules of other makes."""
+        datamodule = getattr(self._attached, "datamodule", None)
+        return datamodule if hasattr(datamodule, "training_batches") else None
+
+    @property
+    def world(self) -> int:
         """Devices that train together."""
-        return 1 if self._trainer is None else self.trainer.world_size
+        return 1 if self._attached is None else self._attached.world_size
+
+    @property
+    def rank(self) -> int:
+        """The number of this device among them, from 0."""
+        return 0 if self._attached is None else self._attached.global_rank
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all devices, on each of them."""
+        return value if self.world == 1 else self.trainer.strategy.reduce(value, reduce_op="mean")
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The trainer's precision as a context, for work outside `training_step`."""
+        return nullcontext() if self._attached is None else self._attached.precision_plugin.forward_context()
+
+    def training_rows(self) -> Iterator[Batch]:
+        """All training rows in order, as float on this device; on several devices each gets all of them.
+
+        Of a loader of the user's own, these are the batches of one epoch.
+
+        Raises:
+            UserError: rows of a user's own loader are needed on several devices, which share them out.
+        """
+        if self._datamodule is not None:
+            yield from self._datamodule.training_batches(self.device)
+            return
+        if self.world > 1:
+            raise UserError(
+                f"{type(self).__name__} needs all training rows on every one of the {self.world} devices, and this "
+                "loader gives each a share: train on one device, or with a data module of adbench.create_data"
+            )
+        batches = self.batches_per_epoch
+        for batch in islice(self.trainer.train_dataloader, batches):
+            yield self.admitted(self.transfer_batch_to_device(batch, self.device, 0), first=True)
+
+    def holdout_rows(self) -> Iterator[Batch]:
+        """The held-out normal rows in order, as float on this device; none where the data module holds none out."""
+        batches = getattr(self._datamodule, "holdout_batches", None)
+        return iter(()) if batches is None else batches(self.device)
+
+    def admitted(self, batch: Any, first: bool = False) -> Batch:
+        """A training batch as a method takes it; of a loader that is not adbench's, images of bytes become float.
+
+        Args:
+            batch: what the trainer hands over.
+            first: look at the values too, which waits for the device.
+
+        Raises:
+            UserError: it is no `Batch`, or its images are none that a method takes; the message says how to mend it.
+        """
+        if self._attached is None or self._datamodule is not None:
+            return batch
+        if not isinstance(batch, Batch):
+            raise UserError(
+                f"{type(self).__name__} trains on batches of type adbench.types.Batch, and this loader gives "
+                f"{type(batch).__name__}; end its collate_fn with adbench.types.Batch.unlabelled(images), images "
+                "(B, 3, H, W) in [0, 1], or take a data module of adbench.create_data"
+            )
+        image = batch.image
+        if image.ndim != 4:
+            return batch
+        if image.dtype == torch.uint8:
+            image = to_float(to_rgb(image))
+        if image.shape[1] != 3:
+            raise UserError(f"training images are (B, 3, H, W), and this loader gives {tuple(image.shape)}")
+        if first and (not image.is_floating_point() or not 0 <= float(image.min()) <= float(image.max()) <= 1):
+            raise UserError(
+                f"training images are bytes, or floats in [0, 1], and this loader gives {image.dtype} from "
+                f"{float(image.min()):g} to {float(image.max()):g}; a method normalises by itself"
+            )
+        if len(image) == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules()):
+            raise UserError("a training batch of one image has no batch statistics; give the loader drop_last=True")
+        return batch._replace(image=image.float())
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of one pass through the training rows.
+
+        Raises:
+            UserError: the loader has no length.
+        """
+        if self._datamodule is not None:
+            return int(self._datamodule.batches_per_epoch)
+        self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):
+            raise UserError(
+                f"{type(self).__name__} must know what an epoch is, and this loader has no length; "
+                "give Trainer(limit_train_batches=N)"
+            )
+        return int(batches)
+
+    @property
+    def rows_per_batch(self) -> int | None:
+        """Rows of a training batch on this device; None where a loader does not say."""
+        if self._datamodule is not None:
+            return int(self._datamodule.rows_per_batch) // self.world
+        self.trainer.fit_loop.setup_data()
+        return getattr(self.trainer.train_dataloader, "batch_size", None)
 
     @property
     def progress(self) -> float:
-        """Share of the training budget that is spent, in [0, 1]; a pure function of k, so schedules resume exactly."""
+        """Share of the training that is over, in [0, 1]; a pure function of k, so schedules resume exactly.
+
+        Raises:
+            UserError: the length of the training is not known.
+        """
+        if self.total_batches is None:
+            raise UserError(
+                f"{type(self).__name__}.total_batches is not set, and without a length there is no schedule: "
+                "set it, or train with adbench.fit or a pytorch_lightning.Trainer"
+            )
         return min(1.0, self.batches_seen / max(1, self.total_batches))
 
     # -- loss terms: on the device until they are logged ----------------------------------------------------------
@@ -114,37 +247,101 @@ class Method(LightningModule):
             return
         recent, self._recent = self._recent, []
         summed = torch.stack([term.float().reshape(()) for _, terms in recent for term in terms.values()])
-        if self.ranks > 1:  # the mean over all rows, and every rank learns that a term of one of them is not finite
-            summed = self.trainer.strategy.reduce(summed, reduce_op="mean")
-        values = summed.tolist()
-        flat = iter(values)
-        rows = [(step, {name: next(flat) for name in terms}) for step, terms in recent]
-        for step, row in rows:
-            for name, value in row.items():
+        # The mean over all rows; every rank learns that a term of one of them is not finite.
+        flat = iter(self.mean_over_ranks(summed).tolist())
+        history = [(step, {name: next(flat) for name in terms}) for step, terms in recent]
+        for step, values in history:
+            for name, value in values.items():
                 if not torch.isfinite(torch.tensor(value)):
                     raise NonFiniteLoss(
                         f"loss term '{name}' became {value} at training batch {step}; "
                         "lower the learning rate, or look at the input images of that batch"
                     )
-        self.latest_terms = {name: value for _, row in rows for name, value in row.items()}
+        self.latest_terms = {name: value for _, values in history for name, value in values.items()}
         for logger in self.loggers:
-            logger.log_metrics({f"train/{n}": v for n, v in self.latest_terms.items()}, step=rows[-1][0])
+            logger.log_metrics({f"train/{n}": v for n, v in self.latest_terms.items()}, step=history[-1][0])
+
+    # -- life cycle -----------------------------------------------------------------------------------------------
+
+    def ensure_prepared(self) -> None:
+        """Run `prepare` on the training rows, in eval mode and without gradients, unless it has been run."""
+        if not bool(self.prepared):
+            self._fill(self.prepare, self.training_rows(), self.prepared)
+
+    def ensure_calibrated(self) -> None:
+        """Run `calibrate` on the held-out rows, in eval mode and without gradients, unless it has been run since the
+        last training."""
+        if not bool(self.calibrated):
+            self._fill(self.calibrate, self.holdout_rows(), self.calibrated)
+
+    def _fill(self, step: Callable[[Iterable[Batch]], None], rows: Iterator[Batch], flag: Tensor) -> None:
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            step(rows)
+        self.train(training)
+        flag.fill_(True)
+
+    def after_batch(self) -> None:
+        """Called when a training batch is over and counted in `batches_seen`, before any checkpoint is written."""
+
+    def optimizer_steps(self, k: int) -> int:
+        """Optimizer steps of training batch k that the trainer counts for its `max_steps`."""
+        return 1
+
+    def _length_of_training(self) -> int:
+        """Training batches until the trainer stops by itself."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()
+        batches, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+        by_epochs = math.inf if epochs is None or epochs < 0 else batches * epochs
+        length = min(by_epochs, math.inf if steps < 0 else self._batches_of_steps(steps, batches))
+        if math.isinf(length):
+            raise UserError(
+                f"{type(self).__name__} must know how long its training is, and this trainer does not say: give "
+                "Trainer(max_epochs=N) and, for a loader without a length, limit_train_batches=N, or set "
+                "method.total_batches"
+            )
+        return int(length)
+
+    def _batches_of_steps(self, steps: int, batches: float) -> float:
+        """Training batches in which the trainer counts `steps` optimizer steps; `batches` make an epoch."""
+        if self.automatic_optimization:
+            each = self.trainer.accumulate_grad_batches  # the last batch of an epoch always steps
+            if math.isinf(batches):
+                return steps * each
+            epochs, rest = divmod(steps, max(1, math.ceil(batches / each)))
+            return epochs * batches + min(rest * each, batches)
+        k = 0
+        while steps > 0:
+            steps, k = steps - self.optimizer_steps(k), k + 1
+        return k
 
     # -- Lightning ------------------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        if not bool(self.prepared):
-            training = self.training
-            self.eval()
-            with torch.no_grad():
-                self.prepare(self.trainer.datamodule.training_batches(self.device))
-            self.train(training)
-            self.prepared.fill_(True)
+    def configure_callbacks(self) -> list[Callback]:
+        if not is_overridden("training_step", self) and self.trainer.state.fn == "fit":
+            raise UserError(
+                f"{type(self).__name__} has no training steps, so a Trainer cannot fit it; "
+                "adbench.fit(method, data) prepares it"
+            )
+        return [BatchCount()]
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.batches_seen += 1
-        if self.batches_seen % self.log_every == 0 or self.batches_seen == self.total_batches:
+    def on_fit_start(self) -> None:
+        _refuse_lightnings_sampler(self.trainer, self._datamodule)
+        total = None if self.total_batches == self._trainers_length else self.total_batches
+        over = total is None or self.batches_seen >= total
+        if over and self.trainer.ckpt_path is None:  # from the start, whatever this method was trained for before
+            self.batches_seen = 0
+        if total is None:  # after the line above: the first batch is loaded here
+            self.total_batches = self._trainers_length = self._length_of_training()
+        self.calibrated.fill_(False)
+        self.ensure_prepared()
+
+    def on_train_end(self) -> None:
+        if self._recent:
             self.flush_terms()
+        self.ensure_calibrated()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.flush_terms()  # a checkpoint is never written from a state whose losses were not checked
@@ -156,7 +353,52 @@ class Method(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> Scores:
         # Mixed precision is for training: scores, thresholds and exported graphs agree in float32.
         with torch.autocast(batch.image.device.type, enabled=False):
-            return self.score(batch.image)
+            return self.test_scores(batch.image)
+
+
+class BatchCount(Callback):
+    """Counts the training batches of a method before any checkpoint is written, so that a resumed one goes on right."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Method)
+        pl_module.batches_seen += 1
+        if pl_module.batches_seen % pl_module.log_every == 0 or pl_module.batches_seen == pl_module.total_batches:
+            pl_module.flush_terms()
+        pl_module.after_batch()
+
+
+def _refuse_lightnings_sampler(trainer: Trainer, datamodule: Any) -> None:
+    """On several devices Lightning would put its own sampler in the place of the data module's."""
+    connector = getattr(trainer, "_accelerator_connector", None)
+    if datamodule is not None and trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+        raise UserError(
+            f"on {trainer.world_size} devices this data module shares out its rows by itself; "
+            "give Trainer(use_distributed_sampler=False)"
+        )
+
+
+def refuse_other_words(constructor: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Refuse a value that is none of the words which its argument's annotation, a `Literal`, lists.
+
+    Args:
+        constructor: with the annotations.
+        values: its arguments by name; others are not looked at.
+
+    Raises:
+        UserError: naming the argument and its words.
+    """
+    for name, hint in get_type_hints(constructor).items():
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        if words and values[name] not in words:
+            raise UserError(f"method.{name} must be {' or '.join(map(str, words))}, got {values[name]!r}")
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width from one side, or from [height, width]."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
 
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -209,7 +451,7 @@ class SingleObjective(Method):
         _apply_schedule(self.optimizers(use_pl_optimizer=False), self._schedule, self.progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms = self.objective(batch)
+        terms = self.objective(self.admitted(batch, first=batch_idx == 0))
         self.record(terms)
         return torch.stack(list(terms.values())).sum()
 
@@ -277,8 +519,11 @@ class Adversarial(Method):
             for phase, parameters in zip(self._phases, self._phase_parameters, strict=True)
         ]
 
+    def optimizer_steps(self, k: int) -> int:
+        return sum(phase.acts(k) for phase in self._phases)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.record(self.turns(batch))
+        self.record(self.turns(self.admitted(batch, first=batch_idx == 0)))
 
     def turns(self, batch: Batch, names: Sequence[str] | None = None) -> Terms:
         """One turn of each phase that acts on this batch (of the phases in `names` alone); the terms of all."""
@@ -305,10 +550,10 @@ class Adversarial(Method):
 
 
 class _OnlyTraining:
-    """While open, of `every` parameter only those in `chosen` require a gradient; then all do again."""
+    """While open, of `every` parameter only those in `learners` require a gradient; then all do again."""
 
-    def __init__(self, every: list[nn.Parameter], chosen: list[nn.Parameter]) -> None:
-        keep = {id(p) for p in chosen}
+    def __init__(self, every: list[nn.Parameter], learners: list[nn.Parameter]) -> None:
+        keep = {id(p) for p in learners}
         self.held = [p for p in every if id(p) not in keep]
 
     def __enter__(self) -> None:

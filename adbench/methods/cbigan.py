@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,13 +25,24 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from adbench.losses import cbigan as loss
-from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule, Terms
+from adbench.methods.base import (
+    Adversarial,
+    OptimizerFactory,
+    Phase,
+    Schedule,
+    Terms,
+    refuse_other_words,
+    sides,
+)
 from adbench.networks.averaging import WeightAverage
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.residual_bigan import Critic, Encoder, Generator
-from adbench.transforms.geometry import rotate, rotated_crop, tile, untile
+from adbench.transforms.geometry import rotated_crop, tile, turned_clockwise, untile
 from adbench.transforms.image import to_rgb
 from adbench.types import Batch, Scores, UserError
+
+_ADAM = partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9))
+OPTIMIZERS = {"critic": _ADAM, "encoder_generator": _ADAM}
 
 
 class CBiGAN(Adversarial):
@@ -41,11 +53,10 @@ class CBiGAN(Adversarial):
     Args:
         kind: what the data are: `object` and `small` are seen whole, `texture` in tiles.
         image_size: side of the (square) images, or [height, width].
-        data_id: name of the data set, looked up in `rotation`.
         tile: side of a texture's tiles, a multiple of 32; the images' sides are multiples of it.
-        rotation: data set or kind -> [from, to] degrees clockwise, uniform per image in training; none if absent.
+        rotation: [from, to] in degrees clockwise, uniform per image in training.
         latent, width, hidden_bias, kernels: see adbench.networks.residual_bigan.
-        alpha: weight of the consistency in [0, 1], one number or one per kind; 0 is EGBAD, 1 a double autoencoder.
+        alpha: weight of the consistency in [0, 1]; 0 is EGBAD, 1 a double autoencoder.
         consistency_reduction: of the consistency over the batch.
         penalty_weight, penalty_pairing: of the critic's gradient penalty.
         critic_steps, encoder_generator_steps: batches given to the players in turn.
@@ -62,49 +73,27 @@ class CBiGAN(Adversarial):
     gradient_free = ("critic.output.bias",)  # it cancels in the difference of Eq. 6 and in the penalty
 
     def __init__(
-        self,
-        *,
-        kind: str,
-        image_size: int | Sequence[int],
-        data_id: str,
-        tile: int,
-        rotation: Mapping[str, Sequence[float]],
-        latent: int,
-        width: int,
-        hidden_bias: bool,
-        kernels: Literal["glorot_uniform", "he_normal"],
-        alpha: float | Mapping[str, float],
-        consistency_reduction: Literal["mean", "sum"],
-        penalty_weight: float,
-        penalty_pairing: Literal["joint", "crossed"],
-        critic_steps: int,
-        encoder_generator_steps: int,
-        average_decay: float,
-        average_every: int,
-        average_corrected: bool,
-        lambda_: float,
-        features: Literal["first_conv", "penultimate"],
-        map_sigma: float,
-        tiles_per_chunk: int,
-        optimizers: Mapping[str, OptimizerFactory],
-        schedule: Schedule | None,
-    ) -> None:
+        self, *, kind: Literal["object", "texture", "small"] = "object", image_size: int | Sequence[int] = 128,
+        tile: int = 64, rotation: Sequence[float] = (0.0, 0.0),
+        latent: int = 64, width: int = 16, hidden_bias: bool = True,
+        kernels: Literal["glorot_uniform", "he_normal"] = "glorot_uniform",
+        alpha: float = 1e-4, consistency_reduction: Literal["mean", "sum"] = "sum",
+        penalty_weight: float = 10.0, penalty_pairing: Literal["joint", "crossed"] = "joint",
+        critic_steps: int = 1, encoder_generator_steps: int = 1,
+        average_decay: float = 0.999, average_every: int = 10, average_corrected: bool = True,
+        lambda_: float = 0.1, features: Literal["first_conv", "penultimate"] = "first_conv",
+        map_sigma: float = 0.0, tiles_per_chunk: int = 128,
+        optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS, schedule: Schedule | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(optimizers, schedule)
-        self.is_texture = _known(kind, "kind", ("object", "texture", "small")) == "texture"
+        refuse_other_words(CBiGAN.__init__, locals())
+        self.is_texture = kind == "texture"
         self.takes_bytes = self.is_texture  # crops show a 64th of a texture's pixels; only these become float
-        height, width_ = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if height != width_:
-            raise UserError(f"CBiGAN takes square images, got {height}x{width_}; set data.image_size=128")
-        self.side = tile if self.is_texture else height
-        self.rotation = tuple(rotation.get(data_id) or rotation.get(kind) or (0.0, 0.0))
-        if self.is_texture:
-            _check_texture(height, tile, turned=any(self.rotation))
-        self.alpha = _in_unit_interval(alpha[kind] if isinstance(alpha, Mapping) else alpha, "alpha")
-        self.lambda_ = _in_unit_interval(lambda_, "lambda_")
-        self.consistency_reduction = _known(consistency_reduction, "consistency_reduction", ("mean", "sum"))
-        self.penalty_weight = penalty_weight
-        self.penalty_pairing = _known(penalty_pairing, "penalty_pairing", ("joint", "crossed"))
-        self.features = _known(features, "features", ("first_conv", "penultimate"))
+        self.rotation = (float(rotation[0]), float(rotation[1]))
+        self.side = self._side(image_size, tile)
+        self.alpha, self.lambda_ = _in_unit_interval(alpha, "alpha"), _in_unit_interval(lambda_, "lambda_")
+        self.consistency_reduction, self.features = consistency_reduction, features
+        self.penalty_weight, self.penalty_pairing = penalty_weight, penalty_pairing
         self.critic_steps, self.encoder_generator_steps = critic_steps, encoder_generator_steps
         self.average_every = average_every
         self.map_sigma, self.tiles_per_chunk = map_sigma, tiles_per_chunk
@@ -116,11 +105,20 @@ class CBiGAN(Adversarial):
         self.average_encoder = WeightAverage(self.encoder, average_decay, average_corrected)
         self.average_generator = WeightAverage(self.generator, average_decay, average_corrected)
 
+    def _side(self, image_size: int | Sequence[int], tile: int) -> int:
+        """Side in pixels of what the networks see."""
+        height, width = sides(image_size)
+        if height != width:
+            raise UserError(f"CBiGAN takes square images, got {height}x{width}; set data.image_size=128")
+        if not self.is_texture:
+            return height
+        _check_texture(height, tile, turned=any(self.rotation))
+        return tile
+
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """What pretraining may fill: the convolutions below the latent. They train on afterwards."""
         trunk = self.encoder.trunk
-        shown = PretrainableEncoder(trunk, trunk.out_features, self.side, _signed, windows=self.is_texture)
-        return {"encoder": shown}
+        return {"encoder": PretrainableEncoder(trunk, trunk.out_features, self.side, _signed, windows=self.is_texture)}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         self.average_encoder.restart(self.encoder)  # pretraining may have changed it since it was built
@@ -144,13 +142,13 @@ class CBiGAN(Adversarial):
         ]
 
     def view(self, image: Tensor) -> Tensor:
-        """What the encoder is shown in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
+        """The encoder's view in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
         low, high = self.rotation
         degrees = low + (high - low) * self.rand("rotation", len(image))
         if self.is_texture:
             image = to_rgb(rotated_crop(image, degrees, self.rand("crop", len(image), 2), self.side))
         elif high > low:
-            image = rotate(image, degrees)
+            image = turned_clockwise(image, degrees)
         return _signed(image)
 
     def critic_objective(self, batch: Batch) -> Terms:
@@ -178,7 +176,7 @@ class CBiGAN(Adversarial):
             adversarial = loss.encoder_generator_loss(real, fake)
         if self.alpha > 0:
             # Gradients are averaged over ranks, so a sum over the joined batch is this rank's times their number.
-            ranks = self.ranks if self.consistency_reduction == "sum" else 1
+            ranks = self.world if self.consistency_reduction == "sum" else 1
             of_image = loss.consistency(loss.l1_distance(x, x_hat), self.consistency_reduction)
             of_latent = loss.consistency(loss.l1_distance(z, self.encoder(generated)), self.consistency_reduction)
             of_image, of_latent = ranks * of_image, ranks * of_latent
@@ -234,12 +232,6 @@ class CBiGAN(Adversarial):
 def _signed(image: Tensor) -> Tensor:
     """From [0, 1] to [-1, 1], in the layout of the networks' weights."""
     return (2 * image - 1).contiguous(memory_format=torch.channels_last)
-
-
-def _known(value: str, name: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise UserError(f"CBiGAN's {name} is one of {', '.join(choices)}, got {value!r}")
-    return value
 
 
 def _in_unit_interval(value: float, name: str) -> float:

@@ -13,19 +13,23 @@ The papers train an autoencoder first: `pretraining=autoencoder`. The center is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adbench.losses import hypersphere
-from adbench.methods.base import OptimizerFactory, Schedule, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, Terms, step_decay
 from adbench.methods.several_steps import SeveralSteps
 from adbench.networks import esad as deep
 from adbench.networks import lenet
 from adbench.networks.encoder import PretrainableEncoder
-from adbench.networks.mlp import FeatureScaling, mlp
+from adbench.networks.mlp import SIZES, FeatureScaling, mlp
 from adbench.types import Batch, Scores, UserError
+
+OPTIMIZER = partial(torch.optim.Adam, lr=1e-4, weight_decay=5e-7)
+SCHEDULE = step_decay([0.33333333], 0.1)
 
 
 class _Contrast(nn.Module):
@@ -103,7 +107,7 @@ class _Hypersphere(SeveralSteps):
         return lenet.decoder(self.network, self.image_size)
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
-        """What pretraining may fill; the decoder is made anew and is not part of the method."""
+        """The encoder that pretraining may fill; the decoder is new at each call and no part of the method."""
         side = None if self.tabular else self.image_size
         return {
             "encoder": PretrainableEncoder(self.encoder, len(self.center), side, self.input, decoder=self._decoder())
@@ -143,19 +147,19 @@ class DeepSVDD(_Hypersphere):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        network: str,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        contrast: bool,
-        center_floor: float,
-        soft_boundary: bool,
-        nu: float,
-        warm_up: float,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
+        kind: str = "object",
+        image_size: int = 32,
+        network: str = "cifar10",
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        contrast: bool = True,
+        center_floor: float = 0.1,
+        soft_boundary: bool = False,
+        nu: float = 0.1,
+        warm_up: float = 0.06666666,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = SCHEDULE,
+        rows_per_step: int | None = None,
     ) -> None:
         super().__init__(
             kind, image_size, network, mlp, scaling, contrast, center_floor, optimizer, schedule, rows_per_step
@@ -192,17 +196,17 @@ class DeepSAD(_Hypersphere):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        network: str,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        contrast: bool,
-        center_floor: float,
-        eta: float,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
+        kind: str = "object",
+        image_size: int = 32,
+        network: str = "cifar10",
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        contrast: bool = False,
+        center_floor: float = 0.1,
+        eta: float = 1.0,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = SCHEDULE,
+        rows_per_step: int | None = None,
     ) -> None:
         super().__init__(
             kind, image_size, network, mlp, scaling, contrast, center_floor, optimizer, schedule, rows_per_step

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Te
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
 from adbench.types import Batch, Scores
+
+OPTIMIZER = partial(torch.optim.Adam, lr=1e-4, weight_decay=1e-6)
 
 
 class DeepSVDDRec(SingleObjective):
@@ -38,15 +41,15 @@ class DeepSVDDRec(SingleObjective):
 
     def __init__(
         self,
-        image_size: int,
-        trunk: str,
-        width: float,
-        latent: int,
-        rho: float,
-        freeze: bool,
-        center_floor: float,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
+        image_size: int = 256,
+        trunk: str = "resnet18",
+        width: float = 1.0,
+        latent: int = 128,
+        rho: float = 0.15,
+        freeze: bool = True,
+        center_floor: float = 0.1,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__(optimizer, schedule)
         self.networks = Descriptor(image_size, trunk=trunk, latent=latent, width=width, critic=False)
@@ -70,16 +73,7 @@ class DeepSVDDRec(SingleObjective):
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The trunk, which pretraining may fill."""
-        trunk = self.networks.encoder.trunk
-        return {
-            "trunk": PretrainableEncoder(
-                trunk,
-                trunk.features,
-                self.networks.side,
-                self.normalize,
-                published="resnet18.tv_in1k" if self.networks.published else None,
-            )
-        }
+        return {"trunk": self.networks.pretrainable(self.normalize)}
 
     def on_pretrained(self) -> None:
         """Called once the trunk is filled."""

@@ -14,7 +14,8 @@ pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adbench.losses import esad as losses
-from adbench.methods.base import OptimizerFactory, Schedule, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, Terms, step_decay
 from adbench.methods.several_steps import SeveralSteps
 from adbench.networks import esad as deep
 from adbench.networks import lenet
-from adbench.networks.mlp import FeatureScaling, mlp
+from adbench.networks.mlp import SIZES, FeatureScaling, mlp
 from adbench.transforms.displacement import other_rows, permuted, quarter_turned
 from adbench.types import Batch, Scores, UserError
+
+PHI = {"turn": True, "permutation": True, "noise": 0.1, "normal": False}
+OPTIMIZER = partial(torch.optim.SGD, lr=0.1)
+SCHEDULE = step_decay([0.25, 0.5, 0.75], 0.5)
 
 
 class ESAD(SeveralSteps):
@@ -61,28 +66,28 @@ class ESAD(SeveralSteps):
 
     def __init__(
         self,
-        kind: str,
-        image_size: int,
-        network: str,
-        mlp: Mapping[str, Any],
-        scaling: str,
-        widths: list[int],
-        batch_norm: bool,
-        code_bn: bool,
-        pad: int,
-        lambda_1: float,
-        lambda_2: float,
-        phi: Mapping[str, Any],
-        reduction: losses.Reduction,
-        code_reduction: losses.Reduction,
-        squared_score: bool,
-        labelled_stream: bool,
-        inverse_eps: float,
-        second_encoder: bool,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-        rows_per_step: int | None,
-        clip: float | None,
+        kind: str = "object",
+        image_size: int = 64,
+        network: str = "deep",
+        mlp: Mapping[str, Any] = SIZES,
+        scaling: str = "min_max",
+        widths: Sequence[int] = deep.WIDTHS,
+        batch_norm: bool = True,
+        code_bn: bool = False,
+        pad: int = 0,
+        lambda_1: float = 1.0,
+        lambda_2: float = 1.0,
+        phi: Mapping[str, Any] = PHI,
+        reduction: losses.Reduction = "sum",
+        code_reduction: losses.Reduction = "sum",
+        squared_score: bool = True,
+        labelled_stream: bool = True,
+        inverse_eps: float = 1e-3,
+        second_encoder: bool = True,
+        optimizer: OptimizerFactory = OPTIMIZER,
+        schedule: Schedule | None = SCHEDULE,
+        rows_per_step: int | None = None,
+        clip: float | None = 5.0,
     ) -> None:
         super().__init__(optimizer, schedule, rows_per_step, clip)
         self.tabular, self.pad = kind == "tabular", 0 if kind == "tabular" else pad
@@ -113,7 +118,7 @@ class ESAD(SeveralSteps):
 
     @staticmethod
     def _deep(
-        side: int, network: str, sizes: Any, widths: list[int], norm: bool, code_bn: bool
+        side: int, network: str, sizes: Any, widths: Sequence[int], norm: bool, code_bn: bool
     ) -> tuple[nn.Module, ...]:
         deep.check_side(side)
         encoder = lambda: deep.encoder(tuple(widths), norm, code_bn)  # noqa: E731
@@ -155,7 +160,7 @@ class ESAD(SeveralSteps):
             self.scaling.fit(rows)
         self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 
-    def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
+    def shared_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """(x, Φ(x)): what the networks see, and what they are to reconstruct."""
         x = self._input(batch.image)
         anomalous = (batch.semi_label < 0).view(-1, *[1] * (x.ndim - 1))
@@ -166,13 +171,13 @@ class ESAD(SeveralSteps):
 
     def _counts(self, semi_label: Tensor) -> Tensor | None:
         """See `losses.esad.reconstruction`: (2,), None where this device has all rows of the step."""
-        if self.ranks == 1:
+        if self.world == 1:
             return None
         counts = torch.stack([(semi_label == 0).sum(), (semi_label != 0).sum()]).float()
-        return self.trainer.strategy.reduce(counts, reduce_op="mean")
+        return self.mean_over_ranks(counts)
 
     def objective(self, batch: Batch, *both: Tensor) -> Terms:
-        x, target = both or self.at_once(batch)
+        x, target = both or self.shared_inputs(batch)
         z, x_hat, z_hat = self._codes(x)
         semi, counts = batch.semi_label, self._counts(batch.semi_label)
         norm = losses.norm(z_hat, semi, self.code_reduction, self.inverse_eps, counts)
@@ -188,14 +193,25 @@ class ESAD(SeveralSteps):
     def score(self, image: Tensor) -> Scores:
         x = self._input(image)
         _, x_hat, z_hat = self._codes(x)
+        return Scores(self._score(x, x_hat, z_hat), None)
+
+    def test_scores(self, image: Tensor) -> Scores:
+        x = self._input(image)
+        z, x_hat, z_hat = self._codes(x)
+        return Scores(self._score(x, x_hat, z_hat), None, self._extra_scores(x, x_hat, z_hat), _joined(z, z_hat))
+
+    def _score(self, x: Tensor, x_hat: Tensor, z_hat: Tensor) -> Tensor:
         if self.squared_score:
-            return Scores(losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction, self.code_reduction), None)
-        return Scores(losses.unsquared_score(x, x_hat, z_hat, self.lambda_1), None)
+            return losses.score(x, x_hat, z_hat, self.lambda_1, self.reduction, self.code_reduction)
+        return losses.unsquared_score(x, x_hat, z_hat, self.lambda_1)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Both terms of the score alone, and other readings of Eq. 9 from the same networks: each (B,)."""
         x = self._input(image)
         _, x_hat, z_hat = self._codes(x)
+        return self._extra_scores(x, x_hat, z_hat)
+
+    def _extra_scores(self, x: Tensor, x_hat: Tensor, z_hat: Tensor) -> dict[str, Tensor]:
         return {
             "reconstruction": losses.squared_norm(x_hat - x, self.reduction),
             "norm": losses.squared_norm(z_hat, self.code_reduction),
@@ -209,7 +225,7 @@ class ESAD(SeveralSteps):
     def codes(self, image: Tensor) -> Tensor:
         """z and ẑ, as vectors: (B, 2, D). Source: Huang et al. 2021 (ESAD), Figures 1 (b) and 3."""
         z, _, z_hat = self._codes(self._input(image))
-        return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()
+        return _joined(z, z_hat)
 
     @property
     def decodes(self) -> bool:
@@ -228,3 +244,8 @@ class ESAD(SeveralSteps):
             return None
         x_hat = self.decoder(self.encoder(self._input(image)))
         return F.pad(x_hat, [-self.pad] * 4).clamp(0, 1)
+
+
+def _joined(z: Tensor, z_hat: Tensor) -> Tensor:
+    """Both codes as vectors: (B, 2, D)."""
+    return torch.stack([z.flatten(1), z_hat.flatten(1)], dim=1).float()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,16 @@ from torch import Tensor, nn
 
 from adbench.losses import igd as loss
 from adbench.losses.similarity import scale_weights
-from adbench.methods.base import Adversarial, OptimizerFactory, Phase, Schedule, Terms
+from adbench.methods.base import (
+    Adversarial,
+    OptimizerFactory,
+    Phase,
+    Schedule,
+    Terms,
+    polynomial,
+    refuse_other_words,
+    sides,
+)
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.igd import Descriptor
 from adbench.transforms.sliding import all_windows, chosen_windows, fold_windows
@@ -35,6 +44,14 @@ from adbench.types import Batch, Scores, UserError, chunk_sizes
 PATCH, STRIDE = 32, 16
 #: Weights of (l_r, l_h) in the released detection script. Source: released code, not the paper.
 RELEASED_WEIGHTS = {"global": (0.1, 0.9), "local": (0.9, 0.1), "alone": (0.5, 0.5)}
+
+TRUNKS = {"global": "resnet18", "local": "residual", "small": "residual"}
+CRITIC_SIGMOID = {"global": False, "local": False, "small": False}
+OPTIMIZERS = {
+    "generator": partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9), weight_decay=1e-6),
+    "critic": partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9)),
+}
+SCHEDULE = polynomial(0.9)
 
 
 class _Decoded(NamedTuple):
@@ -65,8 +82,8 @@ class IGD(Adversarial):
         image_size: side of the square images; 32, or a power of two from 64 on.
         scales: "global", "local" or both. Small images have the global one alone.
         latent: Z, size of the embedding.
-        width: multiplies every number of channels (1 is the paper's).
-        trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar" or "residual".
+        width: multiplies every number of channels (1 is the paper's), but for those of a timm model.
+        trunks: scale ("global", "local", "small") -> "resnet18", "resnet18_cifar", "residual" or another timm model.
         decoder: "residual", as released, or "resnet18", a ResNet-18 reversed.
         rho: weight of the absolute error in l_r (Eq. 12).
         lambda_1, lambda_2: weights of the critic's and of the reconstruction's constraint (Eq. 7).
@@ -87,13 +104,13 @@ class IGD(Adversarial):
             embeddings; or by statistics of "plain" ones, from a pass over the training rows after the last batch.
         freeze: hold a pretrained trunk fixed; one without pretraining always trains.
         e_step_every: epochs between two E-steps.
-        e_steps: so many over the whole training instead, the one before it included; None goes by epochs.
+        e_steps: number of E-steps over the whole training, the one before it included; None goes by epochs.
         e_step_order: "center_first", or "variance_first" (with the old center, and floored per batch) as released.
         center_floor, variance_floor: see losses.igd.
         patches_per_image: patches drawn per image and batch for the local descriptor; None takes all.
         local_steps: steps of the local descriptor within a batch, among which the batch's patches are dealt out.
         e_step_patches: patches drawn per image in the E-step; None takes all.
-        flip: mirror half of the training images left-right; a truth value or one per data kind.
+        flip: mirror half of the training images left-right.
         fusion: "paper" (l_r + l_h, summed over scales) or "released" (weights 0.1, 0.9 and halves).
         fold: overlapping local maps are averaged ("mean") or added ("sum", as released).
         maps: "paper" (bilinear, Eq. 17's weights) or "released" (nearest, structural part unweighted).
@@ -104,67 +121,30 @@ class IGD(Adversarial):
     """
 
     def __init__(
-        self,
-        kind: str,
-        image_size: int | Sequence[int],
-        scales: Sequence[Literal["global", "local"]],
-        latent: int,
-        width: float,
-        trunks: Mapping[str, str],
-        rho: float,
-        lambda_1: float,
-        lambda_2: float,
-        lambda_3: float,
-        residual: Literal["similarity", "squared"],
-        gaussian: bool,
-        interpolation: bool,
-        zeta: float | Literal["uniform"],
-        critic_first: bool,
-        critic_sigmoid: Mapping[str, bool],
-        critic_broadcast: bool,
-        pairing: Literal["next", "mirror"],
-        bn_frozen: bool,
-        freeze: bool,
-        e_step_every: float,
-        e_steps: int | None,
-        e_step_order: Literal["center_first", "variance_first"],
-        center_floor: float,
-        variance_floor: float,
-        patches_per_image: int | None,
-        e_step_patches: int | None,
-        flip: bool | Mapping[str, bool],
-        fusion: Literal["paper", "released"],
-        fold: Literal["mean", "sum"],
-        maps: Literal["paper", "released"],
-        signed_error: bool,
-        eval_patches: int,
-        optimizers: Mapping[str, OptimizerFactory],
-        schedule: Schedule | None,
-        local_steps: int = 1,
-        decoder: Literal["residual", "resnet18"] = "residual",
-        pixels: Literal["mean", "sum"] = "mean",
-        decoder_statistics: Literal["trained", "plain"] = "trained",
-    ) -> None:
+        self, kind: Literal["object", "texture", "small"] = "object", image_size: int | Sequence[int] = 256,
+        scales: Sequence[Literal["global", "local"]] = ("global", "local"),
+        latent: int = 128, width: float = 1.0, trunks: Mapping[str, str] = TRUNKS,
+        rho: float = 0.15, lambda_1: float = 1.0, lambda_2: float = 1.0, lambda_3: float = 0.1,
+        residual: Literal["similarity", "squared"] = "similarity", gaussian: bool = True, interpolation: bool = True,
+        zeta: float | Literal["uniform"] = 0.2, critic_first: bool = True,
+        critic_sigmoid: Mapping[str, bool] = CRITIC_SIGMOID, critic_broadcast: bool = False,
+        pairing: Literal["next", "mirror"] = "next", bn_frozen: bool = False, freeze: bool = True,
+        e_step_every: float = 10, e_steps: int | None = None,
+        e_step_order: Literal["center_first", "variance_first"] = "center_first",
+        center_floor: float = 0.1, variance_floor: float = 1.0,
+        patches_per_image: int | None = None, e_step_patches: int | None = None, flip: bool = True,
+        fusion: Literal["paper", "released"] = "paper", fold: Literal["mean", "sum"] = "mean",
+        maps: Literal["paper", "released"] = "paper", signed_error: bool = False, eval_patches: int = 1024,
+        optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS, schedule: Schedule | None = SCHEDULE,
+        local_steps: int = 8, decoder: Literal["residual", "resnet18"] = "residual",
+        pixels: Literal["mean", "sum"] = "mean", decoder_statistics: Literal["trained", "plain"] = "trained",
+    ) -> None:  # fmt: skip
         side = _square(image_size)
         scales = _scales(kind, side, scales)
         players = ["critic", "generator"] if critic_first else ["generator", "critic"]
-        if not interpolation:
-            players = ["generator"]
-        self._players = players
+        self._players = players = players if interpolation else ["generator"]
         super().__init__({f"{scale}_{player}": optimizers[player] for scale in scales for player in players}, schedule)
-        for name, value, choices in (
-            ("residual", residual, ("similarity", "squared")),
-            ("pairing", pairing, ("next", "mirror")),
-            ("e_step_order", e_step_order, ("center_first", "variance_first")),
-            ("fusion", fusion, ("paper", "released")),
-            ("fold", fold, ("mean", "sum")),
-            ("maps", maps, ("paper", "released")),
-            ("decoder", decoder, ("residual", "resnet18")),
-            ("pixels", pixels, ("mean", "sum")),
-            ("decoder_statistics", decoder_statistics, ("trained", "plain")),
-        ):
-            if value not in choices:
-                raise UserError(f"method.{name} must be {' or '.join(choices)}, got {value!r}")
+        refuse_other_words(IGD.__init__, locals())
         if not 0 <= rho <= 1:
             raise UserError(f"method.rho weighs two errors and must be in [0, 1], got {rho}; the paper's is 0.15")
         if isinstance(local_steps, bool) or not isinstance(local_steps, int) or local_steps < 1:
@@ -177,30 +157,25 @@ class IGD(Adversarial):
         self.e_step_every, self.e_steps, self.e_step_order = e_step_every, e_steps, e_step_order
         self.center_floor, self.variance_floor = center_floor, variance_floor
         self.patches_per_image, self.e_step_patches, self.local_steps = patches_per_image, e_step_patches, local_steps
-        self.pixels, self.decoder_statistics = pixels, decoder_statistics
-        self.flip = flip[kind] if isinstance(flip, Mapping) else flip
+        self.pixels, self.decoder_statistics, self.flip = pixels, decoder_statistics, flip
         self.fusion, self.fold, self.released_maps, self.signed_error = fusion, fold, maps == "released", signed_error
         self.eval_patches = eval_patches
+        sizes = {"latent": latent, "width": width, "critic": interpolation, "decoder": decoder}
+        self._build(trunks, critic_sigmoid, sizes)
 
+    def _build(self, trunks: Mapping[str, str], critic_sigmoid: Mapping[str, bool], sizes: Mapping[str, Any]) -> None:
+        """Each scale's networks and the windows of its similarity."""
         self.descriptors = nn.ModuleDict()
         self._window: dict[str, dict[str, Any]] = {}
-        for scale in scales:
-            name = "small" if side == PATCH else scale
-            descriptor = Descriptor(
-                PATCH if scale == "local" else side,
-                trunk=trunks[name],
-                latent=latent,
-                width=width,
-                critic=interpolation,
-                sigmoid=critic_sigmoid.get(name, critic_sigmoid[scale]),
-                decoder=decoder,
-            )
-            self.descriptors[scale] = descriptor
-            window, most = (3, 4) if descriptor.side == PATCH else (11, 5)
-            self._window[scale] = {"window": window, "weights": scale_weights(descriptor.side, window, most)}
+        for scale in self.scales:
+            name = "small" if self.side == PATCH else scale
+            sigmoid = critic_sigmoid.get(name, critic_sigmoid[scale])
+            side = PATCH if scale == "local" else self.side
+            self.descriptors[scale] = Descriptor(side, trunk=trunks[name], sigmoid=sigmoid, **sizes)
+            window, most = (3, 4) if side == PATCH else (11, 5)
+            self._window[scale] = {"window": window, "weights": scale_weights(side, window, most)}
         self._decoded: dict[str, _Decoded] = {}
         self._features: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # moments of a frozen trunk's features, by scale
-        self._tested: tuple[Tensor, dict[str, _Parts]] | None = None
         self.frozen = False  # whether the trunks are held fixed
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(loss.MEAN).view(1, 3, 1, 1), persistent=False)
@@ -211,14 +186,7 @@ class IGD(Adversarial):
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The trunks that pretraining may fill, by scale."""
         return {
-            scale: PretrainableEncoder(
-                descriptor.encoder.trunk,
-                descriptor.encoder.trunk.features,
-                descriptor.side,
-                normalize=self.normalize,
-                windows=scale == "local",
-                published="resnet18.tv_in1k" if descriptor.published else None,
-            )
+            scale: descriptor.pretrainable(self.normalize, windows=scale == "local")
             for scale, descriptor in self.descriptors.items()
         }
 
@@ -257,17 +225,17 @@ class IGD(Adversarial):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.e_steps is None:
-            every = max(1, round(self.e_step_every * self.trainer.datamodule.batches_per_epoch))
+            every = max(1, round(self.e_step_every * self.batches_per_epoch))
         else:
             every = max(1, math.ceil(self.total_batches / self.e_steps))
         if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
-            self.e_step(self.trainer.datamodule.training_batches(self.device), first=False)
+            self.e_step(self.training_rows(), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
         """Set each scale's center and variance from all training images. Source: Eq. 3.
 
         In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing
-        yet, and embeddings made with them lie far from those of training, where l_h would be 1 without a slope.
+        yet, and their embeddings lie far from those of training, where l_h would be 1 without a slope.
         """
         if not self.gaussian:
             return
@@ -283,24 +251,24 @@ class IGD(Adversarial):
         others each time: these look again.)
         """
         once = [scale for scale in self.scales if self._fixed_features(scale)]
-        wanted = [scale for scale in self.scales if not (scale in once and scale in self._features)]
-        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
-        for number, batch in enumerate(batches if wanted else ()):
-            for scale in wanted:
+        missing = [scale for scale in self.scales if not (scale in once and scale in self._features)]
+        moments: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {scale: [] for scale in self.scales}
+        for number, batch in enumerate(batches if missing else ()):
+            for scale in missing:
                 encoder, x = self.descriptors[scale].encoder, self._e_step_input(scale, batch.image, number)
                 network = encoder.trunk if scale in once else encoder
                 y = torch.cat([network(piece) for piece in x.split(chunk_sizes(len(x), self.eval_patches))])
                 if scale not in once:
-                    found[scale].append(loss.moments(y))
+                    moments[scale].append(loss.moments(y))
                 else:  # one sum: a second moment has as many numbers as a layer has weights
-                    sums = found[scale].pop() if found[scale] else (0.0, 0.0, 0.0)
-                    found[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
+                    sums = moments[scale].pop() if moments[scale] else (0.0, 0.0, 0.0)
+                    moments[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
         for scale in once:
-            if found[scale]:
-                self._features[scale] = found[scale][0]
+            if moments[scale]:
+                self._features[scale] = moments[scale][0]
             projection = self.descriptors[scale].encoder.projection
-            found[scale] = [loss.projected_moments(*self._features[scale], projection.weight, projection.bias)]
-        return {scale: [torch.stack(part) for part in zip(*parts, strict=True)] for scale, parts in found.items()}
+            moments[scale] = [loss.projected_moments(*self._features[scale], projection.weight, projection.bias)]
+        return {scale: [torch.stack(part) for part in zip(*parts, strict=True)] for scale, parts in moments.items()}
 
     def _fixed_features(self, scale: str) -> bool:
         every_patch = scale == "global" or self.e_step_patches is None
@@ -312,8 +280,8 @@ class IGD(Adversarial):
         about = d.center if released and not first else center
         distances = loss.distance_sums(count, total, squares, about)
         variance = loss.floored_variance(distances, count, self.variance_floor, per_batch=released)
-        if self.ranks > 1:  # every rank has seen all rows; their last digits may differ
-            agreed = self.trainer.strategy.reduce(torch.cat([center.double(), variance.view(1)]), reduce_op="mean")
+        if self.world > 1:  # every rank has seen all rows; their last digits may differ
+            agreed = self.mean_over_ranks(torch.cat([center.double(), variance.view(1)]))
             center, variance = agreed[:-1], agreed[-1]
         d.variance.copy_(variance)
         d.center.copy_(center)
@@ -326,9 +294,8 @@ class IGD(Adversarial):
     def _without_gradient(self, training: bool) -> Iterator[None]:
         before = self.training
         self.train(training)
-        precision = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         try:
-            with torch.no_grad(), precision:
+            with torch.no_grad(), self.precision():
                 yield
         finally:
             self.train(before)
@@ -347,7 +314,11 @@ class IGD(Adversarial):
             ]
         return phases
 
+    def optimizer_steps(self, k: int) -> int:
+        return len(self._players) * sum(self.local_steps if scale == "local" else 1 for scale in self.scales)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = self.admitted(batch, first=batch_idx == 0)
         if self.interpolation and len(batch.image) < 2:
             raise UserError("interpolation needs two images in a batch, got one; set data.batch_size=2 or more")
         image = self.normalize(self._augmented(batch.image))
@@ -363,11 +334,10 @@ class IGD(Adversarial):
         self._decoded = {}
         self.record(terms)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_batch(self) -> None:
         last = self.batches_seen == self.total_batches  # here, so that the last checkpoint has them
         if last and self.decoder_statistics == "plain" and not self.bn_frozen:
-            self._take_plain_statistics(self.trainer.datamodule.training_batches(self.device))
+            self._take_plain_statistics(self.training_rows())
 
     def _take_plain_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the decoders' running statistics to their means over the batches, of plain embeddings alone."""
@@ -470,11 +440,9 @@ class IGD(Adversarial):
         """Image scores (Eqs. 13 to 15) and anomaly maps (Eqs. 16 and 17) of (B, 3, S, S) images in [0, 1]."""
         return self._joined(self._parts(image))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Scores:
-        with torch.autocast(batch.image.device.type, enabled=False):
-            parts = self._parts(batch.image)
-        self._tested = batch.image, parts  # `extra_scores` of the same images follows
-        return self._joined(parts)
+    def test_scores(self, image: Tensor) -> Scores:
+        parts = self._parts(image)
+        return self._joined(parts)._replace(extras=self._extra_scores(parts))
 
     def _joined(self, parts: Mapping[str, _Parts]) -> Scores:
         share = 1 / len(parts) if self.fusion == "released" else 1
@@ -495,19 +463,20 @@ class IGD(Adversarial):
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Scores beside the main one, each (B,): both fusions, each scale's score, and each scale's l_r and l_h alone
         (the largest of an image's patches)."""
-        tested, self._tested = self._tested, None
-        parts = tested[1] if tested is not None and tested[0] is image else self._parts(image)
+        return self._extra_scores(self._parts(image))
+
+    def _extra_scores(self, parts: Mapping[str, _Parts]) -> dict[str, Tensor]:
         paper, released = (self._scale_scores(parts, fusion) for fusion in ("paper", "released"))
-        found = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
+        scores = {"sum": torch.stack(list(paper.values())).sum(dim=0)}
         if self.gaussian:
-            found["released"] = torch.stack(list(released.values())).mean(dim=0)
+            scores["released"] = torch.stack(list(released.values())).mean(dim=0)
         if len(parts) > 1:
-            found |= {f"s_{scale}": value for scale, value in paper.items()}
+            scores |= {f"s_{scale}": value for scale, value in paper.items()}
         for scale, (residual, anomalous, _) in parts.items():
-            found[f"l_r_{scale}"] = loss.worst_patch(residual)
+            scores[f"l_r_{scale}"] = loss.worst_patch(residual)
             if anomalous is not None:
-                found[f"l_h_{scale}"] = loss.worst_patch(anomalous)
-        return found
+                scores[f"l_h_{scale}"] = loss.worst_patch(anomalous)
+        return scores
 
     def extra_metrics(self, columns: Mapping[str, Tensor], label: Tensor) -> dict[str, float]:
         """Accuracy at the paper's threshold of 0.5 on the score as it is, of both fusions of `extra_scores`. Source:
@@ -590,7 +559,7 @@ class IGD(Adversarial):
 
 
 def _square(image_size: int | Sequence[int]) -> int:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides(image_size)
     if height != width:
         raise UserError(f"IGD takes square images, got {height}x{width}; set method.recipe.input to one side")
     return height

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adbench.errors import UserError
-from adbench.losses.neighbours import greedy_coreset, nearest
+from adbench.losses.neighbours import greedy_coreset, joined, nearest
 from adbench.losses.patchcore import locally_averaged, reweighted
 from adbench.methods.reference import Reference, smoothed
 from adbench.streams import torch_stream
@@ -56,7 +56,7 @@ class PatchCore(Reference):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Fill the bank from the training rows."""
-        rows = torch.cat([self._patches(batch.image)[0] for batch in batches])
+        rows = joined([self._patches(batch.image)[0] for batch in batches])
         count = max(1, round(self.coreset * len(rows)))
         first = int(torch.randint(len(rows), (), generator=torch_stream(self.seed, "coreset")))
         chosen = rows[greedy_coreset(rows, count, first)]

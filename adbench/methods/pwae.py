@@ -14,17 +14,19 @@ their own, a head guesses from all codes in which order the tiles came, and a de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adbench.losses import pwae as loss
-from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms, refuse_other_words, sides
 from adbench.networks.encoder import PretrainableEncoder
-from adbench.networks.pwae import BACKBONES, CodeToMap, Decoder, TileEncoder, map_side
+from adbench.networks.pwae import CodeToMap, Decoder, TileEncoder, map_side
 from adbench.transforms.geometry import tile, untile
 from adbench.transforms.jigsaw import distant_permutations, permute_tiles, random_permutations
 from adbench.types import Batch, Scores, UserError
@@ -35,6 +37,10 @@ def inverse_decay(rate: float, power: float) -> Schedule:
     return lambda progress: (1.0 + rate * progress) ** -power
 
 
+OPTIMIZER = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+SCHEDULE = inverse_decay(rate=10.0, power=0.75)
+
+
 class PWAE(SingleObjective):
     """Patch-wise Wasserstein autoencoder.
 
@@ -42,13 +48,12 @@ class PWAE(SingleObjective):
     extension is cut off again before any error is measured. Small images are enlarged before they are cut.
 
     Args:
-        kind: data kind: object, texture or small.
         image_size: side of the images, or [H, W].
         grid: n, tiles along a side; 2 or 3.
-        backbone: "resnet50" or "resnet18".
-        width: multiplies the channels of encoder and decoder.
+        backbone: "resnet50", "resnet18", or another timm model whose last map has a stride of 32.
+        width: multiplies the channels of the decoder and of a ResNet encoder.
         latent: d, numbers in the code of a tile.
-        enlarge: data kind -> whole factor by which its images are enlarged in front of the encoder.
+        enlarge: whole factor by which images are enlarged in front of the encoder.
         normalize_input: apply ImageNet's mean and deviation inside the encoder.
         decoder: "released" or "padded", see networks.pwae.Decoder.
         decoder_input: "feature_map" (as released: no bottleneck) or "latent" (as the paper's Eq. 1 and Figure 6).
@@ -80,78 +85,36 @@ class PWAE(SingleObjective):
     """
 
     def __init__(
-        self,
-        kind: str,
-        image_size: int | Sequence[int],
-        grid: int,
-        backbone: str,
-        width: float,
-        latent: int,
-        enlarge: Mapping[str, int],
-        normalize_input: bool,
-        decoder: Literal["released", "padded"],
-        decoder_input: Literal["feature_map", "latent"],
-        output: Literal["sigmoid", "tanh"],
-        reconstruction: Literal["squared", "absolute_and_squared"],
-        lambda_0: float,
-        lambda_1: float,
-        lambda_2: float,
-        lambda_3: float,
-        beta: float,
-        prior: Literal["student_t", "gaussian"],
-        nu: float,
-        location_step: float,
-        divergence: Literal["sliced_wasserstein", "kl"],
-        projections: int,
-        divergence_root: bool,
-        hsic: Literal["normalised", "alignment"],
-        hsic_epsilon: float,
-        hsic_sigma: float | Literal["median"],
-        hsic_standardized: bool,
-        hsic_side: int | None,
-        permutations: int,
-        permutation_choice: Literal["distant", "random"],
-        permutation_seed: int,
-        jigsaw_input: Literal["codes", "standardised"],
-        identity_share: float | None,
-        error: Literal["norm", "released"],
-        tau_whole: float,
-        tau_tile: float,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-    ) -> None:
+        self, image_size: int | Sequence[int] = 300, grid: Literal[2, 3] = 3,
+        backbone: str = "resnet50", width: float = 1.0, latent: int = 128, enlarge: int = 1,
+        normalize_input: bool = True, decoder: Literal["released", "padded"] = "released",
+        decoder_input: Literal["feature_map", "latent"] = "feature_map", output: Literal["sigmoid", "tanh"] = "sigmoid",
+        reconstruction: Literal["squared", "absolute_and_squared"] = "squared",
+        lambda_0: float = 1.0, lambda_1: float = 0.01, lambda_2: float = 0.1, lambda_3: float = 1.0, beta: float = 0.1,
+        prior: Literal["student_t", "gaussian"] = "student_t", nu: float = 5.0, location_step: float = 1.0,
+        divergence: Literal["sliced_wasserstein", "kl"] = "sliced_wasserstein", projections: int = 50,
+        divergence_root: bool = False, hsic: Literal["normalised", "alignment"] = "normalised",
+        hsic_epsilon: float = 0.1, hsic_sigma: float | Literal["median"] = 5.0, hsic_standardized: bool = True,
+        hsic_side: int | None = 30, permutations: int = 1000,
+        permutation_choice: Literal["distant", "random"] = "distant", permutation_seed: int = 0,
+        jigsaw_input: Literal["codes", "standardised"] = "standardised", identity_share: float | None = 0.7,
+        error: Literal["norm", "released"] = "norm", tau_whole: float = 0.3, tau_tile: float = 0.8,
+        optimizer: OptimizerFactory = OPTIMIZER, schedule: Schedule | None = SCHEDULE,
+    ) -> None:  # fmt: skip
         super().__init__(optimizer, schedule)
-        for name, value, choices in (
-            ("grid", grid, (2, 3)),
-            ("backbone", backbone, BACKBONES),
-            ("decoder", decoder, ("released", "padded")),
-            ("decoder_input", decoder_input, ("feature_map", "latent")),
-            ("output", output, ("sigmoid", "tanh")),
-            ("reconstruction", reconstruction, ("squared", "absolute_and_squared")),
-            ("prior", prior, ("student_t", "gaussian")),
-            ("divergence", divergence, ("sliced_wasserstein", "kl")),
-            ("hsic", hsic, ("normalised", "alignment")),
-            ("permutation_choice", permutation_choice, ("distant", "random")),
-            ("jigsaw_input", jigsaw_input, ("codes", "standardised")),
-            ("error", error, ("norm", "released")),
-        ):
-            if value not in choices:
-                raise UserError(f"method.{name} must be {' or '.join(map(str, choices))}, got {value!r}")
+        refuse_other_words(PWAE.__init__, locals())
         if divergence == "kl" and prior != "gaussian":
             raise UserError("method.divergence=kl has no closed form for a Student-t prior; add method.prior=gaussian")
         if identity_share is not None and not 0 <= identity_share <= 1:
             raise UserError(f"method.identity_share is a share from 0 to 1, or null, got {identity_share}")
-        if kind not in enlarge:
-            raise UserError(f"method.enlarge has no factor for data of kind {kind}; it has {', '.join(enlarge)}")
-        height, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
         if hsic_side is not None and hsic_side < 1:
             raise UserError(f"method.hsic_side is a number of pixels from 1, or null for all of them, got {hsic_side}")
-        self.image_size = (height, width_px)
-        self.grid, self.tiles, self.enlarge = grid, grid * grid, int(enlarge[kind])
+        self.image_size = height, width_px = sides(image_size)
+        self.grid, self.tiles, self.enlarge = grid, grid * grid, enlarge
         self.below, self.right = -height % grid, -width_px % grid  # rows and columns added to fill the grid
         #: height and width in pixels of what the encoder sees
         self.tile_size = tuple(-(-side // grid) * self.enlarge for side in (height, width_px))
-        self.backbone, self.latent = backbone, latent
+        self.latent = latent
         self.lambda_0, self.lambda_1, self.lambda_2, self.lambda_3 = lambda_0, lambda_1, lambda_2, lambda_3
         self.beta = beta
         self.prior, self.nu, self.divergence, self.projections = prior, nu, divergence, projections
@@ -159,34 +122,46 @@ class PWAE(SingleObjective):
         self.hsic_standardized, self.hsic_side = hsic_standardized, hsic_side
         self.divergence_root, self.identity_share = divergence_root, identity_share
         self.reconstruction_form, self.error, self.tau_whole, self.tau_tile = reconstruction, error, tau_whole, tau_tile
-
-        self.encoder = TileEncoder(backbone, width, latent, divergence == "kl", normalize_input)
-        self.code_to_map = None
-        if decoder_input == "latent":
-            self.code_to_map = CodeToMap(latent, self.encoder.features, [map_side(s) for s in self.tile_size])
-        size = [height + self.below, width_px + self.right]
-        self.decoder = Decoder(self.encoder.features, width, size, decoder, output)
-        self.jigsaw_head = None
-        if lambda_3:
-            choose = {"distant": distant_permutations, "random": random_permutations}[permutation_choice]
-            table = choose(permutations, self.tiles, permutation_seed)
-            self.register_buffer("permutations", table if identity_share is not None else table[1:])
-            self.jigsaw_head = nn.Linear(self.tiles * latent, len(self.permutations))
-
-        location = location_step * torch.arange(1.0, self.tiles + 1)[:, None]  # (K, 1), by true tile
-        self.register_buffer("location", location, persistent=False)
-        self.jigsaw_mean, self.jigsaw_std = 0.0, 1.0
-        if jigsaw_input == "standardised":
-            self.jigsaw_mean, self.jigsaw_std = loss.prior_moments(prior, nu, location)
-        seen = 3 * (height * width_px if hsic_side is None else hsic_side**2)
-        self.register_buffer("pooled_mean", torch.zeros(seen if hsic_standardized else 0))
-        self.register_buffer("pooled_std", torch.ones(seen if hsic_standardized else 0))
-        self.register_buffer("maxima", torch.zeros(1 + self.tiles))
-
+        self._build_autoencoder(backbone, width, normalize_input, decoder, decoder_input, output)
+        self._build_jigsaw(permutations, permutation_choice, permutation_seed)
+        self._register_statistics(location_step, jigsaw_input)
         untouched = [f"decoder.{name}" for name in self.decoder.idle_biases()]
         if not (lambda_1 or lambda_2 or lambda_3 or self.code_to_map):
             untouched.append("encoder.mapper")
         self.gradient_free = tuple(untouched)
+
+    def _build_autoencoder(
+        self, backbone: str, width: float, normalize: bool, decoder: str, decoder_input: str, output: str
+    ) -> None:
+        height, width_px = self.image_size
+        self.encoder = TileEncoder(backbone, width, self.latent, self.divergence == "kl", normalize)
+        self.code_to_map = None
+        if decoder_input == "latent":
+            maps = [map_side(side) for side in self.tile_size]
+            self.code_to_map = CodeToMap(self.latent, self.encoder.features, maps)
+        size = [height + self.below, width_px + self.right]
+        self.decoder = Decoder(self.encoder.features, width, size, decoder, output)
+
+    def _build_jigsaw(self, number: int, choice: str, seed: int) -> None:
+        """The permutations and the head that guesses them; neither at weight 0."""
+        self.jigsaw_head = None
+        if self.lambda_3:
+            choose = {"distant": distant_permutations, "random": random_permutations}[choice]
+            table = choose(number, self.tiles, seed)
+            self.register_buffer("permutations", table if self.identity_share is not None else table[1:])
+            self.jigsaw_head = nn.Linear(self.tiles * self.latent, len(self.permutations))
+
+    def _register_statistics(self, location_step: float, jigsaw_input: str) -> None:
+        """The priors' locations, and what `prepare` and `calibrate` fill."""
+        location = location_step * torch.arange(1.0, self.tiles + 1)[:, None]  # (K, 1), by true tile
+        self.register_buffer("location", location, persistent=False)
+        self.jigsaw_mean, self.jigsaw_std = 0.0, 1.0
+        if jigsaw_input == "standardised":
+            self.jigsaw_mean, self.jigsaw_std = loss.prior_moments(self.prior, self.nu, location)
+        values = 3 * (math.prod(self.image_size) if self.hsic_side is None else self.hsic_side**2)
+        self.register_buffer("pooled_mean", torch.zeros(values if self.hsic_standardized else 0))
+        self.register_buffer("pooled_std", torch.ones(values if self.hsic_standardized else 0))
+        self.register_buffer("maxima", torch.zeros(1 + self.tiles))
 
     # -- forward --------------------------------------------------------------------------------------------------
 
@@ -307,22 +282,21 @@ class PWAE(SingleObjective):
         Only this device's rows carry a gradient, times the number of devices, so that the mean of the devices'
         gradients is the joined batch's.
         """
-        if self._trainer is None or self.trainer.world_size == 1:
+        if self.world == 1:
             return rows
-        world, held = self.trainer.world_size, rows.detach()
-        parts = list(self.all_gather(held).unbind(0))
-        parts[self.trainer.global_rank] = held + world * (rows - held)
+        constant = rows.detach()
+        parts = list(self.all_gather(constant).unbind(0))
+        parts[self.rank] = constant + self.world * (rows - constant)
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     # -- after training ---------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_batch(self) -> None:
         if self.batches_seen == self.total_batches:  # here, so that the last checkpoint has them
             self.eval()
             self.maxima.zero_()
             with torch.no_grad():
-                self.calibrate(self.trainer.datamodule.training_batches(self.device))
+                self.calibrate(self.training_rows())
             self.train()
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
@@ -331,30 +305,40 @@ class PWAE(SingleObjective):
             self.maxima.copy_(torch.maximum(self.maxima, self.tile_errors(batch.image).amax(0)))
 
     def score(self, image: Tensor) -> Scores:
-        x_hat = self._x_hat(image)
-        score = self._two_threshold(loss.tile_errors(image, x_hat, self.grid, self.error))
-        return Scores(score, (image - x_hat).abs().mean(1, keepdim=True))
+        x_hat, _ = self._decoded(image)
+        return self._scores(image, x_hat, loss.tile_errors(image, x_hat, self.grid, self.error))
+
+    def test_scores(self, image: Tensor) -> Scores:
+        x_hat, codes = self._decoded(image)
+        errors = loss.tile_errors(image, x_hat, self.grid, self.error)
+        return self._scores(image, x_hat, errors)._replace(extras=self._extra_scores(errors), codes=codes)
+
+    def _scores(self, image: Tensor, x_hat: Tensor, errors: Tensor) -> Scores:
+        return Scores(self._two_threshold(errors), (image - x_hat).abs().mean(1, keepdim=True))
 
     def _two_threshold(self, errors: Tensor) -> Tensor:
         maxima = torch.where(self.maxima > 0, self.maxima, torch.ones_like(self.maxima))
         return loss.two_threshold_score(errors, maxima, self.tau_whole, self.tau_tile)
 
-    def _x_hat(self, image: Tensor) -> Tensor:
-        if self.code_to_map is not None:
-            return self.decode(self.codes(image))
-        return self._mosaic_to_image(self.encode(image)[0])
+    def _decoded(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> the reconstruction (B, 3, H, W), and the codes (B, K, d)."""
+        maps, encoded = self.encode(image)
+        codes = encoded[..., : self.latent].float()
+        return (self._mosaic_to_image(maps) if self.code_to_map is None else self.decode(codes)), codes
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        return self._x_hat(image).clamp(0, 1)
+        return self._decoded(image)[0].clamp(0, 1)
 
     def tile_errors(self, image: Tensor) -> Tensor:
         """(B, 1 + K): the error of the whole image, then of its tiles, not normalised."""
-        return loss.tile_errors(image, self._x_hat(image), self.grid, self.error)
+        return loss.tile_errors(image, self._decoded(image)[0], self.grid, self.error)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
         """Scores beside the main one, each (B,): the errors' sum, the whole image's alone, the worst tile's alone; with
         released errors also these, (B, 1 + K)."""
-        errors = self.tile_errors(image)
+        return self._extra_scores(self.tile_errors(image))
+
+    def _extra_scores(self, errors: Tensor) -> dict[str, Tensor]:
         tiles_only = errors.clone()
         tiles_only[:, 0] = 0
         worst_tile = self._two_threshold(tiles_only)
@@ -373,7 +357,6 @@ class PWAE(SingleObjective):
 
     def encoders(self) -> dict[str, PretrainableEncoder]:
         """The backbone, up to the mean over its last map; the map itself goes to codes and decoder."""
-        published = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
         encoder = self.encoder
         return {
             "tiles": PretrainableEncoder(
@@ -382,7 +365,7 @@ class PWAE(SingleObjective):
                 min(self.tile_size),
                 encoder.normalized,
                 windows=True,
-                published=published[self.backbone] if encoder.width == 1 else None,
+                published=encoder.published,
             )
         }
 

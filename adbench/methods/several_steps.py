@@ -44,7 +44,7 @@ class SeveralSteps(SingleObjective):
             self._drawn[purpose] = joined.view(self._steps, rows, *shape)
         return self._drawn[purpose][self._step]
 
-    def at_once(self, batch: Batch) -> tuple[Tensor, ...]:
+    def shared_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """What can be computed for all steps of a loaded batch together: tensors (rows, ...), cut like the batch and
         handed to `objective` behind it."""
         return ()
@@ -53,15 +53,16 @@ class SeveralSteps(SingleObjective):
         """Called after each optimizer step."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = self.admitted(batch, first=batch_idx == 0)
         optimizer = self.optimizers(use_pl_optimizer=False)
         _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        rows = (self._rows_per_step or 0) // self.ranks or len(batch.image)  # of a step, on this device
+        rows = (self._rows_per_step or 0) // self.world or len(batch.image)  # of a step, on this device
         steps = max(1, len(batch.image) // rows)
         batch = Batch(*(part[: steps * rows] for part in batch))
-        pieces = zip(*(part.split(rows) for part in (*batch, *self.at_once(batch))), strict=True)
+        pieces = zip(*(part.split(rows) for part in (*batch, *self.shared_inputs(batch))), strict=True)
         # Lightning's wrapper is for gradients that are scaled or shared; it takes a tenth of a small step.
-        plain = self.ranks == 1 and self.trainer.precision in ("32-true", "bf16-mixed")
+        plain = self.world == 1 and self.trainer.precision in ("32-true", "bf16-mixed")
         history: list[Tensor] = []
         self._steps = steps
         for self._step, piece in enumerate(pieces):
@@ -75,6 +76,10 @@ class SeveralSteps(SingleObjective):
             optimizer.step()
             self.after_step()
             history.append(stacked.detach())
+        # The trainer counts what its own wrapper steps, and saves and stops by that count: one for this batch.
+        counted = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        counted.increment_ready()
+        counted.increment_completed()
         self._drawn.clear()
         self._step, self._steps = 0, 1
         self.record(dict(zip(terms, torch.stack(history).mean(0), strict=True)))

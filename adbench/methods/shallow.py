@@ -1,6 +1,6 @@
 """One-class SVM, isolation forest, kernel density and nearest neighbours, on pixels, features or embeddings.
 
-scikit-learn fits the first two once, in `prepare`; what it found is kept in buffers and scored with tensors, so a
+scikit-learn fits the first two once, in `prepare`; the result is kept in buffers and scored with tensors, so a
 checkpoint holds no object of scikit-learn.
 """
 
@@ -85,8 +85,8 @@ def _squared_distance(rows: Tensor, others: Tensor) -> Tensor:
     return (lengths - 2 * rows @ others.T).clamp(min=0)
 
 
-def _like(found: Any, rows: Tensor) -> Tensor:
-    return torch.as_tensor(found, device=rows.device)
+def _like(values: Any, rows: Tensor) -> Tensor:
+    return torch.as_tensor(values, device=rows.device)
 
 
 class OneClassSVM(Shallow):
@@ -103,7 +103,13 @@ class OneClassSVM(Shallow):
     fitted = ("vectors", "weights", "offset", "scale")
 
     def __init__(
-        self, kind: str, image_size: int, scaling: str, encoder: str | None, nu: float, gamma: float | str
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        nu: float = 0.1,
+        gamma: float | str = "scale",
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         self.nu, self.gamma = nu, gamma
@@ -111,11 +117,11 @@ class OneClassSVM(Shallow):
     def fit_rows(self, rows: Tensor) -> None:
         from sklearn.svm import OneClassSVM as Svm
 
-        found = Svm(nu=self.nu, gamma=self.gamma).fit(rows.double().cpu().numpy())
-        self.vectors = _like(found.support_vectors_, rows)
-        self.weights = _like(found.dual_coef_[0], rows)
-        self.offset = _like(-found.intercept_[0], rows)
-        self.scale = _like(float(found._gamma), rows)
+        machine = Svm(nu=self.nu, gamma=self.gamma).fit(rows.double().cpu().numpy())
+        self.vectors = _like(machine.support_vectors_, rows)
+        self.weights = _like(machine.dual_coef_[0], rows)
+        self.offset = _like(-machine.intercept_[0], rows)
+        self.scale = _like(float(machine._gamma), rows)
 
     def score_rows(self, rows: Tensor) -> Tensor:
         return self.offset - torch.exp(-self.scale * _squared_distance(rows, self.vectors)) @ self.weights
@@ -135,7 +141,13 @@ class IsolationForest(Shallow):
     fitted = ("feature", "threshold", "below", "depth")
 
     def __init__(
-        self, kind: str, image_size: int, scaling: str, encoder: str | None, trees: int, rows_per_tree: int
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "none",
+        encoder: str | None = None,
+        trees: int = 100,
+        rows_per_tree: int = 256,
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if trees < 1 or rows_per_tree < 2:
@@ -148,12 +160,12 @@ class IsolationForest(Shallow):
         import numpy as np
         from sklearn.ensemble import IsolationForest as Forest
 
-        found = Forest(
+        forest = Forest(
             n_estimators=self.trees,
             max_samples=min(self.rows_per_tree, len(rows)),
             random_state=derived_seed(self.seed, "forest") % 2**32,
         ).fit(rows.float().cpu().numpy())
-        trees = [estimator.tree_ for estimator in found.estimators_]
+        trees = [estimator.tree_ for estimator in forest.estimators_]
         size = max(tree.node_count for tree in trees)
         feature, threshold = np.zeros((len(trees), size), np.int64), np.full((len(trees), size), np.inf)
         children, depth = np.zeros((len(trees), size, 2), np.int64), np.zeros((len(trees), size))
@@ -204,7 +216,14 @@ class KernelDensity(Shallow):
 
     fitted = ("rows", "width")
 
-    def __init__(self, kind: str, image_size: int, scaling: str, encoder: str | None, bandwidth: float | str) -> None:
+    def __init__(
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        bandwidth: float | str = "scott",
+    ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if bandwidth != "scott" and not (isinstance(bandwidth, int | float) and bandwidth > 0):
             raise UserError(f"method.bandwidth is a number above 0, or scott; got {bandwidth}")
@@ -235,7 +254,14 @@ class NearestNeighbour(Shallow):
 
     fitted = ("rows",)
 
-    def __init__(self, kind: str, image_size: int, scaling: str, encoder: str | None, neighbours: int) -> None:
+    def __init__(
+        self,
+        kind: str = "object",
+        image_size: int = 32,
+        scaling: str = "min_max",
+        encoder: str | None = None,
+        neighbours: int = 1,
+    ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if neighbours < 1:
             raise UserError(f"method.neighbours is at least 1, got {neighbours}")

@@ -18,15 +18,16 @@ Bauer, Nakajima, Müller, "Self-Supervised Training with Autoencoders for Visual
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adbench.losses import ssae as equations
-from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms
+from adbench.methods.base import OptimizerFactory, Schedule, SingleObjective, Terms, refuse_other_words, sides
 from adbench.networks.dilated import STRIDE, DilatedAutoencoder
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import (
@@ -44,12 +45,13 @@ from adbench.transforms.corruption import (
 from adbench.transforms.symmetry import apply_symmetry, crop, symmetry_codes, undo_symmetry
 from adbench.types import Batch, Scores, UserError
 
-Value = TypeVar("Value")
 DIFFERENCES = {
     "squared": equations.squared_difference,
     "ssim": equations.ssim_difference,
     "logit": equations.logit_difference,
 }
+ELASTIC, OCCLUSION, CUTOUT, SWAP = Elastic(), Occlusion(), Cutout(), Swap()
+OPTIMIZER = partial(torch.optim.Adam, lr=1e-4)
 
 
 class Snapshot(nn.Module):
@@ -72,13 +74,8 @@ class Snapshot(nn.Module):
 class SSAE(SingleObjective):
     """One network per objective; with both objectives their maps are joined by the pixelwise maximum (Table 4).
 
-    Arguments called `by` something are mappings whose keys are a data set's id (such as "mvtec/cable") or its kind; the
-    id wins.
-
     Args:
-        kind: object, texture or small.
         image_size: side, or [height, width], of the images; divisible by 8.
-        data_id: the data set, for the choices made per category.
         objectives: [1], [4] or [1, 4], numbers of the paper's equations.
         lambda_1, lambda_4: λ of either objective, in [0, 1].
         squared_norm: squared norms, or norms as printed.
@@ -86,18 +83,18 @@ class SSAE(SingleObjective):
         initialization: its first weights, "kaiming" or "mirrored" (`DilatedAutoencoder.start_linear`).
         corruption: what training does to clean images: elastic, occlusion, cutout, swap or none.
         elastic, occlusion, cutout, swap: these corruptions with their numbers.
-        occlusion_probability: by data set, how often it takes the place of `corruption`.
-        rotation_probability: by data set, how often the corrupted image is turned.
+        occlusion_probability: how often it takes the place of `corruption`.
+        rotation_probability: how often the corrupted image is turned.
         foreign: folder of images that occluding shapes show; None shows procedural noise.
-        symmetries: by data set, a group of `transforms.symmetry.SYMMETRIES` for augmentation.
+        symmetries: a group of `transforms.symmetry.SYMMETRIES` for augmentation.
         symmetric_maps: an anomaly map is the mean over these symmetries of the image, each turned back.
         extent_shares, extent_milestones: training crops have a side of `extent_shares[i]` of the image's once
             `extent_milestones[i]` of the budget is spent...
         extent_floor: ...and never one below this many pixels.
-        difference: by data set, "squared", "ssim" or "logit".
+        difference: "squared", "ssim" or "logit".
         smoothing_k: side of the mean filter; None takes the odd number nearest to a 32nd of the image's side.
         smoothing_n: times that it is applied.
-        average_exponent: by data set, t of Eq. 14; 0 switches the correction off.
+        average_exponent: t of Eq. 14; 0 switches the correction off.
         validate_every: training batches between two validations on corrupted held-out images.
         patience: batches without a better validation error after which the learning rate is halved; None: never.
         smallest_rate: below which it is not halved.
@@ -109,94 +106,55 @@ class SSAE(SingleObjective):
     """
 
     def __init__(
-        self,
-        *,
-        kind: str,
-        image_size: int | Sequence[int],
-        data_id: str,
-        objectives: Sequence[int],
-        lambda_1: float,
-        lambda_4: float,
-        squared_norm: bool,
-        kernel: int,
-        width: float,
-        initialization: str,
-        corruption: str,
-        elastic: Elastic,
-        occlusion: Occlusion,
-        cutout: Cutout,
-        swap: Swap,
-        occlusion_probability: Mapping[str, float],
-        rotation_probability: Mapping[str, float],
-        foreign: str | None,
-        symmetries: Mapping[str, str],
-        symmetric_maps: bool,
-        extent_shares: Sequence[float],
-        extent_milestones: Sequence[float],
-        extent_floor: int,
-        difference: Mapping[str, str],
-        smoothing_k: int | None,
-        smoothing_n: int,
-        average_exponent: Mapping[str, float],
-        validate_every: int,
-        patience: int | None,
-        smallest_rate: float,
-        tolerance_1: float | None,
-        tolerance_4: float | None,
-        optimizer: OptimizerFactory,
-        schedule: Schedule | None,
-    ) -> None:
+        self, *, image_size: int | Sequence[int] = 256, objectives: Sequence[int] = (1,),
+        lambda_1: float = 0.5, lambda_4: float = 0.1, squared_norm: bool = True, kernel: int = 3, width: float = 1.0,
+        initialization: Literal["kaiming", "mirrored"] = "kaiming",
+        corruption: Literal["elastic", "occlusion", "cutout", "swap", "none"] = "elastic",
+        elastic: Elastic = ELASTIC, occlusion: Occlusion = OCCLUSION, cutout: Cutout = CUTOUT, swap: Swap = SWAP,
+        occlusion_probability: float = 0.0, rotation_probability: float = 0.0, foreign: str | None = None,
+        symmetries: str = "none", symmetric_maps: bool = False,
+        extent_shares: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        extent_milestones: Sequence[float] = (0.0, 0.15, 0.35, 0.6), extent_floor: int = 128,
+        difference: Literal["squared", "ssim", "logit"] = "squared", smoothing_k: int | None = None,
+        smoothing_n: int = 2, average_exponent: float = 1, validate_every: int = 500, patience: int | None = 2000,
+        smallest_rate: float = 1e-6, tolerance_1: float | None = 1.0, tolerance_4: float | None = 1.1,
+        optimizer: OptimizerFactory = OPTIMIZER, schedule: Schedule | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(optimizer, schedule)
-        self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        refuse_other_words(SSAE.__init__, locals())
+        self.size = sides(image_size)
         self.weights = {1: lambda_1, 4: lambda_4}
         self.tolerance = {n: math.inf if t is None else t for n, t in ((1, tolerance_1), (4, tolerance_4))}
         self._check(objectives, extent_shares, extent_milestones)
-
-        def chosen(by: Mapping[str, Value], name: str) -> Value:
-            for key in (data_id, kind):
-                if key in by:
-                    return by[key]
-            raise UserError(f"method.{name} has neither {data_id!r} nor {kind!r}; give method.{name}.{kind}=...")
-
-        self.objectives = tuple(objectives)
-        self.squared_norm = squared_norm
-        if initialization not in ("kaiming", "mirrored"):
-            raise UserError(f"method.initialization must be kaiming or mirrored, got {initialization!r}")
+        self.objectives, self.squared_norm = tuple(objectives), squared_norm
         self.networks = nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives)
         if initialization == "mirrored":
             for network in self.networks:
                 network.start_linear()
         self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
-
-        kinds: dict[str, Any] = {
+        self._corruptions: dict[str, Any] = {
             "elastic": elastic, "occlusion": occlusion, "cutout": cutout, "swap": swap, "none": Untouched()
         }  # fmt: skip
-        if corruption not in kinds:
-            raise UserError(f"method.corruption must be one of {', '.join(kinds)}, got {corruption!r}")
-        self._corruptions, self._corruption_name = kinds, corruption
-        self._occlusion_probability = chosen(occlusion_probability, "occlusion_probability")
-        self._rotation_probability = chosen(rotation_probability, "rotation_probability")
-        occludes = corruption == "occlusion" or self._occlusion_probability > 0
+        self._corruption_name = corruption
+        self._occlusion_probability, self._rotation_probability = occlusion_probability, rotation_probability
+        occludes = corruption == "occlusion" or occlusion_probability > 0
         bank = read_bank(foreign, max(self.size)) if foreign and occludes else None
         self.register_buffer("bank", bank, persistent=False)
-        codes = symmetry_codes(chosen(symmetries, "symmetries"), square=self.size[0] == self.size[1])
+        codes = symmetry_codes(symmetries, square=self.size[0] == self.size[1])
         self.register_buffer("codes", torch.tensor(codes), persistent=False)
         self._views = codes if symmetric_maps else (0,)
         self.extents = tuple(zip(extent_milestones, extent_shares, strict=True))
         self.extent_floor = extent_floor
-
-        name = chosen(difference, "difference")
-        if name not in DIFFERENCES:
-            raise UserError(f"method.difference must be one of {', '.join(DIFFERENCES)}, got {name!r}")
-        self._difference = DIFFERENCES[name]
-        side = min(self.size)
-        self.smoothing_k = 2 * math.floor(side / 64) + 1 if smoothing_k is None else smoothing_k
-        self.smoothing_n = smoothing_n
-        self.average_exponent = chosen(average_exponent, "average_exponent")
+        self._difference = DIFFERENCES[difference]
+        self.smoothing_k = 2 * math.floor(min(self.size) / 64) + 1 if smoothing_k is None else smoothing_k
+        self.smoothing_n, self.average_exponent = smoothing_n, average_exponent
         equations.mean_filter(torch.zeros(1, 1, *self.size), self.smoothing_k, self.smoothing_n)  # refuses misfits now
-
         self.validate_every, self.smallest_rate = validate_every, smallest_rate
         self.patience = math.inf if patience is None else patience
+        self._register_selection()
+
+    def _register_selection(self) -> None:
+        """What validation and calibration fill, for each network."""
         count = len(self.objectives)
         self.register_buffer("average_maps", torch.zeros(count, 1, *self.size))
         self.register_buffer("best_error", torch.full((count,), math.inf))
@@ -225,11 +183,11 @@ class SSAE(SingleObjective):
     # -- training -------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        rows = self.trainer.datamodule.rows_per_batch // self.ranks if self._corruption_name == "swap" else 2
-        if rows < 2:
+        rows = self.rows_per_batch if self._corruption_name == "swap" else None
+        if rows is not None and rows < 2:
             raise UserError(
                 "method.corruption=swap takes patches from other images of a batch, and a batch has one image on each "
-                f"device; set data.batch_size={2 * self.ranks} or more"
+                f"device; set data.batch_size={2 * self.world} or more"
             )
         super().on_fit_start()
 
@@ -259,8 +217,7 @@ class SSAE(SingleObjective):
         rows = len(batch.image)
         code = self.codes[(self.rand("symmetry", rows) * len(self.codes)).long().clamp(max=len(self.codes) - 1)]
         clean = crop(apply_symmetry(batch.image, code), *self.extent(), self.rand("crop", rows, 2))
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
-        corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, rank, world))
+        corrupted, mask = self.corrupt(clean, Draws(self.stream("corruption"), rows, self.rank, self.world))
         terms: Terms = {}
         for number, network in zip(self.objectives, self.networks, strict=True):
             prefix = f"objective_{number}/" if len(self.objectives) > 1 else ""
@@ -284,15 +241,13 @@ class SSAE(SingleObjective):
 
     # -- validation: which weights are kept, and when the learning rate falls -------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        due = self.batches_seen % self.validate_every == 0 or self.batches_seen == self.total_batches
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if due and datamodule is not None:
-            errors = self.validation_errors(datamodule.holdout_batches(self.device))
-            if errors is not None:
-                errors = self.trainer.strategy.reduce(errors, reduce_op="mean")  # every rank decides alike
-                self.select(errors.tolist(), self.optimizers(use_pl_optimizer=False).param_groups)
+    def after_batch(self) -> None:
+        if self.batches_seen % self.validate_every and self.batches_seen != self.total_batches:
+            return
+        errors = self.validation_errors(self.holdout_rows())
+        if errors is not None:
+            errors = self.mean_over_ranks(errors)  # every rank decides alike
+            self.select(errors.tolist(), self.optimizers(use_pl_optimizer=False).param_groups)
 
     @torch.no_grad()
     def validation_errors(self, batches: Iterable[Batch]) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""Detectors that learn next to nothing. A method that does not beat them has found a shortcut, or the data has one."""
+"""Detectors that learn next to nothing. Where a method does not beat them, the data may have a shortcut."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -37,7 +37,7 @@ class PCAResidual(Method):
         image_size: side that the data layer delivers, in pixels (or [H, W]).
     """
 
-    def __init__(self, components: int, image_size: int | list[int]) -> None:
+    def __init__(self, components: int = 30, image_size: int | Sequence[int] = 64) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.components = components

@@ -1,14 +1,97 @@
-"""A frozen timm model that shows the feature maps of its stages."""
+"""timm models as parts of detectors: a frozen one that shows its feature maps, and one as the trunk of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adbench.errors import UserError
 from adbench.networks.encoder import PretrainableEncoder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def timm_model(name: str, option: str) -> nn.Module:
+    """A timm model without classifier, with random weights: those of a pretraining come from the group of that name.
+
+    Args:
+        name: of the model, with or without the tag of its weights.
+        option: what a message calls it.
+
+    Raises:
+        UserError: timm has no such model, or none with that tag.
+    """
+    import timm
+
+    if not timm.is_model(name):  # names of the hub's own would be asked for there
+        raise UserError(f"{option}={name} is no timm model; timm.list_models() lists them")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"{option}={name} is no timm model: {error}; timm.list_models() lists them") from None
+
+
+def tagged(name: str, option: str) -> str:
+    """A timm model's name with the tag of its weights: as it is, or with the tag of those that timm takes.
+
+    Raises:
+        UserError: timm has no such model, or none with that tag.
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    try:
+        config = get_pretrained_cfg(name, allow_unregistered=False) if is_model(name) else None
+    except RuntimeError as error:
+        raise UserError(f"{option}={name} is no timm model: {error}; timm.list_models() lists them") from None
+    if config is None:
+        raise UserError(f"{option}={name} is no timm model; timm.list_models() lists them")
+    return f"{config.architecture}.{config.tag}" if config.tag else name
+
+
+def published_name(network: nn.Module) -> str | None:
+    """Name and tag of the published weights that fit a timm model strictly; None where there are none."""
+    hub = str(network.pretrained_cfg.get("hf_hub_id") or "")
+    return hub.removeprefix("timm/") if hub.startswith("timm/") else None
+
+
+def pixel_constants(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, each (3, 1, 1), of the pixels in [0, 1] that a timm model's weights were trained on."""
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    return mean, std
+
+
+class TimmTrunk(nn.Module):
+    """A timm model as the trunk of a network that normalises its images with ImageNet's constants: (B, 3, S, S) ->
+    (B, features). The model sees pixels as its own weights want them.
+
+    Args:
+        name: of the model, with or without the tag of its weights.
+        option: what a message calls it.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+
+    def __init__(self, name: str, option: str) -> None:
+        super().__init__()
+        self.network = timm_model(name, option)
+        self.features, self.published = self.network.num_features, published_name(self.network)
+        mean, std = pixel_constants(self.network)
+        usual_mean, usual_std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+        for key, value in (
+            ("mean", mean), ("std", std), ("factor", usual_std / std), ("shift", (usual_mean - mean) / std)
+        ):  # fmt: skip
+            self.register_buffer(key, value, persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """From [0, 1] to what the published weights were trained on."""
+        return (image - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x * self.get_buffer("factor") + self.get_buffer("shift"))
 
 
 class Backbone(nn.Module):
@@ -26,27 +109,22 @@ class Backbone(nn.Module):
         UserError: timm has no such model, or the model no such stage.
     """
 
+    network: Any  # a timm model
+
     def __init__(self, name: str, stages: Sequence[int], image_size: int | Sequence[int]) -> None:
         super().__init__()
-        import timm
-
-        try:
-            self.network = timm.create_model(name, pretrained=False, num_classes=0)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"method.backbone={name} is no timm model: {error}; timm.list_models() lists them"
-            ) from None
+        self.network = timm_model(name, "method.backbone")
         maps = [(info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         if not stages or any(stage not in range(len(maps)) for stage in stages):
-            shown = ", ".join(f"{i}: {channels} channels, stride {stride}" for i, (channels, stride) in enumerate(maps))
-            raise UserError(f"method.stages={list(stages)} are places among the maps of {name} ({shown})")
+            places = ", ".join(
+                f"{i}: {channels} channels, stride {stride}" for i, (channels, stride) in enumerate(maps)
+            )
+            raise UserError(f"method.stages={list(stages)} are places among the maps of {name} ({places})")
         self.stages, self.channels = sorted(stages), [maps[stage][0] for stage in sorted(stages)]
         self.side = image_size if isinstance(image_size, int) else min(image_size)
-        config = self.network.pretrained_cfg
-        hub = str(config.get("hf_hub_id") or "")
-        self.published = hub.removeprefix("timm/") if hub.startswith("timm/") else None
-        for constant in ("mean", "std"):
-            self.register_buffer(constant, torch.tensor(config[constant]).view(1, 3, 1, 1), persistent=False)
+        self.published = published_name(self.network)
+        for name, value in zip(("mean", "std"), pixel_constants(self.network), strict=True):
+            self.register_buffer(name, value[None], persistent=False)
         self.requires_grad_(False)
         self.eval()
 

@@ -106,7 +106,8 @@ class DilatedAutoencoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
 
@@ -153,8 +154,8 @@ def _start_linear(module: nn.Module) -> None:
         half = torch.randn(outputs, inputs, *module.kernel_size) / (inputs * math.prod(module.kernel_size)) ** 0.5
         _set_mirrored(module, half, colours)
     elif isinstance(module, StackedDilatedConv):
-        convs = [*module.branches, module.mix[0]]
-        sizes, entering = [_pairs(conv.out_channels) for conv in convs], _pairs(module.branches[0].in_channels)
+        convs = [part for part in (*module.branches, module.mix[0]) if isinstance(part, nn.Conv2d)]
+        sizes, entering = [_pairs(conv.out_channels) for conv in convs], _pairs(convs[0].in_channels)
         stacked = sum(sizes[:-1])
         turns = [*_orthogonal(stacked, entering).split(sizes[:-1]), _orthogonal(sizes[-1], stacked)]
         for conv, turn in zip(convs, turns, strict=True):

@@ -1,4 +1,4 @@
-"""What a method shows of its encoders, so that any pretraining can fill them without knowing the method."""
+"""A method's encoders as pretraining sees them, so that it can fill them without knowing the method."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ class PretrainableEncoder:
     windows: bool = False
     published: str | None = None
     decoder: nn.Module | None = None
+
+    @property
+    def image_side(self) -> int:
+        """S, where the network takes images; a programming error where it takes vectors."""
+        assert self.side is not None, "an encoder of vectors has no side"
+        return self.side

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adbench.networks.backbone import TimmTrunk
+from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.resnet import ResNet18
 from adbench.types import UserError
 
@@ -34,8 +36,11 @@ def _folding_matrix(kernel: int) -> Tensor:
 class _Folded(nn.Conv2d):
     """A same-size convolution with odd kernel k whose weights are used folded to k + 1."""
 
+    fold: Tensor  # (k^2, (k + 1)^2)
+
     def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.margin = kernel // 2
         self.register_buffer("fold", self.make_fold(kernel), persistent=False)
 
     @staticmethod
@@ -58,7 +63,7 @@ class ConvThenHalve(_Folded):
         return _folding_matrix(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.folded(), self.bias, stride=2, padding=self.padding)
+        return F.conv2d(x, self.folded(), self.bias, stride=2, padding=self.margin)
 
 
 class DoubleThenConv(_Folded):
@@ -69,7 +74,7 @@ class DoubleThenConv(_Folded):
         return 4 * _folding_matrix(kernel).flip(1)  # doubling sums where halving averages; transposition flips
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self.folded().transpose(0, 1), self.bias, stride=2, padding=self.padding)
+        return F.conv_transpose2d(x, self.folded().transpose(0, 1), self.bias, stride=2, padding=self.margin)
 
 
 class ImageNorm(nn.Module):
@@ -148,7 +153,7 @@ class ResidualTrunk(nn.Module):
 class Encoder(nn.Module):
     """A trunk, which pretraining may fill and freeze, and the projection that IGD trains: (B, 3, S, S) -> (B, Z)."""
 
-    def __init__(self, trunk: nn.Module, latent: int) -> None:
+    def __init__(self, trunk: ResidualTrunk | ResNet18, latent: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.projection = nn.Linear(trunk.features, latent)
@@ -269,7 +274,7 @@ def image_critic(side: int, width: float = 1.0, sigmoid: bool = False) -> nn.Seq
     )
 
 
-TRUNKS: dict[str, Callable[[float], nn.Module]] = {
+TRUNKS: dict[str, Callable[[float], ResidualTrunk | ResNet18]] = {
     "resnet18": lambda width: ResNet18(width),
     "resnet18_cifar": lambda width: ResNet18(width, stem="cifar"),
     "residual": ResidualTrunk,
@@ -281,9 +286,9 @@ class Descriptor(nn.Module):
 
     Args:
         side: of the images or patches that it sees; 32 takes the patch networks, more the whole-image networks.
-        trunk: "resnet18", "resnet18_cifar" or "residual" (32 px only).
+        trunk: "resnet18", "resnet18_cifar", "residual" (32 px only), or another timm model.
         latent: Z.
-        width: multiplies every number of channels.
+        width: multiplies every number of channels, but for those of a timm model.
         critic: whether it has one (interpolation is trained).
         sigmoid: whether the critic ends in one.
         decoder: "residual", or "resnet18", the trunk's architecture reversed.
@@ -301,13 +306,14 @@ class Descriptor(nn.Module):
         decoder: Literal["residual", "resnet18"] = "residual",
     ) -> None:
         super().__init__()
-        if trunk not in TRUNKS:
-            raise UserError(f"unknown trunk '{trunk}'; choose one of {', '.join(TRUNKS)}")
         if trunk == "residual" and side != 32:
             raise UserError(f"the trunk 'residual' takes 32-px images, got {side}; choose resnet18")
         self.side = side
-        self.published = trunk == "resnet18" and width == 1  # weights for the trunk can be had
-        self.encoder = Encoder(TRUNKS[trunk](width), latent)
+        self.encoder = Encoder(self._trunk(trunk, width), latent)
+        #: the weights that can be had for the trunk
+        self.published = getattr(self.encoder.trunk, "published", None)
+        if trunk == "resnet18" and width == 1:
+            self.published = "resnet18.tv_in1k"
         if decoder == "resnet18":
             self.decoder = reverse_resnet18(side, latent, width)
         else:
@@ -320,3 +326,22 @@ class Descriptor(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and not isinstance(module, _Folded):
                 module.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _trunk(name: str, width: float) -> nn.Module:
+        if name in TRUNKS:
+            return TRUNKS[name](width)
+        try:
+            return TimmTrunk(name, "the trunk")
+        except UserError as error:
+            raise UserError(f"{error}, and IGD's own are {', '.join(TRUNKS)}") from None
+
+    def pretrainable(self, normalize: Callable[[Tensor], Tensor], windows: bool = False) -> PretrainableEncoder:
+        """The trunk as a pretraining fills it; `normalize` is what the encoder's images went through."""
+        trunk = self.encoder.trunk
+        network = trunk
+        if isinstance(trunk, TimmTrunk):
+            network, normalize = trunk.network, trunk.normalize
+        return PretrainableEncoder(
+            network, trunk.features, self.side, normalize, windows=windows, published=self.published
+        )

@@ -95,9 +95,10 @@ def decoder(name: str, image_size: int) -> nn.Sequential:
             layers += [_norm(a), nn.LeakyReLU(SLOPE), nn.Upsample(scale_factor=2, mode="nearest")]
         elif side == 28:
             layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
-        layers.append(nn.ConvTranspose2d(a, b, 5, padding=paddings[number], bias=False))
+        convolution = nn.ConvTranspose2d(a, b, 5, padding=paddings[number], bias=False)
+        layers.append(convolution)
         if name == "cifar10":
-            nn.init.xavier_uniform_(layers[-1].weight, gain=nn.init.calculate_gain("leaky_relu", SLOPE))
+            nn.init.xavier_uniform_(convolution.weight, gain=nn.init.calculate_gain("leaky_relu", SLOPE))
     layers.append(nn.Sigmoid())
     if channels == 1:
         layers.append(Rgb())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adbench.types import UserError
 
 SCALINGS = ("min_max", "standardised", "clipped", "none")
+SIZES = {"hidden": [32, 16], "embedding": 8}  # the usual widths of a perceptron for tables
 Scaling = Literal["min_max", "standardised", "clipped", "none"]
 
 
@@ -51,6 +52,8 @@ class FeatureScaling(nn.Module):
         UserError: another scaling.
     """
 
+    offset: Tensor  # (D,) float64
+    unit: Tensor  # (D,) float64
     LIMIT = 3.0
     LOSS = 1e-3  # the rounding error of float32 that "none" takes, as a share of a column's standard deviation
 

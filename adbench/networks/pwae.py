@@ -7,48 +7,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BACKBONES = ("resnet18", "resnet50")
+from adbench.networks.backbone import pixel_constants, published_name, timm_model
+from adbench.types import UserError
+
+#: ResNets, whose width can be chosen, and the published weights that fit them at width 1.
+RESNETS = {"resnet50": "resnet50.tv_in1k", "resnet18": "resnet18.tv_in1k"}
+STRIDE = 32  # of the last map
 CHANNELS = (512, 256, 128, 64, 32)  # of the decoder's five enlargements
 MAP = 4  # side of the map that becomes a code: what a 100-px tile gives
 
 
 def map_side(pixels: int) -> int:
-    """Side of the last map of a ResNet: five halvings, rounded up each time. 100 -> 4, 336 -> 11."""
+    """Side of the backbone's last map: five halvings, rounded up each time. 100 -> 4, 336 -> 11."""
     for _ in range(5):
         pixels = -(-pixels // 2)
     return pixels
 
 
 class TileEncoder(nn.Module):
-    """A ResNet without its classifier, and the linear map from its last feature map to a code.
+    """A backbone without its classifier, and the linear map from its last feature map to a code.
 
     Args:
-        backbone: "resnet50" (the paper's) or "resnet18".
-        width: multiplies the channels of the four stages; 1 takes published weights.
+        backbone: "resnet50" (the paper's), "resnet18", or another timm model whose last map has a stride of 32.
+        width: multiplies the channels of a ResNet's four stages; 1 takes published weights. Others have their own.
         latent: d, length of a code.
         posterior: give mean and log-variance (2 d numbers) instead of a code, for the KL ablation.
-        normalize: subtract ImageNet's mean and divide by its deviation first.
+        normalize: subtract first the mean of the pixels that the published weights were trained on, and divide by
+            their deviation.
+
+    Raises:
+        UserError: timm has no such model, or its last map has another stride.
     """
+
+    backbone: Any  # a timm model
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
 
     def __init__(self, backbone: str, width: float, latent: int, posterior: bool, normalize: bool) -> None:
         super().__init__()
-        channels = tuple(max(8, round(c * width)) for c in (64, 128, 256, 512))
-        # pretrained=False: weights come from the pretraining group, never from here
-        self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, channels=channels)
-        self.features, self.width = self.backbone.num_features, width
+        self.published: str | None
+        if backbone in RESNETS:
+            channels = tuple(max(8, round(c * width)) for c in (64, 128, 256, 512))
+            # pretrained=False: weights come from the pretraining group, never from here
+            self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, channels=channels)
+            self.published = RESNETS[backbone] if width == 1 else None
+        else:
+            self.backbone = timm_model(backbone, "method.backbone")
+            self.published = published_name(self.backbone)
+            stride, form = self.backbone.feature_info[-1]["reduction"], getattr(self.backbone, "output_fmt", "NCHW")
+            if stride != STRIDE or str(form) != "NCHW":
+                raise UserError(
+                    f"P-WAE takes a backbone whose last map has a stride of {STRIDE} and its channels first; "
+                    f"method.backbone={backbone} has a stride of {stride}, {form}"
+                )
+        self.features = self.backbone.num_features
         self.mapper = nn.Linear(self.features * (MAP - 2) ** 2, latent * (2 if posterior else 1))
         self.posterior = posterior
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        mean, std = pixel_constants(self.backbone) if normalize else (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def normalized(self, image: Tensor) -> Tensor:
         """Images in [0, 1] as the backbone takes them."""

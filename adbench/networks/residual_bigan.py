@@ -16,6 +16,8 @@ Source: Carrara et al. 2020 (CBiGAN), section V-B and Fig. 3; details of the blo
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,10 @@ from adbench.types import UserError
 
 MULTIPLES = (1, 2, 3, 4, 8, 16)
 SLOPE = 0.2
-KERNELS = {"glorot_uniform": nn.init.xavier_uniform_, "he_normal": nn.init.kaiming_normal_}
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "glorot_uniform": nn.init.xavier_uniform_,
+    "he_normal": nn.init.kaiming_normal_,
+}
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class Critic(nn.Module):
 
     def first_convolution(self, image: Tensor) -> Tensor:
         """(B, width, S, S): the first 3x3 convolution before its activation; linear in the image, blind to z."""
-        return self.trunk.blocks[0].first(image)
+        return cast(ResidualBlock, self.trunk.blocks[0]).first(image)
 
     def penultimate(self, image: Tensor, latent: Tensor) -> Tensor:
         """(B, 16 width): the activations before the last dense layer."""

@@ -36,6 +36,11 @@ class ResNet18(nn.Module):
         stem: "imagenet" (conv7x7 of stride 2 and a max-pool) or "cifar" (conv3x3 of stride 1, for small images).
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, width: float = 1.0, stem: str = "imagenet") -> None:
         super().__init__()
         channels = [max(8, round(c * width)) for c in (64, 128, 256, 512)]

@@ -80,7 +80,7 @@ class Autoencoder(Trained):
                 if images.vectors:
                     decoder = vector_decoder(encoder.features, images.rows.shape[1])
                 else:
-                    decoder = image_decoder(encoder.features, encoder.side)
+                    decoder = image_decoder(encoder.features, encoder.image_side)
         decoder = decoder.to(images.device)
         parameters = [p for module in (network, decoder) for p in module.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)

@@ -18,6 +18,7 @@ from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.files import whole
 from adbench.losses.distillation import feature_distance
+from adbench.networks.backbone import pixel_constants, tagged, timm_model
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
 from adbench.pretraining.packaged import EXTRA, in_a_package, packaged, renamed
@@ -147,7 +148,7 @@ class ImageNet:
     """Published weights, loaded strictly.
 
     Args:
-        checkpoint: a local file with the weights; None looks in the hub's cache, then asks the hub.
+        checkpoint: a local file with the weights; None takes those of `weights_file`.
     """
 
     name = "imagenet"
@@ -257,8 +258,8 @@ class Distillation(Trained):
     """A frozen ImageNet teacher's features are learned by any encoder.
 
     Args:
-        teacher: timm model name with its weights' tag.
-        checkpoint: a local file with the teacher's weights; None looks in the hub's cache, then asks the hub.
+        teacher: name of a timm model, with or without the tag of its weights.
+        checkpoint: a local file with the teacher's weights; None takes those of `weights_file`.
         images: a folder of images, ImageNet's in the paper; "own" (or None) takes the run's own training rows.
         published: an encoder that has published weights gets those instead of a distilled copy (as IGD's released code
             does for whole images); with `checkpoint` that file is used where it is the same network.
@@ -292,10 +293,11 @@ class Distillation(Trained):
         self.crop, self.flip_p, self.teacher_side, self.save_every = list(crop), flip_p, teacher_side, save_every
         self._checkpoint = checkpoint
         self._file: Path | None = None
-        self._teacher: nn.Module | None = None
+        self._teacher: Any = None
 
     def check(self, method: Any) -> None:
         super().check(method)
+        self.teacher = tagged(self.teacher, "pretraining.teacher")
         if self._folder is not None and not self._folder.is_dir():
             raise UserError(
                 f"pretraining.images={self._folder} is not a folder; give a folder of images, or "
@@ -310,18 +312,12 @@ class Distillation(Trained):
         if encoder.side is None:
             raise UserError(f"pretraining={self.name} learns from images, and the encoder '{name}' takes vectors")
 
-    def _load_teacher(self) -> nn.Module:
+    def _load_teacher(self) -> Any:  # a timm model, which has no types
         if self._teacher is None:
-            import timm
-
-            try:
-                teacher = timm.create_model(self.teacher, pretrained=False, num_classes=0)
-            except RuntimeError as error:
-                raise UserError(f"pretraining.teacher={self.teacher} is no timm model: {error}") from None
+            teacher = timm_model(self.teacher, "pretraining.teacher")
             self._file = self._file or weights_file(self.teacher, self._checkpoint)
             fill(teacher, read_weights(self._file), self._file)
-            config = teacher.pretrained_cfg
-            self._mean, self._std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+            self._mean, self._std = (value[None] for value in pixel_constants(teacher))
             self._teacher = teacher.eval().requires_grad_(False)
         return self._teacher
 
@@ -366,7 +362,7 @@ class Distillation(Trained):
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
         network, teacher = encoder.network, self._load_teacher().to(images.device)
-        if self.published and encoder.published == self.teacher:
+        if self.published and encoder.published == self.teacher and self._file is not None:
             fill(network, read_weights(self._file), self._file)
             return
         with torch.random.fork_rng():
@@ -377,7 +373,7 @@ class Distillation(Trained):
         optimizer = torch.optim.Adam(
             [*network.parameters(), *adapter.parameters()], lr=self.lr, weight_decay=self.weight_decay
         )
-        views = Views(images, encoder, self.augmentation(encoder.side), seed)
+        views = Views(images, encoder, self.augmentation(encoder.image_side), seed)
         mean, std = (value.to(images.device) for value in (self._mean, self._std))
 
         def loss(k: int) -> Tensor:

@@ -108,7 +108,7 @@ class SimCLR(Trained):
         decayed, free = _without_decay([network, head])
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        views = Views(images, encoder, self.augmentation(encoder.side), seed)
+        views = Views(images, encoder, self.augmentation(encoder.image_side), seed)
 
         def loss(k: int) -> Tensor:
             image = views.crops(k, self.batch_size)

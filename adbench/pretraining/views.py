@@ -26,7 +26,7 @@ class Views:
         """(B, C, S, S) in [0, 1]: whole images resized to S, or for an encoder of windows one random window each."""
         from kornia.augmentation import RandomCrop
 
-        image, side = self.images.batch(k, size, self.seed), self.encoder.side
+        image, side = self.images.batch(k, size, self.seed), self.encoder.image_side
         if image.shape[-2:] == (side, side):
             return image
         if self.encoder.windows and min(image.shape[-2:]) >= side:

@@ -27,6 +27,7 @@ from adbench import __version__
 from adbench.data.images import TooLarge, Unreadable
 from adbench.detection.detector import Detector, is_anomalous
 from adbench.detection.maps import write_map
+from adbench.evaluation.thresholds import Threshold
 from adbench.serving.uploads import Limits, Upload, drain, plain, read_uploads
 from adbench.serving.worker import Answer, Full, Worker
 from adbench.types import UserError
@@ -106,18 +107,18 @@ class Service:
 
     detector: Detector
     worker: Worker
-    threshold: dict[str, Any] | None
+    threshold: Threshold | None
     limits: Limits
     maps: bool
     ready: bool = True
 
     @property
     def level(self) -> float | None:
-        return None if self.threshold is None else float(self.threshold["value"])
+        return None if self.threshold is None else self.threshold["value"]
 
     @property
     def rate(self) -> float | None:
-        return None if self.threshold is None else float(self.threshold["false_alarm_rate"])
+        return None if self.threshold is None else self.threshold["false_alarm_rate"]
 
     async def score(self, request: Request, pictures: Maps) -> Results:
         """Receive the images of a request, have them scored, and answer; its places are free afterwards."""

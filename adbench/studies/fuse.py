@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from adbench.errors import UserError
-    from adbench.experiment.training import quietly
+    from adbench.experiment.console import quietly
 
     try:
         with quietly():
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from adbench.experiment.job import summary
+    from adbench.experiment.console import summary
 
     print(summary(record, folder))
     return 0
@@ -164,8 +164,9 @@ def _record(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from adbench.evaluation.metrics import bootstrap_auroc, curve, held_out_threshold, image_metrics
-    from adbench.experiment import job as jobs
+    from adbench.evaluation.metrics import bootstrap_auroc, curve, image_metrics
+    from adbench.evaluation.thresholds import held_out_threshold
+    from adbench.experiment import provenance
     from adbench.experiment.identity import digest
 
     whole, patches = records["global"], records["local"]
@@ -183,7 +184,7 @@ def _record(
         scale: {k: v for k, v in (record.get("changed") or {}).items() if k != "method.scales"}
         for scale, record in records.items()
     }
-    now = jobs.now()
+    now = provenance.now()
     same = (*SAME, "data_kind", "normal_class", "selection", "pretraining_images")
     budget = {"name": _joined(*(str((record.get("budget") or {}).get("name")) for record in records.values()))}
     parameters = sum((record.get("counts") or {}).get("parameters", 0) for record in records.values())
@@ -200,7 +201,7 @@ def _record(
         "per_defect_image_auroc": per_defect,
         "image_auroc_interval_95": bootstrap_auroc(score, label, seed=0),
         "counts": (whole.get("counts") or {}) | {"parameters": parameters},
-        "time": {"started": now, "finished": now}, "versions": jobs.versions(), "git": jobs.git(),
+        "time": {"started": now, "finished": now}, "versions": provenance.versions(), "git": provenance.git(),
     }  # fmt: skip
 
 

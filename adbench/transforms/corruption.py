@@ -257,7 +257,7 @@ class Elastic:
         furthest: displacements are clipped to this share of the patch's smaller side.
         brightness_probability, brightness: how often, and in which range, the deformed patch is multiplied.
         smallest_change: draws whose mean absolute change is below this are replaced...
-        tries: ...by the first of so many draws that is not, or by the strongest of them.
+        tries: ...by the first of this number of draws that does not, or by the strongest of them.
     """
 
     patch: tuple[float, float] = (0.10, 0.40)
@@ -277,7 +277,7 @@ class Elastic:
             raise UserError(f"corruption.tries must be at least 1, got {self.tries}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        height, width = size = tuple(image.shape[-2:])
+        height, width = size = image.shape[-2], image.shape[-1]
         kinds, control, spread, boxes = self._candidates(draws, size)
         chosen = self._first_visible(image, kinds, control, spread, boxes)
         box, row = boxes.of(chosen), torch.arange(len(image), device=image.device)
@@ -417,15 +417,15 @@ class Occlusion:
             raise UserError(f"corruption.matched must lie in [0, 1], got {self.matched}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        size = tuple(image.shape[-2:])
+        size = image.shape[-2], image.shape[-1]
         most = self.shapes[1]
         boxes = draw_boxes(draws, most, size, self.side)
         flat = Boxes(*(f.flatten() for f in (boxes.top, boxes.left, boxes.height, boxes.width)))
         shapes = self._lattice(draws).flatten(0, 1)[:, None]
         window = Windows.around(flat, size, (_longest(size[0], self.side[1]), _longest(size[1], self.side[1])))
         soft = window.render(shapes, flat)[:, 0] * window.interior(flat)
-        shown = torch.arange(most, device=image.device) < draws.integers(1, low=self.shapes[0], high=most)
-        soft = soft.unflatten(0, (len(image), most)) * shown[:, :, None, None]
+        visible = torch.arange(most, device=image.device) < draws.integers(1, low=self.shapes[0], high=most)
+        soft = soft.unflatten(0, (len(image), most)) * visible[:, :, None, None]
         empty = image.new_zeros(len(image), size[0] * size[1])
         index = window.index.unflatten(0, (len(image), most)).flatten(1)
         mask = empty.scatter_reduce(1, index, soft.flatten(1), "amax").view(len(image), 1, *size)
@@ -476,7 +476,7 @@ def _inside_polygon(vertex_x: Tensor, vertex_y: Tensor, x: Tensor, y: Tensor) ->
 def _rectangle(image: Tensor, draws: Draws, patch: tuple[float, float]) -> Tensor:
     """(B, 1, H, W): 1 inside one rectangle of each image, with sides between the shares `patch`."""
     first = torch.zeros(len(image), dtype=torch.long, device=image.device)
-    return _box_mask(draw_boxes(draws, 1, tuple(image.shape[-2:]), patch).of(first), image)
+    return _box_mask(draw_boxes(draws, 1, (image.shape[-2], image.shape[-1]), patch).of(first), image)
 
 
 @dataclass(frozen=True)
@@ -585,8 +585,8 @@ class Rotated:
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         corrupted, mask = self.first(image, draws)
-        angle = draws.uniform(low=-self.largest, high=self.largest) * (math.pi / 180)
-        turned = rotate(corrupted, angle)
+        radians = draws.uniform(low=-self.largest, high=self.largest) * (math.pi / 180)
+        turned = turned_counter_clockwise(corrupted, radians)
         changed = ((turned - image).abs().amax(dim=1, keepdim=True) > self.threshold).to(image.dtype)
         changed = F.max_pool2d(changed, 2 * self.widen + 1, stride=1, padding=self.widen)
         changed = _blur(changed, self.soften)
@@ -595,12 +595,12 @@ class Rotated:
         return torch.where(take, turned, corrupted), torch.where(take, changed, mask)
 
 
-def rotate(image: Tensor, angle: Tensor) -> Tensor:
-    """Turn (B, C, H, W) counter-clockwise by (B,) radians about the centre; the edge pixels fill the corners."""
+def turned_counter_clockwise(image: Tensor, radians: Tensor) -> Tensor:
+    """Turn (B, C, H, W) counter-clockwise by (B,) `radians` about the centre; the edge pixels fill the corners."""
     height, width = image.shape[-2:]
     y = torch.arange(height, device=image.device, dtype=image.dtype)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=image.device, dtype=image.dtype)[None, :] - (width - 1) / 2
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    cos, sin = radians.cos()[:, None, None], radians.sin()[:, None, None]
     return _sample(image, sin * x + cos * y + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2)
 
 

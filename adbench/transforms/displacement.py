@@ -1,4 +1,4 @@
-"""ESAD's φ: what a known anomaly is to be reconstructed as instead of itself. What is random comes in as a tensor.
+"""ESAD's φ: the image that a known anomaly is reconstructed as, in place of itself. Random numbers come in as tensors.
 
 Source: Huang et al. 2021 (ESAD), section 3.3 ("adding Gaussian noise or a random permutation between various
 dimensions; for the image data, a noised and rotated version of the original images").

@@ -26,7 +26,7 @@ def inscribed_square(side: float, degrees: Tensor) -> Tensor:
     return side / (angle.sin().abs() + angle.cos().abs())
 
 
-def rotate(image: Tensor, degrees: Tensor) -> Tensor:
+def turned_clockwise(image: Tensor, degrees: Tensor) -> Tensor:
     """Turn each image clockwise about its centre, bilinear, the border's pixels continued outwards.
 
     Args:
@@ -45,8 +45,9 @@ def rotate(image: Tensor, degrees: Tensor) -> Tensor:
 def rotated_crop(image: Tensor, degrees: Tensor, position: Tensor, size: int) -> Tensor:
     """Turn each square image clockwise, cut away the empty corners and take one crop of what is left.
 
-    Equal to `rotate`, then a central crop to `inscribed_square`, then a crop at a whole pixel, in one sampling which
-    touches only the crop's pixels. At 0 degrees the pixels are the image's own. Bytes become float after the crop.
+    Equal to `turned_clockwise`, then a central crop to `inscribed_square`, then a crop at a whole pixel, in one
+    sampling which touches only the crop's pixels. At 0 degrees the pixels are the image's own. Bytes become float after
+    the crop.
 
     Args:
         image: (B, C, S, S) float, or uint8 0..255.

@@ -1,12 +1,15 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from adbench.data.classes import Cifar10, Digits, Idx, Npz
+from adbench.data.classes import Cifar10, Digits, Idx, Npz, _digits
 from adbench.types import UserError
 
 DATA = Path(os.environ.get("ADBENCH_DATA", "no data root given"))
@@ -33,6 +36,15 @@ def test_the_digits_are_divided_once_and_for_all():
     assert set(r.klass[r.split == "test"]) == set("0123456789")
     assert (r.label == (r.klass != "3")).all() and (r.defect[r.klass == "3"] == "good").all()
     assert first.fingerprint() == second.fingerprint()  # they share a cache
+
+
+def test_the_digits_are_those_of_scikit_learn_which_is_not_imported_for_them():
+    code = "import sys; from adbench.data.classes import Digits; Digits(0); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    images, labels = _digits()
+    theirs = load_digits()
+    np.testing.assert_array_equal(images, np.rint(theirs.images * (255 / 16)))
+    np.testing.assert_array_equal(labels, theirs.target)
 
 
 def test_no_digit_is_in_both_parts():

@@ -1,5 +1,4 @@
 import itertools
-import re
 import warnings
 
 import numpy as np
@@ -130,72 +129,6 @@ def test_the_bootstrap_interval_repeats_narrows_with_n_and_agrees_with_a_loop():
         a, b = rng.choice(anomalous, len(anomalous)), rng.choice(normal, len(normal))
         loop.append((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
     assert np.allclose((low, high), np.quantile(loop, [0.025, 0.975]), atol=0.015)
-
-
-# -- thresholds -------------------------------------------------------------------------------------------------------
-
-
-def test_the_threshold_is_a_held_out_score_that_few_held_out_scores_exceed():
-    held_out = np.random.default_rng(0).normal(size=200)
-    threshold = metrics.held_out_threshold(held_out, 0.95)
-    assert threshold["value"] in held_out
-    assert (held_out > threshold["value"]).mean() == pytest.approx(0.05)
-    assert (threshold["quantile"], threshold["n"]) == (0.95, 200)
-    assert "held-out" in threshold["origin"]
-    assert threshold["false_alarm_rate"] == pytest.approx(0.05)
-
-
-def test_a_false_alarm_rate_that_the_largest_of_n_does_not_reach_warns_with_the_one_that_it_does():
-    with pytest.warns(
-        UserWarning, match=r"evaluation\.quantile=0\.95 .*about 0\.0909.*at least 19 \(protocol\.holdout"
-    ):
-        threshold = metrics.held_out_threshold(np.arange(10.0), 0.95)
-    assert threshold["value"] == 9.0
-    assert threshold["false_alarm_rate"] == pytest.approx(1 / 11)
-    with pytest.warns(
-        UserWarning, match=r"rate of 0\.05\) .* rate of about 0\.0526\."
-    ):  # not "0.05 cannot be, 0.05 can"
-        metrics.held_out_threshold(np.arange(18.0), 0.95)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert metrics.held_out_threshold(np.arange(19.0), 0.95)["false_alarm_rate"] == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 18, 98, 998])
-@pytest.mark.parametrize("key", ["evaluation.quantile", "--false-alarm-rate"])
-def test_the_number_of_rows_and_the_value_that_the_warning_names_need_no_warning(n, key):
-    with pytest.warns(UserWarning) as caught:
-        metrics.held_out_threshold(np.arange(float(n)), 1 - 0.0005, key=key)
-    (said,) = [str(warning.message) for warning in caught]
-    assert said.startswith(f"{key}=")
-    rows, value = re.search(r"at least (\d+) .* set \S+=(\S+)$", said).groups()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        metrics.held_out_threshold(np.arange(float(rows)), 1 - 0.0005)
-        metrics.held_out_threshold(np.arange(float(n)), float(value) if "quantile" in key else 1 - float(value))
-
-
-def test_numbers_are_told_apart_by_as_many_digits_as_it_takes():
-    assert metrics._told_apart(0.05, 1 / 19) == ["0.05", "0.0526"]
-    assert metrics._told_apart(0.01, 1 / 99.9) == ["0.01", "0.01001"]
-
-
-def test_without_held_out_scores_there_is_no_threshold():
-    with pytest.warns(UserWarning, match="no normal samples were held out"):
-        assert metrics.held_out_threshold([]) is None
-
-
-@pytest.mark.parametrize("quantile", [0.0, 1.0, 95])
-def test_a_quantile_outside_zero_to_one_is_refused(quantile):
-    with pytest.raises(UserError, match="quantile"):
-        metrics.held_out_threshold([1.0, 2.0], quantile)
-
-
-def test_conformal_p_values_by_hand_and_under_the_null():
-    assert metrics.conformal_p_value([0.0, 2.0, 2.5, 9.0], [1.0, 2.0, 3.0]).tolist() == [1.0, 0.75, 0.5, 0.25]
-    rng = np.random.default_rng(0)
-    p = np.concatenate([metrics.conformal_p_value(rng.normal(size=1), rng.normal(size=19)) for _ in range(4000)])
-    assert (p <= 0.1).mean() == pytest.approx(0.1, abs=0.02)
 
 
 # -- pixels -----------------------------------------------------------------------------------------------------------

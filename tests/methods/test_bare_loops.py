@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.nn import functional as F
 
 from adbench.data.datamodule import DataModule
@@ -111,6 +111,13 @@ def build(name, kind, size, **pins):
     return instantiate({**config, **{key: value for key, value in pins.items() if key in known}}, _convert_="all")
 
 
+class Last(Callback):
+    """Keeps the state after the last batch, before calibration."""
+
+    def on_train_end(self, trainer, pl_module):
+        self.state = copy.deepcopy(pl_module.state_dict())
+
+
 def through_lightning(method, folder, *, batch_size, protocol=roles, **source):
     """(trained method, its copy from before, the batches, all training rows as the datamodule passes them)."""
     source = Memory(**source)
@@ -127,9 +134,10 @@ def through_lightning(method, folder, *, batch_size, protocol=roles, **source):
     batches = [data.on_after_batch_transfer(batch) for batch in data.train_dataloader()]
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[last := Last()],
     )  # fmt: skip
     trainer.fit(method, datamodule=data)
+    method.load_state_dict(last.state)
     assert method.batches_seen == len(batches) == BATCHES
     return method, before, batches, data
 

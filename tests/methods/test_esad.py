@@ -157,11 +157,11 @@ def test_known_anomalies_can_be_reconstructed_as_unlabelled_rows_of_their_batch(
     phi = {"turn": False, "permutation": False, "noise": 0.0, "normal": True}
     for kind, shape in (("tabular", (5,)), ("small", (3, 32, 32))):
         rows = batch(*shape, semi=[-1, 0, 1, -1, 0, -1])
-        x, target = esad(kind, shape[-1], phi=phi).at_once(rows)
+        x, target = esad(kind, shape[-1], phi=phi).shared_inputs(rows)
         for i, semi in enumerate(rows.semi_label.tolist()):
             others = [i] if semi >= 0 else [1, 4]
             assert any(torch.equal(target[i], x[j]) for j in others)
-    x, target = esad(phi=phi).at_once(batch(5, semi=[-1] * 200 + [0, 0]))
+    x, target = esad(phi=phi).shared_inputs(batch(5, semi=[-1] * 200 + [0, 0]))
     assert 50 < sum(torch.equal(row, x[200]) for row in target[:200]) < 150
 
 

@@ -21,7 +21,13 @@ TINY = ("method.width=0.125", "method.latent=16", "method.permutations=30", "met
 
 def make(*overrides, size=48, kind="texture", name="pwae/small"):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        overrides = [f"method={name}", *TINY, f"method.kind={kind}", f"method.image_size={size}", *overrides]
+        overrides = [
+            f"method={name}",
+            *TINY,
+            f"method.enlarge={4 if kind == 'small' else 1}",
+            f"method.image_size={size}",
+            *overrides,
+        ]
         cfg = compose("config", overrides=["data=textures/grass", *overrides])
         torch.manual_seed(0)
         return build_method(cfg)
@@ -465,11 +471,10 @@ def test_codes_are_decoded_only_where_the_decoder_sees_them():
     ("override", "message"),
     [
         ("method.grid=4", "grid"),
-        ("method.backbone=vgg", "resnet18 or resnet50"),
+        ("method.backbone=vgg", "resnet50 or resnet18"),
         ("method.divergence=kl", "prior=gaussian"),
         ("method.identity_share=2", "share"),
         ("method.permutations=400000", "362879"),
-        ("method.kind=tabular", "enlarge"),
         ("method.hsic_side=0", "hsic_side"),
         ("method.jigsaw_input=raw", "codes or standardised"),
         ("method.permutation_choice=near", "distant or random"),

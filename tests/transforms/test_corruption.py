@@ -276,7 +276,7 @@ def test_alternation_takes_one_or_the_other(probability):
 
 def test_a_quarter_turn_rotates_the_image_exactly():
     image = texture(rows=2, size=(32, 32))
-    turned = corruption.rotate(image, torch.tensor([torch.pi / 2, 0.0]))
+    turned = corruption.turned_counter_clockwise(image, torch.tensor([torch.pi / 2, 0.0]))
     torch.testing.assert_close(turned[0], image[0].rot90(1, (-2, -1)), atol=1e-4, rtol=0)
     torch.testing.assert_close(turned[1], image[1], atol=1e-5, rtol=0)
 

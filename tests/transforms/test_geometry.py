@@ -3,7 +3,7 @@ import pytest
 import skimage.transform
 import torch
 
-from adbench.transforms.geometry import _bilinear, inscribed_square, rotate, rotated_crop, tile, untile
+from adbench.transforms.geometry import _bilinear, inscribed_square, rotated_crop, tile, turned_clockwise, untile
 from adbench.types import UserError
 
 
@@ -13,26 +13,28 @@ def pictures(*shape, seed=0):
 
 def test_no_rotation_leaves_every_pixel():
     image = pictures(2, 3, 9, 12)
-    torch.testing.assert_close(rotate(image, torch.zeros(2)), image, rtol=0, atol=2e-6)
+    torch.testing.assert_close(turned_clockwise(image, torch.zeros(2)), image, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("side", [8, 9])
 def test_a_quarter_turn_is_clockwise(side):
     image = pictures(1, 3, side, side)
-    torch.testing.assert_close(rotate(image, torch.tensor([90.0])), torch.rot90(image, -1, (2, 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        turned_clockwise(image, torch.tensor([90.0])), torch.rot90(image, -1, (2, 3)), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("degrees", [17.0, -44.0, 130.0])
 def test_rotation_with_edge_fill_agrees_with_scikit_image(degrees):
     image = pictures(1, 1, 21, 30)
     theirs = skimage.transform.rotate(image[0, 0].double().numpy(), -degrees, order=1, mode="edge")
-    np.testing.assert_allclose(rotate(image, torch.tensor([degrees]))[0, 0].numpy(), theirs, atol=1e-4)
+    np.testing.assert_allclose(turned_clockwise(image, torch.tensor([degrees]))[0, 0].numpy(), theirs, atol=1e-4)
 
 
 def test_every_image_turns_by_its_own_angle():
     image, degrees = pictures(3, 3, 10, 10), torch.tensor([0.0, 20.0, -40.0])
-    alone = torch.cat([rotate(image[i : i + 1], degrees[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(rotate(image, degrees), alone)
+    alone = torch.cat([turned_clockwise(image[i : i + 1], degrees[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(turned_clockwise(image, degrees), alone)
 
 
 def test_the_inscribed_square_is_all_at_0_and_90_degrees_and_0_707_at_45():
@@ -42,7 +44,7 @@ def test_the_inscribed_square_is_all_at_0_and_90_degrees_and_0_707_at_45():
 
 def test_a_rotated_crop_equals_rotating_cutting_the_inscribed_square_and_cropping():
     image, degrees = pictures(4, 3, 40, 40), torch.tensor([0.0, 13.0, 45.0, 30.0])
-    turned = rotate(image, degrees)
+    turned = turned_clockwise(image, degrees)
     for corner in (0.0, 0.999):
         crops = rotated_crop(image, degrees, torch.full((4, 2), corner), 16)
         for i in range(4):

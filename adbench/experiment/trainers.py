@@ -1,0 +1,75 @@
+"""Lightning's trainer as a run needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from adbench.errors import UserError
+from adbench.experiment.console import one_line
+
+STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
+
+
+def build_trainer(
+    cfg: DictConfig, path: Path, callbacks: Sequence[Any] = (), *, world: int = 1, loggers: Any = False, **changes: Any
+) -> Any:
+    """A trainer of one epoch, which is a run's whole training, without what a run does by itself.
+
+    Args:
+        cfg: its section `trainer` holds Lightning's options, and `threads`.
+        path: where Lightning may write.
+        callbacks, loggers: of the trainer.
+        world: number of ranks.
+        changes: options in place of those in `cfg.trainer`.
+    """
+    import torch
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from adbench.experiment.checkpoints import WholeFiles
+
+    options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | changes | {
+        "max_epochs": 1, "logger": loggers, "default_root_dir": path, "enable_checkpointing": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+        "plugins": [WholeFiles()], "log_every_n_steps": 1, "callbacks": list(callbacks),
+    }  # fmt: skip
+    if cfg.data.kind == "tabular" and cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available():
+        options["accelerator"] = "cpu"  # features are float64, which MPS does not have
+    if world > 1:
+        options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
+        options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
+    return Trainer(**options)
+
+
+def check_devices(cfg: DictConfig, world: int = 1, **changes: Any) -> None:
+    """Refuse a trainer that this machine cannot have.
+
+    Args:
+        cfg, world, changes: see `build_trainer`.
+
+    Raises:
+        UserError: the message repeats what was asked for.
+    """
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    try:
+        build_trainer(cfg, Path(), world=world, **changes)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        options = " ".join(f"trainer.{key}={value}" for key, value in cfg.trainer.items() if value is not None)
+        raise UserError(
+            f"this trainer cannot be had here: {one_line(error).rstrip('.')} (asked for: {options}); trainer=cpu runs "
+            "on any machine"
+        ) from error
+
+
+def set_threads(threads: int) -> None:
+    """Let torch compute with so many CPU threads."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    torch.set_num_threads(threads)
