@@ -3,24 +3,14 @@
 import inspect
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compositions import composed, folder_of
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from adbench.experiment.groups import choices, conf_dir
-from adbench.experiment.identity import config_hash, relative_folder
+from adbench.experiment.groups import choices
+from adbench.experiment.identity import config_hash
 
 KIND_OF = {"object": "mvtec/bottle", "texture": "textures/grass", "small": "digits", "tabular": "odds/cardio"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hydra():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
-
-
-def composed(*overrides):
-    return compose("config", overrides=list(overrides))
 
 
 @pytest.mark.parametrize("name", choices("method"))
@@ -63,11 +53,6 @@ def test_every_choice_of_a_group_composes_and_resolves(group):
     for name in choices(group):
         values = OmegaConf.to_container(composed(f"{group}={name}")[group], resolve=True)
         assert values, name
-
-
-def folder_of(*overrides):
-    cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    return relative_folder(cfg, cfg.hydra.runtime.choices)
 
 
 def test_the_folder_is_readable_and_plain_for_the_defaults():

@@ -3,6 +3,12 @@
 Windows are Gaussian and *valid* (no padding): an H x W image gives an (H - w + 1) x (W - w + 1) map. Everything is
 computed in float32 or better whatever autocast says, because variances are small differences of large numbers.
 
+The package pytorch-msssim computes the same equations where it runs: tests hold this file equal to it, gradients
+included, and `bench/igd_step.py` times a step with it. Methods do not call it, for three reasons. It refuses sides that
+the presets have (of at most 160 px with five scales and its 11 px window, of 32 px with four and 3 px). It gives one
+number an image, where IGD's map and SSAE's need one a position. And it sums in another order, so that a preset that
+changed to it above some size would change its scores in the last digits.
+
 Symbols: mu mean, sigma^2 variance, L data range, C1 = (K1 L)^2, C2 = (K2 L)^2, C3 = C2 / 2.
 """
 

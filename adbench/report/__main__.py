@@ -12,18 +12,18 @@ MANY = 60  # items of work that deserve a progress bar
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         prog="python -m adbench.report", description="Report on the runs below a results folder."
     )
-    made.add_argument("results", type=Path, metavar="RESULTS", help="folder with runs, e.g. results/")
-    made.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RESULTS/report)")
-    made.add_argument(
+    command.add_argument("results", type=Path, metavar="RESULTS", help="folder with runs, e.g. results/")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RESULTS/report)")
+    command.add_argument(
         "--pictures", type=int, default=40, metavar="N", help="runs whose test images the page shows (default: 40)"
     )
-    made.add_argument(
+    command.add_argument(
         "--wandb", metavar="PROJECT", help="also make a workspace and a report in this W&B project (ENTITY/PROJECT)"
     )
-    return made
+    return command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _error(
             f"{results} holds no runs; make some with `python -m adbench.run -m ... results={results}`{skipped}"
         )
-    said = text.write_runs(contents, out)
+    messages = text.write_runs(contents, out)
     charts = text.write_charts(contents, out)
     write_text(out / "report.md", text.markdown(contents, charts))
     write_text(out / "tables.tex", text.latex(contents))
     write_text(out / "report.html", page.html(contents, options.pictures, _progress("drawing")))
     for folder, reason in contents.skipped:
         print(f"skipped {folder}: {reason}", file=sys.stderr)
-    for message in said:
+    for message in messages:
         print(message, file=sys.stderr)
     print(f"{text.summary_line(contents)} -> {out / 'report.html'}")
     if options.wandb:

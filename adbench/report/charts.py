@@ -197,12 +197,12 @@ def critical_difference(names: Sequence[str], ranks: Floats, difference: float, 
 
 def _groups(ranks: Floats, difference: float) -> list[tuple[int, int]]:
     """Longest runs of at least two sorted ranks within the critical difference."""
-    found: list[tuple[int, int]] = []
+    groups: list[tuple[int, int]] = []
     for first in range(len(ranks)):
         last = int(np.flatnonzero(ranks <= ranks[first] + difference)[-1])
-        if last > first and not (found and found[-1][1] >= last):
-            found.append((first, last))
-    return found
+        if last > first and not (groups and groups[-1][1] >= last):
+            groups.append((first, last))
+    return groups
 
 
 def _open(width: float, height: float, title: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from adbench.experiment.codehash import code_of, targets_of
 
 COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
+REFERENCE = ("patchcore", "padim", "knn")  # detectors on pretrained features, their presets too
+KIND_NAMES = {"": "", "reference": "reference", "trivial": "trivial baseline"}  # in the order of a table's rows
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
@@ -32,6 +35,7 @@ PROTOCOLS = {  # ours -> the values that tell a run's protocol from another's
     "contaminated": ("ratio",),
     "semi_supervised": ("labelled_ratio", "labelled_classes", "pollution_ratio", "labelled_normal_ratio"),
 }
+OWN_DATA = ("folder", "npz", "tabular", "dataset")  # groups whose name and contents are the user's
 IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data.normal_class", "data.source.")
 
 
@@ -39,6 +43,13 @@ IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data
 def mapping() -> dict[str, Any]:
     """mapping.yaml: what runs are called in the published tables."""
     return yaml.load(resources.files(__package__).joinpath("mapping.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506
+
+
+def kind_of(method: str) -> str:
+    """ "trivial", "reference", or "" for every other method."""
+    if method in TRIVIAL:
+        return "trivial"
+    return "reference" if method.split("/")[0] in REFERENCE else ""
 
 
 class Rows(NamedTuple):
@@ -57,6 +68,21 @@ class Variant(NamedTuple):
     budget: str  # "paper", "quick", "quick, 400 batches", ...
     changed: tuple[tuple[str, str], ...]  # other values that differ from the files' defaults, as JSON
     holdout: float = HELD_OUT  # share of the normal training rows that was kept from training
+
+    @property
+    def kind(self) -> str:
+        """See `kind_of`."""
+        return kind_of(self.method)
+
+    @property
+    def kind_name(self) -> str:
+        """What a row of this kind is called; empty for a method of a paper."""
+        return KIND_NAMES[self.kind]
+
+    @property
+    def place(self) -> int:
+        """Where its kind stands in a table: methods of papers, reference detectors, trivial baselines."""
+        return list(KIND_NAMES).index(self.kind)
 
     @property
     def label(self) -> str:
@@ -78,6 +104,20 @@ class Variant(NamedTuple):
         return f"{100 * self.holdout:g} %"
 
 
+class Weights(NamedTuple):
+    """Pretrained weights that a run began with, as its metrics.json tells."""
+
+    part: str  # the encoder that they were for, or the teacher
+    name: str
+    origin: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        """Name, origin and the beginning of the hash."""
+        return f"{self.name} ({self.origin}, sha256 {self.sha256[:12]})"
+
+
 @dataclass
 class Run:
     """One run folder. `metrics` are fractions or None; `rows` is None where scores.csv cannot be used."""
@@ -88,10 +128,12 @@ class Run:
     data: str
     variant: Variant
     experiment: str  # data id and, where named, the labelled classes
+    place: str  # where the data lay, "" where the run does not tell
     metrics: dict[str, float | None]
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
     stale: bool = False  # the code behind it is other than the code here
+    seeded: bool = False  # whether the seed chooses which of the data are test rows
     areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
     interval: tuple[float, float] | None = None
 
@@ -102,6 +144,21 @@ class Run:
     @property
     def status(self) -> str:
         return self.record["status"]
+
+    @property
+    def weights(self) -> list[Weights]:
+        """What it began with; empty without pretrained weights and for runs that do not tell."""
+        stored = self.record.get("pretraining_weights")
+        return [
+            Weights(str(part), *(str(used.get(key, "–")) for key in ("name", "origin", "sha256")))
+            for part, used in (stored.items() if isinstance(stored, dict) else ())
+            if isinstance(used, dict)
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its data's contents; "" for runs that do not tell."""
+        return str(self.record.get("data_fingerprint") or "")
 
     @property
     def threshold(self) -> float | None:
@@ -135,6 +192,18 @@ def plain(value: Any) -> str:
     return str(value) if isinstance(value, bool | str) else f"{value:g}"
 
 
+def printable(value: Any) -> Any:
+    """A text, or plain values with texts in them, that UTF-8 can hold.
+
+    The names of files need not be text, and JSON can escape half a character.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    return [printable(part) for part in value] if isinstance(value, list) else value
+
+
 def _whole(value: Any) -> int | None:
     value = number(value)
     return None if value is None else int(value)
@@ -162,7 +231,7 @@ def read_run(path: Path, results: Path) -> Run:
         NotARun: metrics.json is absent, torn, or not this program's.
     """
     try:
-        record = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        record = printable(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part") from None
     except (OSError, ValueError) as error:
@@ -170,15 +239,17 @@ def read_run(path: Path, results: Path) -> Run:
     _check(record)
     notes: list[str] = []
     config = _config(path, notes)
-    folder = path.relative_to(results).as_posix()
-    data = str(_at(config, "data", "id") or _data_from(folder, record))
+    folder = printable(path.relative_to(results).as_posix())
+    data = str(_at(config, "data", "id") or record.get("data_id") or _data_from(folder, record))
+    place = next((str(_at(config, "data", key)) for key in ("root", "file") if _at(config, "data", key)), "")
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
-    run = Run(path, folder, record, data, variant_of(record, config, data), data, metrics, notes=notes)
+    run = Run(path, folder, record, data, variant_of(record, config, data), data, place, metrics, notes=notes)
+    run.seeded = _at(config, "data", "source", "seed") is not None
     behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
     run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
-    known = _at(config, "protocol", "labelled_classes")
-    if isinstance(known, list) and "labelled_classes" in dict(run.variant.protocol):
-        run.experiment = f"{data} knowing {', '.join(map(str, known))}"
+    classes = _at(config, "protocol", "labelled_classes")
+    if isinstance(classes, list) and "labelled_classes" in dict(run.variant.protocol):
+        run.experiment = f"{data} knowing {', '.join(map(str, classes))}"
     if run.status == "finished":
         if run.stale:
             notes.append("stale: the code has changed since; overwrite=stale trains such runs anew")
@@ -211,13 +282,16 @@ def _check(record: Any) -> None:
 
 def _config(path: Path, notes: list[str]) -> Mapping[str, Any]:
     try:
-        config = yaml.load((path / ".hydra" / "config.yaml").read_text(encoding="utf-8"), Loader)  # noqa: S506 - safe
+        text = (path / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+        config = yaml.load(text, Loader)  # noqa: S506 - safe
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f".hydra/config.yaml cannot be read: {' '.join(str(error).split())}")
         return {}
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return {}
+    return printable(config) if "\\" in text else config  # without an escape it holds what UTF-8 could be read from
 
 
 def _at(config: Any, *keys: str) -> Any:
@@ -241,14 +315,14 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
             method = layout["is"]
             changed = {key: value for key, value in changed.items() if key not in its_own}
             break
-    kept = {
+    others = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY))
     }
     images = (_at(config, "pretraining") or {}).get("images", "")
     if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
-        kept["pretraining.images"] = '"own"'  # a departure, though no value was changed
+        others["pretraining.images"] = '"own"'  # a departure, though no value was changed
     stored = _at(config, "protocol")
     values = {key[9:]: value for key, value in changed.items() if key.startswith("protocol.")}
     values |= stored if isinstance(stored, Mapping) else {}
@@ -259,7 +333,7 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         pretraining=record["pretraining"],
         protocol=protocol_of(record["protocol"], values),
         budget=_budget(record, config, changed),
-        changed=tuple(sorted(kept.items())),
+        changed=tuple(sorted(others.items())),
         holdout=_holdout(record, values),
     )
 
@@ -293,24 +367,24 @@ def protocol_of(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], 
 
 
 def _own_protocol(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    known = values.get("labelled_classes", 1)
-    given = {
+    classes = values.get("labelled_classes", 1)
+    shares = {
         key: number(values.get(key)) or 0.0
         for key in ("ratio", "labelled_ratio", "pollution_ratio", "labelled_normal_ratio")
     }
     fraction = number(values.get("fraction"))
     if name == "small_train" and fraction is not None and fraction < 1:
         return ("protocol", name), ("fraction", fraction)
-    if name == "contaminated" and given["ratio"]:
-        return ("protocol", name), ("ratio", given["ratio"])
+    if name == "contaminated" and shares["ratio"]:
+        return ("protocol", name), ("ratio", shares["ratio"])
     if name == "semi_supervised":
-        labelled = given["labelled_ratio"] > 0 and known != 0
-        kept = {"labelled_ratio": given["labelled_ratio"] * labelled}
-        kept["labelled_classes"] = (len(known) if isinstance(known, list) else known) if labelled else 0
-        kept |= {key: given[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
-        kept = {key: value for key, value in kept.items() if value}
-        if kept:
-            return ("protocol", name), *kept.items()
+        labelled = shares["labelled_ratio"] > 0 and classes != 0
+        parts = {"labelled_ratio": shares["labelled_ratio"] * labelled}
+        parts["labelled_classes"] = (len(classes) if isinstance(classes, list) else classes) if labelled else 0
+        parts |= {key: shares[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
+        parts = {key: value for key, value in parts.items() if value}
+        if parts:
+            return ("protocol", name), *parts.items()
     if name in ("one_class", "semi_supervised") or (values and name in ("small_train", "contaminated")):
         return (("protocol", "one_class"),)
     return (("protocol", name),)
@@ -365,6 +439,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "budget": run.variant.budget, "batches": _whole(budget.get("batches")),
             "batch_size": _whole(budget.get("batch_size")),
             "selection": record.get("selection"), "stale": run.stale, "changed": run.variant.changes or None,
+            "kind": run.variant.kind_name or None, "weights": "; ".join(w.label for w in run.weights) or None,
             **{name: run.metrics.get(name) for name in names},
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
             **{key: _whole(counts.get(key)) for key in COUNTS},
@@ -373,6 +448,46 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "commit": (record.get("git") or {}).get("commit"), "config_hash": record.get("config_hash"),
         })  # fmt: skip
     return table
+
+
+def tell_data_apart(runs: Iterable[Run]) -> list[str]:
+    """Give runs on a user's own data other names where one name stands for other contents; returns what to say.
+
+    Two users may call their folders alike, and a folder may have grown since an earlier run: such runs are no seeds of
+    one experiment. Sets that a file of ours names keep their names, because papers' tables are found by them.
+    """
+    named: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.counts_in_tables and run.fingerprint:
+            named.setdefault(run.data, []).append(run)
+    notes = []
+    for data, members in named.items():
+        if len(_contents(members)) < 2:
+            continue
+        if not all(run.record["data"] in OWN_DATA for run in members):
+            notes.append(
+                f"Runs on {data} saw {len(_contents(members))} different contents (data_fingerprint in their "
+                "metrics.json): their values are not comparable."
+            )
+            continue
+        places: dict[str, set[str]] = {}
+        by_place = all(run.seeded for run in members) and len({run.place for run in members}) > 1
+        for run in members:  # where each seed draws its own test rows, contents differ within a set too
+            mark = hashlib.sha256(run.place.encode()).hexdigest() if by_place else run.fingerprint
+            name = f"{data} ({'place' if by_place else 'contents'} {mark[:6]})"
+            run.experiment, run.data = run.experiment.replace(data, name, 1), name
+            places.setdefault(name, set()).add(run.place)
+        words = (f"{name} from {', '.join(sorted(roots))}" if any(roots) else name for name, roots in places.items())
+        notes.append(f"{len(places)} different sets of data are called {data}: {'; '.join(sorted(words))}.")
+    return notes
+
+
+def _contents(runs: Iterable[Run]) -> set[str]:
+    """Fingerprints of runs on data of one name; one where only the seed tells them apart, which drew the test rows."""
+    by_seed: dict[int, set[str]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed if run.seeded else 0, set()).add(run.fingerprint)
+    return max(by_seed.values(), key=len)
 
 
 def by_variant(runs: Iterable[Run]) -> dict[Variant, dict[str, dict[int, Run]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,13 +22,16 @@ from adbench.report.collect import (
     Run,
     Skipped,
     Variant,
+    Weights,
     by_variant,
     folders,
     number,
     plain,
+    printable,
     read_run,
+    tell_data_apart,
 )
-from adbench.report.published import Cell, answered, unanswering
+from adbench.report.published import Cell, all_answers, lone_variants
 from adbench.report.statistics import Estimate, estimate
 
 METRICS = {
@@ -61,7 +64,8 @@ class Ranking(NamedTuple):
     methods: list[str]
     data: list[str]
     ranks: NDArray[np.float64]
-    test: statistics.Friedman
+    test: statistics.Friedman | None  # None for two methods
+    p: float  # that they do not differ: Iman and Davenport's, Wilcoxon's for two methods
     difference: float
     left_out_methods: list[str]
     left_out_data: list[str]
@@ -88,6 +92,7 @@ class Contents:
     colours: dict[str, tuple[str, bool]]  # method label -> class, faint
     ranking: Ranking | None
     robustness: list[Robustness]
+    weights: dict[Weights, list[Run]] = field(default_factory=dict)  # pretrained weights -> runs that began with them
     notes: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
@@ -98,7 +103,7 @@ class Contents:
         return representative(self.lines)
 
 
-def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda found: found) -> Contents:
+def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items) -> Contents:
     """Read every run below `results` (except what lies in `ours`) and compute the report."""
     runs, skipped = [], []
     for path, has_metrics in progress(list(folders(results, ours))):
@@ -107,16 +112,17 @@ def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[A
                 raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part")
             runs.append(read_run(path, results))
         except NotARun as reason:
-            skipped.append(Skipped(path.relative_to(results).as_posix(), str(reason)))
+            skipped.append(Skipped(printable(path.relative_to(results).as_posix()), printable(str(reason))))
     for run in progress(runs):
         _add_intervals(run)
+    notes = [*_notes(runs), *tell_data_apart(runs)]
     groups = by_variant(runs)
-    answers = answered(groups)
-    lines = _lines(groups, {(variant, experiment) for variant, experiment in unanswering(groups, answers)})
+    answers = all_answers(groups)
+    lines = _lines(groups, {(variant, experiment) for variant, experiment in lone_variants(groups, answers)})
     known = representative(lines)
     return Contents(
         results, runs, skipped, answers, lines, _colours(lines), ranking(known), robustness(lines),
-        notes=_notes(runs),
+        _weights(runs), notes,
     )  # fmt: skip
 
 
@@ -137,6 +143,14 @@ def _add_intervals(run: Run) -> None:
         )
 
 
+def _weights(runs: Iterable[Run]) -> dict[Weights, list[Run]]:
+    users: dict[Weights, list[Run]] = defaultdict(list)
+    for run in runs:
+        for weights in run.weights:
+            users[weights].append(run)
+    return dict(sorted(users.items()))
+
+
 def _notes(runs: list[Run]) -> list[str]:
     notes = []
     smoke = sum(run.status == "finished" and not run.counts_in_tables for run in runs)
@@ -150,16 +164,16 @@ def _notes(runs: list[Run]) -> list[str]:
 
 def _lines(groups: Mapping[Variant, Mapping[str, Mapping[int, Run]]], alone: set[tuple[Variant, str]]) -> list[Line]:
     lines = []
-    for variant, found in groups.items():
-        for experiment, seeds in found.items():
+    for variant, experiments in groups.items():
+        for experiment, seeds in experiments.items():
             runs = [seeds[seed] for seed in sorted(seeds)]
             values = {name: estimate([run.metrics.get(name) for run in runs]) for name in METRICS}
             areas = [run.areas for run in runs if run.areas is not None]
             joint = len({len(one) for one in areas}) == 1 and len(areas) == len(runs)
             interval = curves.interval(np.mean(areas, axis=0)) if joint else None
-            beside = (variant, experiment) not in alone and variant.method not in TRIVIAL
+            beside = (variant, experiment) not in alone and variant.kind != "trivial"
             lines.append(Line(variant, experiment, values, interval, beside, runs))
-    return sorted(lines, key=lambda line: (line.experiment, line.variant.method in TRIVIAL, line.variant))
+    return sorted(lines, key=lambda line: (line.experiment, line.variant.place, line.variant))
 
 
 def _method(variant: Variant) -> str:
@@ -167,30 +181,32 @@ def _method(variant: Variant) -> str:
 
 
 def _colours(lines: list[Line]) -> dict[str, tuple[str, bool]]:
-    names = sorted({_method(line.variant) for line in lines if line.variant.method not in TRIVIAL})
+    places = {_method(line.variant): line.variant.place for line in lines if line.variant.kind != "trivial"}
+    names = sorted(places, key=lambda name: (places[name], name))
     colours = {name: (f"c{at % COLOURS}", at >= COLOURS) for at, name in enumerate(names)}
-    trivial = {_method(line.variant): line.variant.method for line in lines if line.variant.method in TRIVIAL}
+    trivial = {_method(line.variant): line.variant.method for line in lines if line.variant.kind == "trivial"}
     return colours | {name: (f"grey g{TRIVIAL.index(method)}", True) for name, method in trivial.items()}
 
 
-def representative(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
+def representative(lines: Sequence[Line]) -> dict[str, dict[str, Line]]:
     """method label -> data -> line, under one_class.
 
     Of several settings of a method on one data set the first in this order stands for it: nothing changed, the paper's
     budget, longer training, more seeds, the name of the setting. The score takes no part.
     """
-    known: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    candidates: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line.variant.protocol == ONE_CLASS:
-            known[_method(line.variant)][line.data].append(line)
+            candidates[_method(line.variant)][line.data].append(line)
 
     def order(line: Line) -> tuple[Any, ...]:
         v = line.variant
         batches = number((line.runs[0].record.get("budget") or {}).get("batches")) or 0.0
         return bool(v.changed), v.budget != "paper", -batches, -len(line.runs), v
 
-    names = sorted(known, key=lambda name: (name.split(" ")[0] in TRIVIAL, name))
-    return {name: {data: min(found, key=order) for data, found in known[name].items()} for name in names}
+    places = {_method(line.variant): line.variant.place for line in lines}
+    names = sorted(candidates, key=lambda name: (places[name], name))
+    return {name: {data: min(found, key=order) for data, found in candidates[name].items()} for name in names}
 
 
 def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
@@ -201,19 +217,19 @@ def ranking(known: Mapping[str, Mapping[str, Line]]) -> Ranking | None:
         for data, line in found.items()
         if line.values["image_auroc"] is not None
     }
-    ran: dict[Any, set[str]] = defaultdict(set)
+    sets_of: dict[Any, set[str]] = defaultdict(set)
     for name, one in value:
-        ran[name].add(one)
-    methods, data = cast(tuple[list[str], list[str]], statistics.complete_block(ran))
+        sets_of[name].add(one)
+    methods, data = cast(tuple[list[str], list[str]], statistics.complete_block(sets_of))
     if not methods:
         return None
     table = np.array([[value[name, one] for name in methods] for one in data])
-    ranks = statistics.average_ranks(table)
-    everything = {one for found in ran.values() for one in found}
+    test = statistics.friedman(table)
+    everything = {one for found in sets_of.values() for one in found}
     return Ranking(
-        methods, data, ranks, statistics.friedman(ranks, len(data)),
+        methods, data, statistics.average_ranks(table), test, statistics.wilcoxon(table) if test is None else test.p_f,
         statistics.critical_difference(len(methods), len(data)),
-        sorted(set(ran) - set(methods)), sorted(everything - set(data)),
+        sorted(set(sets_of) - set(methods)), sorted(everything - set(data)),
     )  # fmt: skip
 
 
@@ -234,68 +250,89 @@ def family(data: str) -> str:
     return data.rsplit("/", 1)[0]
 
 
+Levels = dict[float, dict[tuple[str, int], list[float]]]  # level -> (data set, seed) -> values
+CurveKey = tuple[Variant, str, tuple[tuple[str, Any], ...]]  # variant without its protocol, the protocol, other values
+
+
+class Curve(NamedTuple):
+    """One variant's metric over the levels of a protocol value."""
+
+    base: Variant
+    words: Mapping[str, str]  # what tells it from other curves
+    points: list[tuple[float, Estimate]]
+
+
 def robustness(lines: Iterable[Line], metric: str = "image_auroc") -> list[Robustness]:
     """One chart for each family of data and each protocol value that at least one method ran at two levels of.
 
     A point is the mean over seeds of the mean over the members of the family that every point of the curve has; its
     spread is the deviation over seeds. one_class is every protocol's end.
     """
-    points: dict[tuple[str, str], dict[tuple[Any, ...], dict[float, dict[tuple[str, int], list[float]]]]] = {}
-    anchors: dict[tuple[str, Any], list[tuple[Line, Run, float]]] = defaultdict(list)
+    points: dict[tuple[str, str], dict[CurveKey, Levels]] = {}
+    ends: dict[tuple[str, Any], list[tuple[Run, float]]] = defaultdict(list)
     for line in lines:
         base = line.variant._replace(protocol=())
         for run in line.runs:
             value = run.metrics.get(metric)
             if value is None:
                 continue
-            place = (run.data, run.seed)
             if line.variant.protocol == ONE_CLASS:
-                anchors[family(run.data), base].append((line, run, value))
+                ends[family(run.data), base].append((run, value))
                 continue
-            (_, protocol), *values = line.variant.protocol
-            given = dict(values)
-            for key in {**given, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
-                if number(given.get(key, 0.0)) is None:
-                    continue  # a word is no axis
-                x, others = given.get(key, 0.0), tuple((k, v) for k, v in values if k != key)
-                curve = points.setdefault((family(run.data), key), {}).setdefault((base, protocol, others), {})
-                curve.setdefault(float(x), {}).setdefault(place, []).append(value)
+            for key, x, others in _axes(line.variant):
+                curve = points.setdefault((family(run.data), key), {}).setdefault((base, *others), {})
+                curve.setdefault(x, {}).setdefault((run.data, run.seed), []).append(value)
     charts = []
     for (group, key), levels_of in sorted(points.items()):
         title, end = AXES.get(key, (key, 0.0))
-        found = []
+        courses = []
         for (base, protocol, others), levels in levels_of.items():
             # No labels at all is the end of the labelled ratio, whatever number of kinds would have been known. Where a
             # protocol from elsewhere ends, nobody knows here.
             if protocol in PROTOCOLS and all(k == "labelled_classes" for k, _ in others):
-                for _, run, value in anchors[group, base]:
+                for run, value in ends[group, base]:
                     levels.setdefault(end, {}).setdefault((run.data, run.seed), []).append(value)
-            joined, shared = _over_seeds(levels)
-            if len(joined) > 1:
-                sets = ", ".join(shared) if len(shared) < 4 else f"{len(shared)} sets of {group}"
-                told = {
-                    "changes": base.changes, "sets": f"on {sets}",
-                    "others": ", ".join(f"{k} {plain(v)}" for k, v in others if k != "labelled_classes"),
-                    "budget": f"budget {base.budget}", "holdout": f"{base.held_out} held out",
-                }  # fmt: skip
-                found.append((base, told, joined))
-        if found:
-            # What all curves of a chart share stands in its title, the rest behind their names.
-            common = {k for k, v in found[0][1].items() if v and all(t[k] == v for _, t, _ in found)}
-            heading = ", ".join(
-                [f"{group}: {METRICS[metric]}", *(v for k, v in found[0][1].items() if k in common - {"holdout"})]
-            )
-            series, counts = [], []
-            for at, (base, told, joined) in enumerate(found):
-                own = [v for k, v in told.items() if k not in common and v]
-                name = ", ".join([_method(base), *own])
-                x, y = np.array([level for level, _ in joined]), np.array([e.mean for _, e in joined])
-                spread = np.array([e.std or 0.0 for _, e in joined])
-                trivial = base.method in TRIVIAL
-                series.append(Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True))
-                counts.append((name, joined))
-            charts.append(Robustness(heading, title, series, counts))
+            course, shared = _over_seeds(levels)
+            if len(course) > 1:
+                courses.append(Curve(base, _words(base, others, shared, group), course))
+        if courses:
+            charts.append(_chart(f"{group}: {METRICS[metric]}", title, courses))
     return charts
+
+
+def _axes(variant: Variant) -> Iterator[tuple[str, float, tuple[str, tuple[tuple[str, Any], ...]]]]:
+    """Each protocol value that is a number: its name, its level, and the protocol with its other values."""
+    (_, protocol), *values = variant.protocol
+    levels = dict(values)
+    for key in {**levels, **dict.fromkeys(ZERO_WHERE_ABSENT.get(protocol, ()))}:
+        level = number(levels.get(key, 0.0))
+        if level is not None:  # a word is no axis
+            yield key, level, (protocol, tuple((k, v) for k, v in values if k != key))
+
+
+def _words(base: Variant, others: Iterable[tuple[str, Any]], shared: Sequence[str], group: str) -> dict[str, str]:
+    sets = ", ".join(shared) if len(shared) < 4 else f"{len(shared)} sets of {group}"
+    return {
+        "changes": base.changes, "sets": f"on {sets}",
+        "others": ", ".join(f"{k} {plain(v)}" for k, v in others if k != "labelled_classes"),
+        "budget": f"budget {base.budget}", "holdout": f"{base.held_out} held out",
+    }  # fmt: skip
+
+
+def _chart(heading: str, key: str, courses: Sequence[Curve]) -> Robustness:
+    """What all curves of a chart share stands in its title, the rest behind their names."""
+    first = courses[0].words
+    common = {k for k, v in first.items() if v and all(curve.words[k] == v for curve in courses)}
+    heading = ", ".join([heading, *(v for k, v in first.items() if k in common - {"holdout"})])
+    series, counts = [], []
+    for at, (base, words, points) in enumerate(courses):
+        name = ", ".join([_method(base), *(v for k, v in words.items() if k not in common and v)])
+        x, y = np.array([level for level, _ in points]), np.array([e.mean for _, e in points])
+        spread = np.array([e.std or 0.0 for _, e in points])
+        trivial = base.kind == "trivial"
+        series.append(Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True))
+        counts.append((name, points))
+    return Robustness(heading, key, series, counts)
 
 
 def _over_seeds(
@@ -303,7 +340,7 @@ def _over_seeds(
 ) -> tuple[list[tuple[float, Estimate]], list[str]]:
     """Level -> estimate, and the data sets that every level has."""
     shared = set.intersection(*({data for data, _ in found} for found in levels.values()))
-    joined = []
+    course = []
     for x, found in sorted(levels.items()):
         per_seed: dict[int, list[float]] = defaultdict(list)
         for (data, seed), values in found.items():
@@ -311,8 +348,8 @@ def _over_seeds(
                 per_seed[seed].append(float(np.mean(values)))
         value = estimate([float(np.mean(v)) for v in per_seed.values() if len(v) == len(shared)])
         if value is not None and shared:
-            joined.append((x, value))
-    return joined, sorted(shared)
+            course.append((x, value))
+    return course, sorted(shared)
 
 
 # -- curves of one run --------------------------------------------------------------------------------------------

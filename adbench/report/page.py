@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing but itself.
 
-Everything that comes from a run folder passes through `escape`; pictures are decoded and encoded anew. The page's
+The templates escape every value that comes from a run folder; pictures are decoded and encoded anew. The page's
 content security policy allows its own script and no connection.
 """
 
@@ -11,28 +11,30 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adbench.report import rendering
 from adbench.report.charts import DARK, STYLE, histogram, lines
-from adbench.report.collect import TRIVIAL, Run, mapping, number, tidy
+from adbench.report.collect import KIND_NAMES, Run, mapping, number, printable, tidy
 from adbench.report.contents import MATRICES, METRICS, PRO_LIMIT, Contents, Line, pixel_series, roc_series
 from adbench.report.published import Cell, Row, columns, display, published_marks, tables
+from adbench.report.rendering import file_name
 from adbench.report.statistics import Estimate
 from adbench.report.text import (
     LEGEND,
     SETTINGS_COLUMNS,
-    file_name,
+    WEIGHTS_COLUMNS,
     heading,
+    interval_text,
     matrix,
+    mean_text,
     ranking_chart,
     ranking_text,
     robustness_chart,
-    shown,
-    shown_interval,
     summary_line,
+    weights_rows,
 )
 
 ROLES = {  # of gallery.json: group, caption
@@ -42,95 +44,81 @@ ROLES = {  # of gallery.json: group, caption
     "false_alarm": ("Worst", "normal, highest score"),
     "borderline": ("Borderline", "nearest to the threshold"),
 }
+MOST_PICTURES = 60  # of one run
+Progress = Callable[[list[Any]], Iterable[Any]]
 
 
 class Td(NamedTuple):
-    """One table cell: HTML, what to sort by ("" for missing), classes."""
+    """One table cell: text, what to sort by ("" for missing, None for the text), classes, tooltip, badges."""
 
-    html: str
+    text: str
     sort: float | str | None = None
     classes: str = ""
+    remark: str = ""
+    marks: tuple[str, ...] = ()
 
 
-def text(value: Any) -> Td:
-    return Td(escape(str(value)))
+class Tr(NamedTuple):
+    """One table row: cells, and the kind of a method that is no paper's."""
+
+    cells: Sequence[Td]
+    kind: str = ""
 
 
-def num(shown_value: str, value: float | None) -> Td:
-    return Td(escape(shown_value), "" if value is None else value, "num")
+class Column(NamedTuple):
+    """Name of a column, and whether it holds numbers."""
+
+    name: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sortable table; `name` is its place on the page."""
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Tr]
+
+
+def num(text: str, value: float | None) -> Td:
+    """A cell of a number, sorted by its value."""
+    return Td(text, "" if value is None else value, "num")
 
 
 def value_td(value: Estimate | None) -> Td:
-    return num(shown(value), None if value is None else value.mean)
+    """A cell of a mean over seeds."""
+    return num(mean_text(value), None if value is None else value.mean)
 
 
-def table(
-    name: str, header: Sequence[tuple[str, bool]], rows: Iterable[Sequence[Td]], classes: Sequence[str] = ()
-) -> str:
-    """A sortable table. `header` says for each column its name and whether it holds numbers."""
-    heads = "".join(
-        f'<th scope="col"{" class=num" * numeric}><button type="button">{escape(title)}</button></th>'
-        for title, numeric in header
-    )
-    body = []
-    for at, row in enumerate(rows):
-        kind = f' class="{classes[at]}"' if at < len(classes) and classes[at] else ""
-        body.append(f"<tr{kind}>{''.join(map(_td, row))}</tr>")
-    return (
-        f'<div class="wide"><table class="sortable" id="{escape(name)}"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _td(cell: Td) -> str:
-    kind = f' class="{cell.classes}"' if cell.classes else ""
-    key = "" if cell.sort is None else f' data-v="{escape(str(cell.sort))}"'
-    return f"<td{kind}{key}>{cell.html}</td>"
-
-
-def badge(mark: str) -> str:
-    return f'<span class="mark{" bad" * ("breaks a bound" in mark)}">{escape(mark)}</span>'
-
-
-# -- sections -----------------------------------------------------------------------------------------------------
-
-
-def html(
-    contents: Contents, pictures: int = 40, progress: Callable[[list[Any]], Iterable[Any]] = lambda found: found
-) -> str:
+def html(contents: Contents, pictures: int = 40, progress: Progress = lambda items: items) -> str:
     """report.html. At most `pictures` runs show their images; the page says which are left out."""
-    sections = {
-        "Overview": _overview(contents),
-        "Published tables": _papers(contents),
-        "Ranks": _ranks(contents),
-        "Robustness": _robustness(contents),
-        "Data sets": _data_sets(contents, pictures, progress),
-        "All settings": _settings(contents),
-        "All runs": _runs(contents),
-        "Skipped": _skipped(contents),
+    script = rendering.asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data_sets, unpictured = _data_sets(contents, pictures, progress)
+    parts = {
+        "Overview": {"tiles": _tiles(contents), "notes": contents.notes, "matrices": _matrices(contents)},
+        "Published tables": {"legend": LEGEND, "papers": _papers(contents)},
+        "Ranks": contents.ranking
+        and {"ranks": ranking_text(contents.ranking), "ranking": ranking_chart(contents.ranking)},
+        "Robustness": contents.robustness and {"robustness": [robustness_chart(c) for c in contents.robustness]},
+        "Data sets": data_sets and {"data_sets": data_sets, "unpictured": unpictured, "limit": pictures},
+        "All settings": {"settings": _settings(contents)},
+        "Pretrained weights": contents.weights and {"weights": _weights(contents)},
+        "All runs": {"runs": _runs(contents)},
+        "Skipped": contents.skipped and {"skipped": _skipped(contents)},
     }
-    sections = {title: body for title, body in sections.items() if body}
-    links = "".join(f'<a href="#{file_name(title)}">{title}</a>' for title in sections)
-    body = "".join(
-        f'<section id="{file_name(title)}"><h2>{title}</h2>{part}</section>' for title, part in sections.items()
+    sections: dict[str, Any] = {title: part for title, part in parts.items() if part}
+    return rendering.html(
+        "page.html",
+        sections=list(sections),
+        digest=digest,
+        style=rendering.asset("page.css") + _chart_style(),
+        script=script,
+        summary=summary_line(contents),
+        results=printable(str(contents.results)),
+        **{key: value for part in sections.values() for key, value in part.items()},
     )
-    script = _asset("page.js")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>Anomaly detection report</title><style>{_asset('page.css')}{_chart_style()}</style></head><body>"
-        f"<header><h1>Anomaly detection report</h1><p class=soft>{escape(summary_line(contents))}"
-        f" in {escape(str(contents.results))}</p></header>"
-        f'<nav><div>{links}<button id="theme" type="button">light / dark</button></div></nav>'
-        f"<main>{body}</main><script>{script}</script></body></html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _chart_style() -> str:
@@ -140,209 +128,194 @@ def _chart_style() -> str:
     return f"{STYLE}{forced}@media(prefers-color-scheme:dark){{{by_system}}}"
 
 
-def _overview(contents: Contents) -> str:
-    tiles = {
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def _tiles(contents: Contents) -> dict[str, int]:
+    return {
         "finished runs": contents.count("finished"), "failed": contents.count("failed"),
         "interrupted or running": contents.count("interrupted") + contents.count("running"),
         "methods": len(contents.colours), "data sets": len({line.data for line in contents.lines}),
         "skipped folders": len(contents.skipped),
     }  # fmt: skip
-    parts = [
-        '<div class="tiles">'
-        + "".join(f'<div class="tile"><b>{n}</b><span>{name}</span></div>' for name, n in tiles.items())
-        + "</div>"
-    ]
-    parts += [f"<p>{escape(note)}</p>" for note in contents.notes]
+
+
+def _matrices(contents: Contents) -> list[tuple[str, Table]]:
+    """Heading and table of each metric that has values: methods down, data sets across."""
+    pairs = []
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
-        if not rows:
-            continue
-        best = [max((v[at].mean for _, v in rows if v[at] is not None), default=None) for at in range(len(data))]  # type: ignore[union-attr]
-        body = [
-            [text(name), *(_bold(value_td(v), v is not None and v.mean == best[at]) for at, v in enumerate(values))]
-            for name, values in rows
-        ]
-        trivial = ["trivial" * (name.split(" ")[0] in TRIVIAL) for name, _ in rows]
-        parts.append(f"<h3>{escape(METRICS[metric])}</h3>")
-        parts.append(table(f"matrix-{metric}", [("method", False), *((d, True) for d in data)], body, trivial))
-    if len(parts) == 1:
-        return parts[0] + "<p>No run has finished.</p>"
-    parts.append(
-        "<p class=soft>Protocol one_class, mean ± standard deviation over seeds; the highest value of a column is "
-        "bold, trivial baselines are in italics. Where a method ran in several settings on one data set, the one with "
-        "nothing changed, then the paper's budget, then longer training, then more seeds stands here: never the one "
-        'that scored best. All are under <a href="#all-settings">All settings</a>.</p>'
-    )
-    return "".join(parts)
+        best = [max((row.values[at].mean for row in rows if row.values[at]), default=None) for at in range(len(data))]  # type: ignore[union-attr]
+        body = []
+        for row in rows:
+            cells = [
+                value_td(value)._replace(classes="num best" if value and value.mean == best[at] else "num")
+                for at, value in enumerate(row.values)
+            ]
+            body.append(Tr([Td(row.name, row.name, marks=(KIND_NAMES[row.kind],) * bool(row.kind)), *cells], row.kind))
+        if rows:
+            table = Table(f"matrix-{metric}", [Column("method"), *(Column(one, True) for one in data)], body)
+            pairs.append((METRICS[metric], table))
+    return pairs
 
 
-def _bold(cell: Td, best: bool) -> Td:
-    return cell._replace(classes=f"{cell.classes} best") if best else cell
-
-
-def _papers(contents: Contents) -> str:
-    parts = [f"<p class=soft>{escape(LEGEND)}</p>"]
-    empty = []
+def _papers(contents: Contents) -> list[dict[str, Any]]:
+    """For each published table: our values beside its own (None without runs), and the table as printed."""
+    papers = []
     for (paper, name), cells in contents.answers.items():
-        if not cells:
-            empty.append((paper, name))
-            continue
-        parts.append(
-            f"<h3>{escape(heading(paper, name, cells))}</h3><p class=soft>{escape(mapping()['papers'][paper])}</p>"
-        )
-        remark = mapping()["remarks"].get(f"{paper} {name}")
-        parts += [f"<p>{escape(remark)}</p>"] if remark else []
-        shown_columns = columns(cells)
-        header = [(column, column in ("our value", "n", "published", "difference")) for column in shown_columns]
-        body = [_paper_row(cell, shown_columns) for cell in cells]
-        kinds = ["trivial" * (cell.kind == "trivial") for cell in cells]
-        parts.append(table(f"paper-{file_name(paper)}-{file_name(name)}", [*header, ("marks", False)], body, kinds))
-        parts.append(_printed(paper, name))
-    if empty:
-        printed = "".join(_printed(*key, title=f"{key[0]}, Table {key[1]}") for key in empty)
-        parts.append(f"<h3>Tables without runs</h3>{printed}")
-    return "".join(parts)
+        papers.append({
+            "heading": heading(paper, name, cells), "citation": mapping()["papers"][paper],
+            "remark": mapping()["remarks"].get(f"{paper} {name}"),
+            "table": _paper(paper, name, cells) if cells else None, "printed": _printed(paper, name),
+        })  # fmt: skip
+    return papers
 
 
-def _paper_row(cell: Cell, shown_columns: Sequence[str]) -> list[Td]:
+def _paper(paper: str, name: str, cells: Sequence[Cell]) -> Table:
+    names = columns(cells)
+    numeric = ("our value", "n", "published", "difference")
+    body = [Tr(_paper_row(cell, names), cell.variant.kind) for cell in cells]
+    header = [*(Column(column, column in numeric) for column in names), Column("marks")]
+    return Table(f"paper-{file_name(paper)}-{file_name(name)}", header, body)
+
+
+def _paper_row(cell: Cell, names: Sequence[str]) -> list[Td]:
     fields = display(cell)
     sort = {
         "our value": cell.value.mean, "n": cell.value.n, "difference": cell.difference,
         "published": None if cell.row is None else cell.row.number,
     }  # fmt: skip
-    row = [num(fields[name], sort[name]) if name in sort else text(fields[name]) for name in shown_columns]
-    return [*row, Td("".join(map(badge, [*cell.marks, *published_marks(cell.row)])), classes="wrap")]
+    row = [num(fields[name], sort[name]) if name in sort else Td(fields[name]) for name in names]
+    return [*row, Td("", classes="wrap", marks=(*cell.marks, *published_marks(cell.row)))]
 
 
-def _printed(paper: str, name: str, title: str = "the whole table as published") -> str:
-    """A published table as printed, rows of methods; values that break a bound are marked."""
+def _printed(paper: str, name: str) -> list[tuple[str, Table]]:
+    """Metric and values of a published table as printed, rows of methods."""
     blocks: dict[str, dict[str, dict[str, Row]]] = {}
     for row in tables()[paper, name]:
         place = row.dataset if row.category.startswith(("all", "mean over")) else row.category
         method = f"{row.method} ({row.setting})" if row.setting else row.method
         blocks.setdefault(row.metric, {}).setdefault(method, {})[place] = row
-    parts = []
+    values_of = []
     for metric, methods in blocks.items():
-        places = list(dict.fromkeys(place for found in methods.values() for place in found))
-        body = []
-        for method, found in methods.items():
-            body.append([text(method), *(_printed_td(found.get(place)) for place in places)])
+        places = list(dict.fromkeys(place for values in methods.values() for place in values))
+        body = [
+            Tr([Td(method), *(_printed_td(values.get(place)) for place in places)])
+            for method, values in methods.items()
+        ]
         identity = f"printed-{file_name(paper)}-{file_name(name)}-{file_name(metric)}"
-        parts.append(
-            f"<h4>{escape(metric)}</h4>" + table(identity, [("method", False), *((p, True) for p in places)], body)
+        values_of.append(
+            (metric, Table(identity, [Column("method"), *(Column(place, True) for place in places)], body))
         )
-    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
+    return values_of
 
 
 def _printed_td(row: Row | None) -> Td:
     if row is None:
         return num("–", None)
     cell = num(row.value + (f" ± {row.std}" if row.std else ""), row.number)
-    marks = published_marks(row)
-    if not marks:
-        return cell
-    said, kind = escape("; ".join(marks)), "mark bad" if row.breaks else "mark"
-    return cell._replace(html=f'<span class="{kind}" title="{said}">{cell.html}</span>')
+    return cell._replace(remark="; ".join(published_marks(row)))
 
 
-def _ranks(contents: Contents) -> str:
-    if contents.ranking is None:
-        return ""
-    return f'<p>{escape(ranking_text(contents.ranking))}</p><div class="chart">{ranking_chart(contents.ranking)}</div>'
-
-
-def _robustness(contents: Contents) -> str:
-    return '<div class="charts">' + "".join(
-        f'<div class="chart">{robustness_chart(chart)}</div>' for chart in contents.robustness
-    ) + "</div>" if contents.robustness else ""  # fmt: skip
-
-
-def _settings(contents: Contents) -> str:
+def _settings(contents: Contents) -> Table:
     words = ("method", "data", "protocol", "held out", "budget", "published row")
-    header = [(name, name not in words) for name in (*SETTINGS_COLUMNS, "published row")]
-    body, kinds = [], []
+    body = []
     for line in contents.lines:
         v, low = line.variant, line.interval[0] if line.interval else None
-        trivial = v.method in TRIVIAL
-        body.append([
-            text(v.label)._replace(classes="wrap"), text(line.experiment), text(v.protocol_label), text(v.held_out),
-            text(v.budget),
+        body.append(Tr([
+            Td(v.label, classes="wrap"), Td(line.experiment), Td(v.protocol_label), Td(v.held_out), Td(v.budget),
             num(str(len(line.runs)), len(line.runs)),
-            value_td(line.values["image_auroc"]), num(shown_interval(line.interval), low),
+            value_td(line.values["image_auroc"]), num(interval_text(line.interval), low),
             *(value_td(line.values[name]) for name in list(METRICS)[1:]),
-            text("beside one" if line.beside_a_paper else "trivial baseline" if trivial else "none"),
-        ])  # fmt: skip
-        kinds.append("trivial" * trivial)
-    return _search("settings") + table("settings", header, body, kinds)
+            Td("beside one" if line.beside_a_paper else v.kind_name or "none"),
+        ], v.kind))  # fmt: skip
+    names = (*SETTINGS_COLUMNS, "published row")
+    return Table("settings", [Column(name, name not in words) for name in names], body)
 
 
-def _search(name: str) -> str:
-    return f'<input type="search" data-table="{name}" placeholder="filter: words of a row" aria-label="filter">'
+def _weights(contents: Contents) -> Table:
+    body = [Tr([Td(text, classes="wrap") for text in row]) for row in weights_rows(contents)]
+    return Table("weights", [Column(name) for name in WEIGHTS_COLUMNS], body)
 
 
-def _runs(contents: Contents) -> str:
-    columns = ("folder", "status", "budget", "seed", "image_auroc", "pixel_auroc", "pixel_pro", "batches", "train",
-               "test_normal", "test_anomalous", "total_s", "finished", "error", "notes")  # fmt: skip
-    numeric = set(columns[3:12])
+def _runs(contents: Contents) -> Table:
+    names = ("folder", "status", "budget", "seed", "image_auroc", "pixel_auroc", "pixel_pro", "batches", "train",
+             "test_normal", "test_anomalous", "total_s", "finished", "error", "notes")  # fmt: skip
+    numeric = set(names[3:12])
     body = []
     for row in tidy(contents.runs):
         cells = []
-        for name in columns:
+        for name in names:
             value = row.get(name)
             if name in numeric:
                 digits = ".3f" if "_auroc" in name or "_pro" in name else "g"
                 cells.append(num("–" if value is None else f"{value:{digits}}", value))
             else:
                 failed = name in ("status", "error") and row["status"] == "failed"
-                cells.append(text("" if value is None else value)._replace(classes="wrap" + " failed" * failed))
-        body.append(cells)
-    return _search("runs") + table("runs", [(name, name in numeric) for name in columns], body)
+                cells.append(Td("" if value is None else str(value), classes="wrap" + " failed" * failed))
+        body.append(Tr(cells))
+    return Table("runs", [Column(name, name in numeric) for name in names], body)
 
 
-def _skipped(contents: Contents) -> str:
-    rows = [[text(folder), text(reason)._replace(classes="wrap")] for folder, reason in contents.skipped]
-    return table("skipped-folders", [("folder", False), ("reason", False)], rows) if rows else ""
+def _skipped(contents: Contents) -> Table:
+    body = [Tr([Td(folder), Td(reason, classes="wrap")]) for folder, reason in contents.skipped]
+    return Table("skipped-folders", [Column("folder"), Column("reason")], body)
 
 
 # -- data sets: curves, histograms, pictures ----------------------------------------------------------------------
 
 
-def _data_sets(contents: Contents, pictures: int, progress: Callable[[list[Any]], Iterable[Any]]) -> str:
+class Figure(NamedTuple):
+    """A picture as a data URI, and what stands below it."""
+
+    uri: str
+    caption: str
+
+
+class Pictured(NamedTuple):
+    """A run's pictures: groups of the gallery, or the panels of a run that has no gallery."""
+
+    heading: str
+    groups: list[tuple[str, list[Figure]]]
+    panels: str | None
+
+
+class DataSet(NamedTuple):
+    """What the page shows of one data set; charts are SVG."""
+
+    name: str
+    curves: list[str]
+    histograms: list[str]
+    pictured: list[Pictured]
+
+
+def _data_sets(contents: Contents, pictures: int, progress: Progress) -> tuple[list[DataSet], list[str]]:
+    """Every data set, and the runs whose pictures are left out."""
     by_data: dict[str, list[tuple[str, Line]]] = {}
-    for name, found in contents.best_known().items():
-        for data, line in found.items():
+    for name, lines_of in contents.best_known().items():
+        for data, line in lines_of.items():
             by_data.setdefault(data, []).append((name, line))
-    left, parts, without = pictures, [], []
-    for at, data in enumerate(progress(sorted(by_data))):
-        members = by_data[data]
-        shown_here = []
-        for name, line in members:
+    sets, without, left = [], [], pictures
+    for data in progress(sorted(by_data)):
+        pictured = []
+        for name, line in by_data[data]:
+            run = line.runs[0]
             if left > 0:
-                pictured = _gallery(line.runs[0])
-                left -= bool(pictured)
-                shown_here.append(f"<h4>{escape(name)}, seed {line.runs[0].seed}</h4>{pictured}" if pictured else "")
-            elif (line.runs[0].path / "figures").is_dir():
+                groups = _gallery(run)
+                panels = None if groups else picture(run.path / "figures" / "panels.png", 1000)
+                if groups or panels:
+                    left -= 1
+                    pictured.append(Pictured(f"{name}, seed {run.seed}", groups, panels))
+            elif (run.path / "figures").is_dir():
                 without.append(f"{name} on {data}")
-        parts.append(
-            f"<details{' open' * (at == 0)}><summary class=big>{escape(data)}</summary>{_curves(contents, members)}"
-            f"{_histograms(members)}{''.join(shown_here)}</details>"
-        )
-    if not parts:
-        return ""
-    intro = (
-        "<p class=soft>Each method's first seed. Histograms show shares of normal (blue) and anomalous (red) test "
-        "images.</p>"
-    )
-    if without:
-        text_ = f"{len(without)} runs beyond the first {pictures} show no pictures (--pictures N): {', '.join(without)}"
-        intro += f"<details><summary>Pictures left out</summary><p>{escape(text_)}</p></details>"
-    return intro + "".join(parts)
+        sets.append(DataSet(data, _curves(contents, by_data[data]), _histograms(by_data[data]), pictured))
+    return sets, without
 
 
-def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> str:
+def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> list[str]:
     charts = []
 
-    def named(name: str, line: Line, metric: str) -> str:
+    def legend(name: str, line: Line, metric: str) -> str:
         value = line.runs[0].metrics.get(metric)
         return name if value is None else f"{value:.3f}  {name}"
 
@@ -352,61 +325,50 @@ def _curves(contents: Contents, members: Sequence[tuple[str, Line]]) -> str:
     ):  # fmt: skip
         series = []
         for name, line in members:
-            label, colour = named(name, line, metric), contents.colours[name]
+            label, colour = legend(name, line, metric), contents.colours[name]
             run = line.runs[0]
             series.append(roc_series(run, label, colour) if kind == "roc" else pixel_series(run, label, colour, kind))
-        found = [one for one in series if one is not None]
-        if found:
+        drawable = [one for one in series if one is not None]
+        if drawable:
             limit = PRO_LIMIT if kind == "pro" else 1.0
             up = "mean overlap with a region" if kind == "pro" else "true positive rate"
-            drawn = lines(found, title, "false positive rate", up, (0.0, limit), diagonal=kind != "pro")
-            charts.append(f'<div class="chart">{drawn}</div>')
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+            charts.append(lines(drawable, title, "false positive rate", up, (0.0, limit), diagonal=kind != "pro"))
+    return charts
 
 
-def _histograms(members: Sequence[tuple[str, Line]]) -> str:
-    drawn = [
-        f'<div class="chart">{histogram(run.rows.score, run.rows.label, run.threshold, name)}</div>'
+def _histograms(members: Sequence[tuple[str, Line]]) -> list[str]:
+    return [
+        histogram(run.rows.score, run.rows.label, run.threshold, name)
         for name, line in members
         if (run := line.runs[0]).rows is not None and len(run.rows.score)
     ]
-    return f'<h4>Scores</h4><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _gallery(run: Run) -> str:
-    """Best, worst and borderline test images of a run; the panels of a run that stored none; "" without either."""
-    groups: dict[str, list[str]] = {"Best": [], "Worst": [], "Borderline": []}
+def _gallery(run: Run) -> list[tuple[str, list[Figure]]]:
+    """Best, worst and borderline test images of a run, each group with its name; empty without any."""
+    groups: dict[str, list[Figure]] = {"Best": [], "Worst": [], "Borderline": []}
     for entry in _gallery_entries(run):
         uri = picture(run.path / "figures" / entry["file"], 390)
         if uri:
-            group, what = ROLES[entry["role"]]
+            group, role = ROLES[entry["role"]]
             score = number(entry.get("score"))
-            shown_score = "–" if score is None else f"{score:.4g}"
-            caption = escape(f"{what}: {entry.get('defect')}, score {shown_score}, {entry.get('path')}")
-            groups[group].append(
-                f'<figure><img src="{uri}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-            )
-    parts = [
-        f'<p class=soft>{group}</p><div class="gallery">{"".join(found)}</div>'
-        for group, found in groups.items()
-        if found
-    ]
-    if parts:
-        return "".join(parts)
-    uri = picture(run.path / "figures" / "panels.png", 1000)
-    return f'<img class="panels" src="{uri}" alt="test images, maps and masks">' if uri else ""
+            words = f"score {'–' if score is None else format(score, '.4g')}"
+            groups[group].append(Figure(uri, f"{role}: {entry.get('defect')}, {words}, {entry.get('path')}"))
+    return [(group, figures) for group, figures in groups.items() if figures]
 
 
 def _gallery_entries(run: Run) -> Sequence[Mapping[str, Any]]:
     try:
-        entries = json.loads((run.path / "figures" / "gallery.json").read_text(encoding="utf-8"))
+        entries = printable(json.loads((run.path / "figures" / "gallery.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []
-    return [
-        entry
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and entry.get("role") in ROLES and Path(str(entry.get("file"))).name == entry["file"]
-    ][:60]
+    return [entry for entry in (entries if isinstance(entries, list) else []) if _is_entry(entry)][:MOST_PICTURES]
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it names a known role and a file beside it."""
+    role, file = (entry.get(key) if isinstance(entry, dict) else None for key in ("role", "file"))
+    return isinstance(role, str) and role in ROLES and isinstance(file, str) and Path(file).name == file
 
 
 def picture(path: Path, width: int) -> str | None:

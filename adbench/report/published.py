@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from adbench.report.collect import TRIVIAL, Run, Variant, mapping, protocol_of
+from adbench.report.collect import Run, Variant, mapping, protocol_of
 from adbench.report.statistics import Estimate, estimate
 
 Groups = Mapping[Variant, Mapping[str, Mapping[int, Run]]]
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One of our values beside a published one, or beside none (`row` None: a trivial baseline)."""
+    """One of our values beside a published one, or beside none (`row` None: a trivial baseline or a reference)."""
 
     row: Row | None
     dataset: str
@@ -53,11 +53,12 @@ class Cell:
     metric: str  # as printed
     setting: str
     variant: Variant
-    kind: str  # paper, literal, small, variant, released, oracle, trivial
+    kind: str  # paper, literal, small, variant, released, oracle, trivial, reference
     value: Estimate
     expected: int | None  # members or experiments a complete value has
     found: int | None
     marks: tuple[str, ...]
+    unit: str  # of the numbers that the table prints for this metric: fraction or percent
 
     @property
     def complete(self) -> bool:
@@ -66,7 +67,7 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours minus published, as a fraction; None where they are not the same quantity."""
-        if self.row is None or not self.complete or self.kind in ("oracle", "trivial"):
+        if self.row is None or not self.complete or self.kind == "oracle":
             return None
         return self.value.mean - self.row.number
 
@@ -80,10 +81,10 @@ def rows() -> tuple[Row, ...]:
 
 def tables() -> dict[tuple[str, str], list[Row]]:
     """(paper, table) -> its rows."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows():
-        found.setdefault((row.paper, row.table), []).append(row)
-    return found
+        groups.setdefault((row.paper, row.table), []).append(row)
+    return groups
 
 
 # -- one published row and the runs -------------------------------------------------------------------------------
@@ -111,12 +112,12 @@ def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
 
 
 def _protocol_fits(variant: Variant, row: Row) -> bool:
-    wanted, ours = wanted_protocol(row), variant.protocol
+    theirs, ours = wanted_protocol(row), variant.protocol
     if row.setting == "3 runs" and ours[0] == ("protocol", "semi_supervised"):
         return True  # the labelled share is each set's own
-    return len(wanted) == len(ours) and all(
+    return len(theirs) == len(ours) and all(
         a == b or (isinstance(a[1], float) and a[0] == b[0] and abs(a[1] - b[1]) < 1e-9)
-        for a, b in zip(wanted, ours, strict=True)
+        for a, b in zip(theirs, ours, strict=True)
     )
 
 
@@ -132,20 +133,20 @@ def match(variant: Variant, paper: str, table: str, printed: Iterable[str]) -> d
     """
     method = variant.method
     changed = dict(variant.changed)
-    found: dict[str, tuple[int, Match]] = {}
+    matches: dict[str, tuple[int, Match]] = {}
     for name in printed:
         spec = mapping()["methods"].get(paper, {}).get(name)
         spec = spec and spec | spec.get("in_table", {}).get(table, {})
         if spec is None or ("pretraining" in spec and variant.pretraining not in spec["pretraining"]):
             continue
-        asked = {key: json.dumps(value) for key, value in spec.get("with", {}).items()}
-        if any(key not in changed or json.loads(changed[key]) != json.loads(value) for key, value in asked.items()):
+        conditions = spec.get("with", {})
+        if any(key not in changed or json.loads(changed[key]) != value for key, value in conditions.items()):
             continue
         for kind, key in (("paper", "ours"), ("literal", "literal"), ("small", "small"), ("variant", "variants")):
             if method in spec.get(key, ()):
-                found[name] = (len(asked), Match(kind, spec))
-    most = max((asked for asked, _ in found.values()), default=0)
-    return {name: m for name, (asked, m) in found.items() if asked == most}
+                matches[name] = (len(conditions), Match(kind, spec))
+    most = max((number for number, _ in matches.values()), default=0)
+    return {name: m for name, (number, m) in matches.items() if number == most}
 
 
 def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, paper: str) -> list[str]:
@@ -157,12 +158,10 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
         metric: name of our metric.
         paper: whose table it stands in.
     """
-    marks = []
-    if kind == "trivial":
-        marks.append("trivial baseline")
-    elif variant.budget != "paper":
+    marks = [variant.kind_name] * bool(variant.kind)
+    if not variant.kind and variant.budget != "paper":  # the others have no training steps
         marks.append(f"budget {variant.budget}")
-    if kind == "small":
+    if kind == "small" or (kind == "reference" and "/" in variant.method):
         marks.append("small preset")
     elif kind == "variant":
         marks.append("variant")
@@ -171,11 +170,11 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     theirs = mapping()["held_out"].get(paper, 0.0)
     if abs(variant.holdout - theirs) > 1e-9:
         marks.append(f"{variant.held_out} held out" + (f", the paper's is {100 * theirs:g} %" if theirs else ""))
-    asked, printed = spec.get("with", {}), spec.get("printed", {})
+    conditions, printed = spec.get("with", {}), spec.get("printed", {})
     changed = [
         f"{key}={value}"
         for key, value in variant.changed
-        if key not in (*asked, "pretraining.images") and json.loads(value) not in printed.get(key, ())
+        if key not in (*conditions, "pretraining.images") and json.loads(value) not in printed.get(key, ())
     ]
     if images := dict(variant.changed).get("pretraining.images"):
         own = json.loads(images) == "own"
@@ -212,15 +211,15 @@ class Joined(NamedTuple):
     expected: int | None = None
 
 
-def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
+def join(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], metric: str) -> Joined | None:
     """Our value for a row from one variant's runs; None where no run has the metric."""
     join, ids = members(row)
-    wanted = {template.format(member) for _, member in ids}
+    ids_of_members = {template.format(member) for _, member in ids}
     values = {
         (run.experiment, seed): (run, value)
         for seeds in groups.values()
         for seed, run in seeds.items()
-        if run.data in wanted and (value := run.metrics.get(metric)) is not None
+        if run.data in ids_of_members and (value := run.metrics.get(metric)) is not None
     }
     runs = [run for run, _ in values.values()]
     everything = estimate([value for _, value in values.values()])
@@ -230,33 +229,34 @@ def joined(row: Row, template: str, groups: Mapping[str, Mapping[int, Run]], met
         return Joined(everything, runs)
     if join == "experiments":
         kinds = 9 if any(run.experiment != run.data for run in runs) else 1  # each class knows each other one
-        return Joined(everything, runs, len({run.experiment for run in runs}), len(wanted) * kinds)
+        return Joined(everything, runs, len({run.experiment for run in runs}), len(ids_of_members) * kinds)
     per_seed: dict[int, dict[str, tuple[Run, float]]] = {}
     for (_, seed), (run, value) in values.items():
         per_seed.setdefault(seed, {})[run.data] = run, value
-    most = max(len(found) for found in per_seed.values())
-    fullest = [found for found in per_seed.values() if len(found) == most]
-    if len(set.intersection(*({*found} for found in fullest))) < most:
+    most = max(len(by_member) for by_member in per_seed.values())
+    fullest = [by_member for by_member in per_seed.values() if len(by_member) == most]
+    if len(set.intersection(*({*by_member} for by_member in fullest))) < most:
         fullest = fullest[:1]  # seeds that have different members have no deviation worth the name
-    means = estimate([sum(value for _, value in found.values()) / most for found in fullest])
-    used = [run for found in fullest for run, _ in found.values()]
-    return None if means is None else Joined(means, used, most, len(wanted))
+    means = estimate([sum(value for _, value in by_member.values()) / most for by_member in fullest])
+    used = [run for by_member in fullest for run, _ in by_member.values()]
+    return None if means is None else Joined(means, used, most, len(ids_of_members))
 
 
 def answer(paper: str, table: str, groups: Groups) -> list[Cell]:
-    """Every value of ours that belongs beside a table's rows: place by place in their order, trivial baselines last."""
-    wanted = tables()[paper, table]
-    printed = list(dict.fromkeys(row.method for row in wanted))
+    """Every value of ours that belongs beside a table's rows: place by place in their order, then reference detectors,
+    then trivial baselines."""
+    table_rows = tables()[paper, table]
+    printed = list(dict.fromkeys(row.method for row in table_rows))
     matches = {variant: match(variant, paper, table, printed) for variant in groups}
     cells: list[Any] = []
-    for row in wanted:
-        for variant, found in matches.items():
-            if row.method in found and _protocol_fits(variant, row):
-                cells += _cells(row, variant, found[row.method], groups)
-    places: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in [*cells, *_trivial(cells, groups)]:
-        places.setdefault((cell.dataset, cell.category, cell.metric, cell.setting), []).append(cell)
-    return [cell for found in places.values() for cell in found]
+    for row in table_rows:
+        for variant, methods in matches.items():
+            if row.method in methods and _protocol_fits(variant, row):
+                cells += _cells(row, variant, methods[row.method], groups)
+    places: dict[tuple[str, str, str, str], list[Cell]] = {}
+    for cell in [*cells, *_beside(cells, groups)]:
+        places.setdefault(_place(cell), []).append(cell)
+    return [cell for methods in places.values() for cell in methods]
 
 
 def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterator[Cell]:
@@ -266,13 +266,13 @@ def _cells(row: Row, variant: Variant, matched: Match, groups: Groups) -> Iterat
         readings.append(("released", matched.spec["released"][row.metric]))
     for template, stands_in in _templates(row):
         for kind, key in readings:
-            ours = joined(row, template, groups[variant], key)
+            ours = join(row, template, groups[variant], key)
             if ours is None or (not _complete(ours) and _shows_members(row)):
                 continue
             marks = marks_of(variant, matched.kind, matched.spec, key, row.paper)
             marks += [*selection_marks(ours.runs), *_coverage(ours, stands_in)]
             place = (row.dataset, row.category, row.metric, row.setting)
-            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks))
+            yield Cell(row, *place, variant, kind, ours.value, ours.expected, ours.found, tuple(marks), row.unit)
 
 
 def _complete(ours: Joined) -> bool:
@@ -291,33 +291,32 @@ def _shows_members(row: Row) -> bool:
     return any((r.dataset, r.metric, r.method) == same and members(r)[0] == "one" for r in rows_ if r != row)
 
 
-def _trivial(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
-    """The trivial baselines for every place where one of our values stands."""
-    seen = set()
-    for cell in cells:
-        place = (cell.dataset, cell.category, cell.metric, cell.setting)
-        if cell.row is None or place in seen:
-            continue
-        seen.add(place)
-        metric = mapping()["metrics"][cell.metric]
-        for variant in groups:
-            if variant.method not in TRIVIAL or variant.changed or not _protocol_fits(variant, cell.row):
+def _beside(cells: list[Cell], groups: Groups) -> Iterator[Cell]:
+    """The reference detectors and the trivial baselines for every place where one of our values stands."""
+    answering = {(cell.variant, _place(cell)) for cell in cells}
+    places = {_place(cell): cell.row for cell in reversed(cells) if cell.row is not None}
+    candidates = sorted((v for v in groups if v.kind and not v.changed), key=lambda v: v.place)
+    for place, row in places.items():
+        metric = mapping()["metrics"][row.metric]
+        for variant in candidates:
+            if (variant, place) in answering or not _protocol_fits(variant, row):
                 continue
-            for template, stands_in in _templates(cell.row):
-                ours = joined(cell.row, template, groups[variant], metric)
-                if ours is None or (not _complete(ours) and _shows_members(cell.row)):
+            for template, stands_in in _templates(row):
+                ours = join(row, template, groups[variant], metric)
+                if ours is None or (not _complete(ours) and _shows_members(row)):
                     continue
-                marks = (*marks_of(variant, "trivial", {}, metric, cell.row.paper), *_coverage(ours, stands_in))
-                yield Cell(None, *place, variant, "trivial", ours.value, ours.expected, ours.found, marks)
+                marks = (*marks_of(variant, variant.kind, {}, metric, row.paper), *_coverage(ours, stands_in))
+                yield Cell(None, *place, variant, variant.kind, ours.value, ours.expected, ours.found, marks, row.unit)
+
+
+def _place(cell: Cell) -> tuple[str, str, str, str]:
+    return cell.dataset, cell.category, cell.metric, cell.setting
 
 
 def display(cell: Cell) -> dict[str, str]:
     """A cell as a table shows it: numbers in the paper's unit, a dash where there is none."""
     row = cell.row
-    percent = (
-        row or next(r for r in rows() if r.dataset == cell.dataset and r.metric == cell.metric)
-    ).unit == "percent"
-    factor, digits = (100.0, 1) if percent else (1.0, 3)
+    factor, digits = (100.0, 1) if cell.unit == "percent" else (1.0, 3)
     value = f"{cell.value.mean * factor:.{digits}f}"
     if cell.value.std is not None:
         value += f" ± {cell.value.std * factor:.{digits}f}"
@@ -333,9 +332,9 @@ def display(cell: Cell) -> dict[str, str]:
 
 def columns(cells: Iterable[Cell]) -> list[str]:
     """The columns of `display` that a table of these cells needs: what its heading says of all of them is left out."""
-    shown = [display(cell) for cell in cells]
-    said = ("data set", "metric", "setting")
-    return [name for name in shown[0] if name not in said or len({one[name] for one in shown}) > 1]
+    displays = [display(cell) for cell in cells]
+    in_heading = ("data set", "metric", "setting")
+    return [name for name in displays[0] if name not in in_heading or len({one[name] for one in displays}) > 1]
 
 
 def published_marks(row: Row | None) -> list[str]:
@@ -350,12 +349,12 @@ def published_marks(row: Row | None) -> list[str]:
     return marks + ([f"published: {row.note}"] if row.note and "oracle" not in row.marks else [])
 
 
-def answered(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
+def all_answers(groups: Groups) -> dict[tuple[str, str], list[Cell]]:
     """(paper, table) -> our cells, for every published table (an empty list where no run belongs to it)."""
     return {key: answer(*key, groups) for key in tables()}
 
 
-def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
+def lone_variants(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -> list[tuple[Variant, str]]:
     """(variant, data or experiment) of runs that stand beside no published row."""
     used: set[tuple[Variant, str]] = set()
     for cells in answers.values():
@@ -376,5 +375,5 @@ def unanswering(groups: Groups, answers: Mapping[tuple[str, str], list[Cell]]) -
         (variant, experiment)
         for variant, found in groups.items()
         for experiment in found
-        if (variant, experiment) not in used and variant.method not in TRIVIAL
+        if (variant, experiment) not in used and variant.kind != "trivial"
     ]

@@ -23,10 +23,10 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float | None]) -> Estimate | None:
     """Mean and sample standard deviation (n - 1) of the values that exist; None where none does."""
-    found = [value for value in values if value is not None]
-    if not found:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return None
-    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None, len(found))
+    return Estimate(float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None, len(numbers))
 
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
@@ -34,8 +34,8 @@ def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | Non
     finite = np.isfinite(score).all() and np.ptp(score) > 0
     if not finite or not 0 < label.sum() < len(label):
         return None
-    found = (score - score.min()) / np.ptp(score) > 0.5
-    return float((found[label == 1].mean() + (~found[label == 0]).mean()) / 2)
+    alarms = (score - score.min()) / np.ptp(score) > 0.5
+    return float((alarms[label == 1].mean() + (~alarms[label == 0]).mean()) / 2)
 
 
 # -- several data sets --------------------------------------------------------------------------------------------
@@ -43,9 +43,9 @@ def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | Non
 
 def average_ranks(values: Floats) -> Floats:
     """(k,) mean rank of each column of (N data sets, k methods); 1 is the highest value, ties share their mean rank."""
-    above = (values[:, None, :] > values[:, :, None]).sum(axis=2)
-    equal = (values[:, None, :] == values[:, :, None]).sum(axis=2)
-    return (above + (equal + 1) / 2).mean(axis=0)
+    from scipy import stats
+
+    return np.asarray(stats.rankdata(-values, axis=1).mean(axis=0))
 
 
 class Friedman(NamedTuple):
@@ -57,20 +57,35 @@ class Friedman(NamedTuple):
     p_f: float
 
 
-def friedman(ranks: Floats, data_sets: int) -> Friedman:
-    """Friedman's statistic and Iman and Davenport's correction from (k,) average ranks over N data sets.
+def friedman(values: Floats) -> Friedman | None:
+    """Friedman's test of (N data sets, k methods) and Iman and Davenport's correction; None for two methods.
 
-    Source: Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Section 3.2.2.
+    Ties are corrected for. Where each method has the same value everywhere, nothing tells them apart: p is 1.
+
+    Source: scipy; Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Section 3.2.2.
     """
     from scipy import stats
 
-    k, n = len(ranks), data_sets
-    chi_square = 12 * n / (k * (k + 1)) * float((ranks**2).sum() - k * (k + 1) ** 2 / 4)
-    chi_square = max(chi_square, 0.0)
+    n, k = values.shape
+    if k < 3:
+        return None
+    if (values == values[:, :1]).all():
+        return Friedman(0.0, 1.0, 0.0, 1.0)
+    chi_square, p = map(float, stats.friedmanchisquare(*values.T))
     rest = n * (k - 1) - chi_square
-    f = (n - 1) * chi_square / rest if rest > 1e-12 else math.inf
-    degrees = (k - 1, (k - 1) * (n - 1))
-    return Friedman(chi_square, float(stats.chi2.sf(chi_square, k - 1)), f, float(stats.f.sf(f, *degrees)))
+    f = (n - 1) * chi_square / rest if rest > 1e-9 else math.inf
+    return Friedman(chi_square, p, f, float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))))
+
+
+def wilcoxon(values: Floats) -> float:
+    """p value of Wilcoxon's signed-rank test of (N data sets, 2 methods); 1 where they are equal everywhere.
+
+    Source: scipy; Demšar 2006, Section 3.1.3.
+    """
+    from scipy import stats
+
+    first, second = values.T
+    return 1.0 if (first == second).all() else float(stats.wilcoxon(first, second).pvalue)
 
 
 def critical_difference(methods: int, data_sets: int, alpha: float = 0.05) -> float:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adbench.files import whole, write_text
+from adbench.report import rendering
 from adbench.report.charts import critical_difference, lines, standalone
-from adbench.report.collect import TRIVIAL, mapping, tidy
+from adbench.report.collect import KIND_NAMES, mapping, tidy
 from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness
 from adbench.report.published import Cell, columns, display, published_marks
+from adbench.report.rendering import Emphasis, file_name
 from adbench.report.statistics import Estimate
 
 
-def shown(value: Estimate | None, digits: int = 3) -> str:
+def mean_text(value: Estimate | None, digits: int = 3) -> str:
     """`0.912 ± 0.010`, `0.912` for a single value, a dash for none."""
     if value is None:
         return "–"
     return f"{value.mean:.{digits}f}" + ("" if value.std is None else f" ± {value.std:.{digits}f}")
 
 
-def shown_interval(interval: tuple[float, float] | None) -> str:
+def interval_text(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else f"{interval[0]:.3f} … {interval[1]:.3f}"
 
 
@@ -32,21 +32,19 @@ def shown_interval(interval: tuple[float, float] | None) -> str:
 
 def write_runs(contents: Contents, out: Path) -> list[str]:
     """runs.csv, and runs.parquet where pyarrow is installed; returns what to tell the user."""
-    table = tidy(contents.runs)
-    columns = list(table[0]) if table else ["folder"]
-    with whole(out / "runs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    from pandas import DataFrame
+
+    # Objects stay what they are: a whole number beside a missing one is no fraction, and a missing one stays empty.
+    table = DataFrame(tidy(contents.runs), dtype=object)
+    with whole(out / "runs.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow  # noqa: F401 (which pandas writes with)
     except ImportError:
         (out / "runs.parquet").unlink(missing_ok=True)  # an earlier report's would be of other runs
         return ["no runs.parquet: it needs pyarrow (pip install 'adbench-vision[report]'); runs.csv holds the same"]
-    arrow = pyarrow.table({name: pyarrow.array([row[name] for row in table]) for name in columns})
     with whole(out / "runs.parquet") as temporary:
-        parquet.write_table(arrow, temporary)
+        table.to_parquet(temporary, engine="pyarrow", index=False)
     return []
 
 
@@ -69,15 +67,11 @@ def robustness_chart(chart: Robustness) -> str:
 
 def _spaced(xs: Sequence[float], x_range: tuple[float, float]) -> list[float]:
     """Ticks at the levels that were run, those too near to the last one left out."""
-    kept: list[float] = []
+    ticks: list[float] = []
     for x in xs:
-        if not kept or x - kept[-1] > 0.07 * (x_range[1] - x_range[0]):
-            kept.append(x)
-    return kept
-
-
-def file_name(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+        if not ticks or x - ticks[-1] > 0.07 * (x_range[1] - x_range[0]):
+            ticks.append(x)
+    return ticks
 
 
 def write_charts(contents: Contents, out: Path) -> dict[str, str]:
@@ -96,19 +90,7 @@ def write_charts(contents: Contents, out: Path) -> dict[str, str]:
     return paths
 
 
-# -- Markdown -----------------------------------------------------------------------------------------------------
-
-
-def md(text: Any) -> str:
-    """Text that Markdown and the HTML inside it take as text."""
-    flat = " ".join(str(text).split())
-    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat)
-
-
-def md_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [f"| {' | '.join(map(md, header))} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(md, row))} |" for row in rows)])
+# -- tables of text -----------------------------------------------------------------------------------------------
 
 
 def summary_line(contents: Contents) -> str:
@@ -117,10 +99,13 @@ def summary_line(contents: Contents) -> str:
 
 
 def ranking_text(ranking: Ranking) -> str:
-    test = ranking.test
+    test = (
+        f"Wilcoxon signed-rank p = {ranking.p:.3g}" if ranking.test is None
+        else f"Friedman chi-square {ranking.test.chi_square:.2f} (p = {ranking.test.p_chi_square:.3g}), Iman-Davenport "
+        f"F {ranking.test.f:.2f} (p = {ranking.p:.3g})"
+    )  # fmt: skip
     text = (
-        f"{len(ranking.methods)} methods on {len(ranking.data)} data sets: Friedman chi-square {test.chi_square:.2f} "
-        f"(p = {test.p_chi_square:.3g}), Iman-Davenport F {test.f:.2f} (p = {test.p_f:.3g}); critical difference "
+        f"{len(ranking.methods)} methods on {len(ranking.data)} data sets: {test}; critical difference "
         f"{ranking.difference:.2f}. Data sets: {', '.join(ranking.data)}."
     )
     if ranking.left_out_methods:
@@ -132,19 +117,40 @@ def ranking_text(ranking: Ranking) -> str:
     return text
 
 
-def matrix(contents: Contents, metric: str) -> tuple[list[str], list[tuple[str, list[Estimate | None]]]]:
+class MethodRow(NamedTuple):
+    """A method's values over data sets, None where it has none; `kind` as `collect.kind_of` has it."""
+
+    name: str
+    kind: str
+    values: list[Estimate | None]
+
+    @property
+    def texts(self) -> list[str]:
+        """The row as text; a method that is no paper's is in italics and says what it is."""
+        return [method_text(self.name, self.kind), *map(mean_text, self.values)]
+
+
+def method_text(name: str, kind: str) -> str:
+    """A method's name in a table of text."""
+    return Emphasis(f"{name} ({KIND_NAMES[kind]})") if kind else name
+
+
+def matrix(contents: Contents, metric: str) -> tuple[list[str], list[MethodRow]]:
     """Data sets, and a row of values for each method; both without those that have no value.
 
-    A method's budgets stand behind its name, trivial baselines have none.
+    A method's budgets stand behind its name; trivial baselines and reference detectors have none.
     """
-    known = contents.best_known()
-    data = sorted({one for found in known.values() for one, line in found.items() if line.values[metric] is not None})
+    methods = contents.best_known()
+    data = sorted(
+        {one for lines_of in methods.values() for one, line in lines_of.items() if line.values[metric] is not None}
+    )
     rows = []
-    for name, found in known.items():
-        budgets = sorted({line.variant.budget for line in found.values() if line.variant.method not in TRIVIAL})
-        values = [found[one].values[metric] if one in found else None for one in data]
+    for name, lines_of in methods.items():
+        kind = next(iter(lines_of.values())).variant.kind
+        budgets = sorted({line.variant.budget for line in lines_of.values()} if not kind else ())
+        values = [lines_of[one].values[metric] if one in lines_of else None for one in data]
         if any(value is not None for value in values):
-            rows.append((f"{name} ({'; '.join(budgets)})" if budgets else name, values))
+            rows.append(MethodRow(f"{name} ({'; '.join(budgets)})" if budgets else name, kind, values))
     return data, rows
 
 
@@ -161,17 +167,18 @@ def paper_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     names, rows = columns(cells), []
     for cell in cells:
         fields, marks = display(cell), [*cell.marks, *published_marks(cell.row)]
+        fields["our run"] = Emphasis(fields["our run"]) if cell.variant.kind else fields["our run"]
         rows.append([*(fields[name] for name in names), "; ".join(marks) or "–"])
     return [*names, "marks"], rows
 
 
-def settings_rows(found: Iterable[Line]) -> Iterable[list[str]]:
-    for line in found:
+def settings_rows(settings: Iterable[Line]) -> Iterable[list[str]]:
+    for line in settings:
         v = line.variant
         yield [
-            v.label, line.experiment, v.protocol_label, v.held_out, v.budget, str(len(line.runs)),
-            shown(line.values["image_auroc"]), shown_interval(line.interval),
-            *(shown(line.values[name]) for name in list(METRICS)[1:]),
+            method_text(v.label, v.kind), line.experiment, v.protocol_label, v.held_out, v.budget, str(len(line.runs)),
+            mean_text(line.values["image_auroc"]), interval_text(line.interval),
+            *(mean_text(line.values[name]) for name in list(METRICS)[1:]),
         ]  # fmt: skip
 
 
@@ -188,55 +195,65 @@ SETTINGS_COLUMNS = (
 )
 
 
+WEIGHTS_COLUMNS = ("weights", "origin", "sha256", "of", "methods", "runs")
+
+
+def weights_rows(contents: Contents) -> list[list[str]]:
+    """Pretrained weights: their name, where they came from, their hash, and which methods began with them."""
+    rows = []
+    for weights, runs in contents.weights.items():
+        methods = sorted({run.variant._replace(changed=()).label for run in runs})
+        rows.append([weights.name, weights.origin, weights.sha256, weights.part, ", ".join(methods), str(len(runs))])
+    return rows
+
+
 def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
-    """report.md."""
-    parts = ["# Report", f"{summary_line(contents)}; {len(contents.skipped)} folders skipped."]
-    parts += [md(note) for note in contents.notes]
-    parts.append(LEGEND)
+    """report.md.
+
+    Args:
+        charts: as `write_charts` gives them.
+    """
+    matrices = []
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
         if rows:
-            parts += [
-                f"## {METRICS[metric]}, one_class",
-                md_table(["method", *data], [[name, *map(shown, values)] for name, values in rows]),
-            ]
-    parts.append("## Published tables")
-    empty = []
+            matrices.append((METRICS[metric], ["method", *data], [row.texts for row in rows]))
+    papers = []
     for (paper, table), cells in contents.answers.items():
-        if not cells:
-            empty.append(f"{paper} {table}")
-            continue
-        parts.append(f"### {md(heading(paper, table, cells))}")
+        header, body = paper_rows(cells) if cells else ([], [])
         remark = mapping()["remarks"].get(f"{paper} {table}")
-        parts += [md(remark)] if remark else []
-        parts.append(md_table(*paper_rows(cells)))
-    if empty:
-        parts.append(f"No run belongs to: {md(', '.join(empty))}.")
-    if contents.ranking:
-        parts += ["## Average ranks", f"![Average ranks]({charts['ranks']})", md(ranking_text(contents.ranking))]
-    if contents.robustness:
-        parts.append("## Robustness")
+        papers.append({"heading": heading(paper, table, cells), "remark": remark, "header": header, "rows": body})
+    ranking = contents.ranking and {"path": charts["ranks"], "text": ranking_text(contents.ranking)}
+    robustness = []
     for chart in contents.robustness:
-        parts += [f"![{md(chart.title)}]({charts[f'robustness {chart.title} over {chart.key}']})"]
-        points = [[name, f"{x:g}", shown(value), str(value.n)] for name, joined in chart.counts for x, value in joined]
-        parts.append(md_table(["method", chart.key, "image AUROC", "seeds"], points))
-    alone = [line for line in contents.lines if not line.beside_a_paper and line.variant.method not in TRIVIAL]
-    if alone:
-        parts += ["## Beside no published row", md_table(SETTINGS_COLUMNS, settings_rows(alone))]
-    parts += ["## All settings", md_table(SETTINGS_COLUMNS, settings_rows(contents.lines))]
-    unfinished = [run for run in contents.runs if run.status != "finished"]
-    if unfinished:
-        broken = [[run.folder, run.status, run.record.get("error") or "–"] for run in unfinished]
-        parts += ["## Runs without a result", md_table(["folder", "status", "reason"], broken)]
-    noted = [run for run in contents.runs if run.notes]
-    if noted:
-        parts += [
-            "## Notes on runs",
-            md_table(["folder", "note"], [[run.folder, "; ".join(run.notes)] for run in noted]),
+        points = [
+            [name, f"{x:g}", mean_text(value), str(value.n)] for name, course in chart.counts for x, value in course
         ]
-    if contents.skipped:
-        parts += ["## Skipped folders", md_table(["folder", "reason"], contents.skipped)]
-    return "\n\n".join(parts) + "\n"
+        path = charts[f"robustness {chart.title} over {chart.key}"]
+        header = ["method", chart.key, "image AUROC", "seeds"]
+        robustness.append({"title": chart.title, "path": path, "header": header, "rows": points})
+    return rendering.markdown(
+        "report.md", summary=summary_line(contents), notes=contents.notes, skipped=contents.skipped, legend=LEGEND,
+        matrices=matrices, papers=papers, ranking=ranking, robustness=robustness, lists=_lists(contents),
+        empty=", ".join(f"{paper} {table}" for (paper, table), cells in contents.answers.items() if not cells),
+    )  # fmt: skip
+
+
+def _lists(contents: Contents) -> list[tuple[str, Sequence[str], list[Sequence[Any]]]]:
+    """Heading, columns and rows of the tables that end the Markdown; those without rows are left out there."""
+    alone = [line for line in contents.lines if not line.beside_a_paper and not line.variant.kind]
+    broken = [
+        [run.folder, run.status, run.record.get("error") or "–"] for run in contents.runs if run.status != "finished"
+    ]
+    noted = [[run.folder, "; ".join(run.notes)] for run in contents.runs if run.notes]
+    return [
+        ("Beside no published row", SETTINGS_COLUMNS, list(settings_rows(alone))),
+        ("All settings", SETTINGS_COLUMNS, list(settings_rows(contents.lines))),
+        ("Pretrained weights", WEIGHTS_COLUMNS, list(weights_rows(contents))),
+        ("Runs without a result", ["folder", "status", "reason"], list(broken)),
+        ("Notes on runs", ["folder", "note"], list(noted)),
+        ("Skipped folders", ["folder", "reason"], list(contents.skipped)),
+    ]
 
 
 LEGEND = (
@@ -249,56 +266,30 @@ LEGEND = (
 
 # -- LaTeX --------------------------------------------------------------------------------------------------------
 
-_TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "≤": r"$\leq$",
-    "λ": r"$\lambda$", "γ": r"$\gamma$",
-}  # fmt: skip
-
-
-def tex(text: Any) -> str:
-    """Text that LaTeX takes as text; a character that pdflatex does not know becomes a question mark."""
-    flat = " ".join(str(text).split())
-    return "".join(_TEX.get(c, c if c.isascii() else "?") for c in flat)
-
-
 COLUMNS = 6  # data sets beside each other that fit a page
 
 
 def latex(contents: Contents) -> str:
     """tables.tex: a document that compiles by itself, one longtable for each published table with runs."""
-    parts = [
-        "% One table for each published table that runs belong to, and the overview.",
-        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,longtable}\n"
-        "\\usepackage[margin=15mm,landscape]{geometry}\n\\begin{document}\\small",
-    ]
+    tables: list[dict[str, Any]] = []
     data, rows = matrix(contents, "image_auroc")
     for start in range(0, len(data), COLUMNS):
         block = data[start : start + COLUMNS]
-        body = [[name, *map(shown, values[start : start + COLUMNS])] for name, values in rows]
-        parts.append(_longtable("Image AUROC, one\\_class", ["method", *block], body, []))
+        body = [[row.texts[0], *row.texts[1 + start : 1 + start + COLUMNS]] for row in rows]
+        tables.append({"caption": "Image AUROC, one_class", "header": ["method", *block], "rows": body, "notes": []})
     for (paper, table), cells in contents.answers.items():
         if not cells:
             continue
-        marks: dict[str, str] = {}
-        names, body = columns(cells), []
-        for cell in cells:
-            fields = display(cell)
-            here = [marks.setdefault(m, _letter(len(marks))) for m in (*cell.marks, *published_marks(cell.row))]
-            body.append([*(fields[name] for name in names), " ".join(here)])
-        notes = [f"\\textsuperscript{{{letter}}} {tex(mark)}" for mark, letter in marks.items()]
-        parts.append(_longtable(tex(heading(paper, table, cells)), [*names, "marks"], body, notes))
-    return "\n\n".join([*parts, "\\end{document}"]) + "\n"
+        letters: dict[str, str] = {}
+        names, texts = paper_rows(cells)
+        body = []
+        for cell, row in zip(cells, texts, strict=True):
+            marks = [letters.setdefault(m, _letter(len(letters))) for m in (*cell.marks, *published_marks(cell.row))]
+            body.append([*row[:-1], " ".join(marks)])
+        notes = [(letter, mark) for mark, letter in letters.items()]
+        tables.append({"caption": heading(paper, table, cells), "header": names, "rows": body, "notes": notes})
+    return rendering.latex("tables.tex", tables=tables)
 
 
 def _letter(at: int) -> str:
     return chr(ord("a") + at) if at < 26 else _letter(at // 26 - 1) + _letter(at % 26)
-
-
-def _longtable(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str]) -> str:
-    lines = [f"\\begin{{longtable}}{{{'l' * len(header)}}}", f"\\caption{{{caption}}}\\\\", "\\toprule"]
-    lines += [" & ".join(map(tex, header)) + " \\\\", "\\midrule", "\\endhead"]
-    lines += [" & ".join(map(tex, row)) + " \\\\" for row in rows]
-    lines += ["\\bottomrule", "\\end{longtable}"]
-    return "\n".join(lines) + ("\n\\noindent " + "; ".join(notes) + "." if notes else "")

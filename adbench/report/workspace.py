@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from adbench.report.contents import MATRICES, METRICS, Contents
-from adbench.report.text import LEGEND, heading, matrix, md_table, paper_rows, ranking_text, shown, summary_line
+from adbench.report.rendering import md_table
+from adbench.report.text import LEGEND, heading, matrix, paper_rows, ranking_text, summary_line
 
 TERMS_OF_A_METHOD = 12
 STEP = "trainer/global_step"  # Lightning's logger writes it beside every number
@@ -41,7 +42,7 @@ class Plan:
     sections: tuple[tuple[str, tuple[Panel, ...]], ...]
     text: tuple[tuple[str, str], ...]  # heading and Markdown of the report
 
-    def described(self) -> str:
+    def description(self) -> str:
         owner = f"{self.entity}/" if self.entity else ""
         lines = [f"W&B project {owner}{self.project}", f"  workspace {self.title!r}, runs grouped by group"]
         for name, panels in self.sections:
@@ -70,18 +71,18 @@ def plan(contents: Contents, target: str, entity: str | None = None) -> Plan:
 
 
 def _texts(contents: Contents) -> list[tuple[str, str]]:
-    found = [("Runs", f"{summary_line(contents)}. {LEGEND}")]
+    parts = [("Runs", f"{summary_line(contents)}. {LEGEND}")]
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
         if rows:
-            table = md_table(["method", *data], [[name, *map(shown, values)] for name, values in rows])
-            found.append((f"{METRICS[metric]}, one_class", table))
+            table = md_table(["method", *data], [row.texts for row in rows])
+            parts.append((f"{METRICS[metric]}, one_class", table))
     for (paper, name), cells in contents.answers.items():
         if cells:
-            found.append((heading(paper, name, cells), md_table(*paper_rows(cells))))
+            parts.append((heading(paper, name, cells), md_table(*paper_rows(cells))))
     if contents.ranking:
-        found.append(("Average ranks", ranking_text(contents.ranking)))
-    return found
+        parts.append(("Average ranks", ranking_text(contents.ranking)))
+    return parts
 
 
 def _training_terms(contents: Contents) -> dict[str, list[str]]:
@@ -91,9 +92,9 @@ def _training_terms(contents: Contents) -> dict[str, list[str]]:
         method = run.variant.method
         for log in () if method in terms else sorted((run.path / "logs").glob("*/metrics.csv")):
             names = _header(log)
-            found = [name for name in names if name.startswith("train/")][:TERMS_OF_A_METHOD]
-            if found:
-                terms[method] = found
+            losses = [name for name in names if name.startswith("train/")][:TERMS_OF_A_METHOD]
+            if losses:
+                terms[method] = losses
     return terms
 
 
@@ -112,7 +113,7 @@ def online(environment: Mapping[str, str]) -> bool:
     return mode not in ("offline", "disabled", "dryrun") and bool(environment.get("WANDB_API_KEY") or mode == "online")
 
 
-def build(made: Plan, workspaces: ModuleType | Any, reports: ModuleType | Any) -> tuple[Any, Any]:
+def build(whole_plan: Plan, workspaces: ModuleType | Any, reports: ModuleType | Any) -> tuple[Any, Any]:
     """The workspace and the report of a plan, as objects of the two modules of `wandb_workspaces`; nothing is sent."""
     wr, ws = reports, workspaces
 
@@ -130,29 +131,31 @@ def build(made: Plan, workspaces: ModuleType | Any, reports: ModuleType | Any) -
         return drawn
 
     workspace = ws.Workspace(
-        entity=made.entity, project=made.project, name=made.title,
-        sections=[ws.Section(name=name, panels=panels(planned), is_open=True) for name, planned in made.sections],
+        entity=whole_plan.entity, project=whole_plan.project, name=whole_plan.title,
+        sections=[ws.Section(name=name, panels=panels(planned), is_open=True) for name, planned in whole_plan.sections],
         runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
     )  # fmt: skip
     blocks: list[Any] = [wr.TableOfContents()]
-    for name, text in made.text:
+    for name, text in whole_plan.text:
         blocks += [wr.H2(text=name), wr.MarkdownBlock(text=text)]
-    runset = {"entity": made.entity, "project": made.project, "groupby": ["group"]}
-    for name, planned in made.sections:
+    runset = {"entity": whole_plan.entity, "project": whole_plan.project, "groupby": ["group"]}
+    for name, planned in whole_plan.sections:
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[wr.Runset(**runset)], panels=panels(planned))]
-    report = wr.Report(entity=made.entity, project=made.project, title=made.title, blocks=blocks, width="fluid")
+    report = wr.Report(
+        entity=whole_plan.entity, project=whole_plan.project, title=whole_plan.title, blocks=blocks, width="fluid"
+    )
     return workspace, report
 
 
 def publish(contents: Contents, target: str, environment: Mapping[str, str] = os.environ) -> int:
     """Make the workspace and the report, or print what would be made; returns the exit code."""
-    made = plan(contents, target, environment.get("WANDB_ENTITY"))
+    planned = plan(contents, target, environment.get("WANDB_ENTITY"))
     if not online(environment):
         print("W&B is offline (no WANDB_API_KEY, or WANDB_MODE says so). Online, this would make:")
-        print(made.described())
+        print(planned.description())
         return 0
-    if not made.entity:
-        print(f"error: say whose project it is: --wandb ENTITY/{made.project}, or WANDB_ENTITY", file=sys.stderr)
+    if not planned.entity:
+        print(f"error: say whose project it is: --wandb ENTITY/{planned.project}, or WANDB_ENTITY", file=sys.stderr)
         return 1
     try:
         import wandb_workspaces.reports.v2 as reports
@@ -161,7 +164,7 @@ def publish(contents: Contents, target: str, environment: Mapping[str, str] = os
         print("error: --wandb needs wandb-workspaces: pip install 'adbench-vision[report]'", file=sys.stderr)
         return 1
     try:
-        workspace, report = build(made, workspaces, reports)
+        workspace, report = build(planned, workspaces, reports)
         workspace.save()
         report.save()
     except Exception as error:  # the client raises many kinds, for refused keys as for a cable pulled out

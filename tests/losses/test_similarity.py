@@ -69,6 +69,9 @@ def test_a_32_px_image_with_a_3_px_window_works_although_the_reference_package_r
         pytorch_msssim.ms_ssim(x, y, data_range=1.0, win_size=3, weights=list(FOUR_SCALES))
     value = ms_ssim(x, y, data_range=1.0, window=3, weights=FOUR_SCALES)
     assert ((value > 0) & (value < 1)).all()
+    x, y = pair(1, 3, 160, 160)
+    with pytest.raises(AssertionError):
+        pytorch_msssim.ms_ssim(x, y, data_range=1.0)
 
 
 def test_the_published_weights_sum_to_one():

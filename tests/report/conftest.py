@@ -40,9 +40,13 @@ class Results:
         changed: dict[str, Any] | None = None,
         rows: list[tuple[str, int, str, float]] | None = None,
         suffix: str = "",
+        place: dict[str, Any] | None = None,
         **record: Any,
     ) -> Path:
-        """Write one run as the run command would; `length` is what the budget was set to, default its own."""
+        """Write one run as the run command would; `length` is what the budget was set to, default its own.
+
+        `place` is what the node `data` has beside the id, such as the folder that a user's images are in.
+        """
         rows = DEFAULT_ROWS if rows is None else rows
         metrics = {"image_auroc": 0.75} if metrics is None else metrics
         shown = "_".join([protocol, *(str(v) for k, v in (values or {}).items() if k != "_target_")][:2])
@@ -59,7 +63,7 @@ class Results:
         (folder / "metrics.json").write_text(json.dumps(everything | record))
         config = {
             "method": {"recipe": {"budget": {"paper": PAPER_BUDGET, "quick": {"max_batches": 100}}}},
-            "data": {"id": data}, "protocol": {"id": shown, "holdout": holdout, **(values or {})},
+            "data": {"id": data, **(place or {})}, "protocol": {"id": shown, "holdout": holdout, **(values or {})},
             "pretraining": {"id": pretraining},
             "budget": {"name": budget, **(length or (PAPER_BUDGET if budget == "paper" else {"max_batches": 100}))},
         }  # fmt: skip

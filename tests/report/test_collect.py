@@ -220,6 +220,65 @@ def test_a_budget_whose_length_was_changed_does_not_go_by_its_name_alone(results
     assert gather(results).runs[0].variant.budget == expected
 
 
+# -- a user's own data ---------------------------------------------------------------------------------------------
+
+
+def own(results, data, root, fingerprint, seed=0, value=0.5, suffix="", group="folder", draws=None):
+    """A run on a user's own data; `draws`: the seed that the source draws its test rows with, if it does."""
+    place = {"root": root, "source": {"seed": draws}}
+    results.run("cbigan", data, seed, {"image_auroc": value}, suffix=suffix, place=place, data_id=data,
+                data_fingerprint=fingerprint)  # fmt: skip
+    folder = next(path for path in results.path.rglob(f"seed{seed}{suffix}") if data.split("/")[-1] in path.parts)
+    record = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(record | {"data": group}))
+
+
+def test_a_users_folders_go_by_their_own_names(results, gather):
+    own(results, "pill", "/a/pill", "11", value=0.6)
+    own(results, "screw", "/a/screw", "22", value=0.8)
+    assert {line.data: line.values["image_auroc"].mean for line in gather(results).lines} == {"pill": 0.6, "screw": 0.8}
+
+
+def test_two_users_folders_of_one_name_are_two_sets_and_the_report_says_where_each_lay(results, gather, report):
+    own(results, "parts", "/a/parts", "1111119", value=0.6)
+    own(results, "parts", "/b/parts", "2222229", seed=1, value=0.8, suffix="-b")
+    contents = gather(results)
+    assert {line.data: line.values["image_auroc"] for line in contents.lines} == {
+        "parts (contents 111111)": (0.6, None, 1), "parts (contents 222222)": (0.8, None, 1),
+    }  # fmt: skip
+    (note,) = contents.notes
+    assert "parts (contents 111111) from /a/parts" in note and "parts (contents 222222) from /b/parts" in note
+    _, out, _ = report(results)
+    assert {row["data"] for row in tidy_rows(out).values()} == {"parts (contents 111111)", "parts (contents 222222)"}
+
+
+def test_one_folder_that_was_moved_stays_one_set(results, gather):
+    own(results, "parts", "/a/parts", "11", value=0.6)
+    own(results, "parts", "/b/parts", "11", seed=1, value=0.8, suffix="-b")
+    (line,) = gather(results).lines
+    assert (line.data, line.values["image_auroc"].n) == ("parts", 2)
+
+
+def test_a_table_whose_test_rows_each_seed_draws_stays_one_set_and_two_such_tables_are_two(results, gather):
+    for seed in (0, 1):
+        own(results, "table", "/a.csv", f"{seed}1", seed, 0.6, group="tabular", draws=seed)
+    (line,) = gather(results).lines
+    assert (line.data, len(line.runs)) == ("table", 2)
+    for seed in (0, 1):
+        own(results, "table", "/b.csv", f"{seed}2", seed, 0.8, "-b", group="tabular", draws=seed)
+    assert sorted((len(line.runs), line.values["image_auroc"].mean) for line in gather(results).lines) == [
+        (2, 0.6), (2, 0.8),
+    ]  # fmt: skip
+
+
+def test_a_published_set_with_other_contents_keeps_its_name_and_is_noticed(results, gather):
+    for seed in (0, 1):
+        results.run("cbigan", seed=seed, data_fingerprint=f"{seed}1")
+    contents = gather(results)
+    assert {line.data for line in contents.lines} == {"mvtec/bottle"}
+    assert "2 different contents" in contents.notes[0]
+
+
 def test_smoke_runs_are_listed_and_count_in_no_table(results, gather):
     results.run(budget="smoke")
     contents = gather(results)

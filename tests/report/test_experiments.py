@@ -3,12 +3,11 @@
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compositions import changed_values_of, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adbench.experiment.groups import choices, conf_dir
-from adbench.experiment.identity import changed_values
+from adbench.experiment.groups import choices
 from adbench.report import published
 from adbench.report.collect import variant_of
 
@@ -18,12 +17,6 @@ FEW = ("seed", "data.normal_class", "cell")  # what makes rows many and not diff
 ROMAN = {"1": "I", "2": "II", "3": "III"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
-
-
 def table_of(name):
     paper, number = PAPERS[name.split("/")[0]], re.match(r"table(\w?\d+)", name.split("/")[1]).group(1)
     return paper, number if (paper, number) in published.tables() else ROMAN[number]
@@ -31,7 +24,7 @@ def table_of(name):
 
 def jobs(name):
     """A few command lines of a sweep: each method and setting once, the first and the last of data sets and classes."""
-    params = compose("config", [f"experiment={name}"], return_hydra_config=True).hydra.sweeper.params
+    params = composed(f"experiment={name}", hydra=True).hydra.sweeper.params
     swept = {}
     for key, text in (params or {}).items():
         override = OverridesParser.create().parse_override(f"{key}={text}")
@@ -53,10 +46,10 @@ def test_every_run_of_a_table_answers_one_of_its_rows(name):
     paper, table = table_of(name)
     rows = published.tables()[paper, table]
     for line in jobs(name):
-        cfg = compose("config", line, return_hydra_config=True)
+        cfg = composed(*line, hydra=True)
         chosen = dict(cfg.hydra.runtime.choices)
         record = {group: chosen[group] for group in ("method", "data", "protocol", "pretraining")}
-        record |= {"changed": changed_values(cfg, chosen), "budget": {"name": cfg.budget.name}}
+        record |= {"changed": changed_values_of(*line), "budget": {"name": cfg.budget.name}}
         groups = ("method", "data", "protocol", "pretraining", "budget")
         config = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in groups}
         variant = variant_of(record, config, cfg.data.id)

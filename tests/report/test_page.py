@@ -1,12 +1,13 @@
 """The HTML page: nothing from a run folder becomes markup, and a real browser sorts, filters and fetches nothing."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&"
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&</style></textarea>{{ 7 * 191919191 }}«ü\u202eя»"
 
 
 class Reader(HTMLParser):
@@ -31,7 +32,15 @@ def evil_results(results, pictures):
     for data in ("mvtec/bottle", "textures/brick"):
         folder = results.run(EVIL[:8], data, rows=rows, pretraining="x", suffix=EVIL.replace("/", ""))
         record = json.loads((folder / "metrics.json").read_text())
-        record |= {"method": EVIL, "pretraining": EVIL, "selection": f"test {EVIL}", "changed": {EVIL: EVIL}}
+        used = {EVIL: {"name": EVIL, "origin": EVIL, "sha256": EVIL}}
+        record |= {
+            "method": EVIL,
+            "pretraining": EVIL,
+            "pretraining_weights": used,
+            "data_fingerprint": EVIL + data,
+            "selection": f"test {EVIL}",
+            "changed": {EVIL: EVIL},
+        }
         record["budget"]["name"] = EVIL
         (folder / "metrics.json").write_text(json.dumps(record))
         pictures(folder, [{"role": "found", "file": "gallery-found-0.jpg", "path": EVIL, "defect": EVIL, "score": 0.5}])
@@ -39,6 +48,12 @@ def evil_results(results, pictures):
     results.run("pca", "textures/brick")
     results.run("cbigan", "mvtec/bottle", changed={"method.alpha": EVIL}, suffix="-c", selection=f"test {EVIL}")
     results.run("egbad", "mvtec/screw", status="failed", error=EVIL)
+    for seed in (0, 1):
+        place = {"root": EVIL, "id": EVIL}
+        results.run("vae", "own", seed, place=place, data_fingerprint=f"{EVIL}{seed}", suffix="-own")
+        folder = next(results.path.glob(f"vae/**/seed{seed}-own"))
+        record = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(record | {"data": "folder"}))
     odd = results.path / EVIL.replace("/", "")
     odd.mkdir()
     (odd / "metrics.json").write_text(json.dumps({EVIL: 1}))
@@ -49,14 +64,33 @@ def test_nothing_from_a_run_folder_becomes_markup(results, report, pictures):
     code, out, _ = report(evil_results(results, pictures))
     assert code == 0
     page = Reader((out / "report.html").read_text(encoding="utf-8"))
-    assert page.tags.count("script") == 1
+    assert (page.tags.count("script"), page.tags.count("style"), page.tags.count("textarea")) == (1, 1, 0)
     assert not [a for a in page.attributes if a[1].startswith("on")]
     sources = {a[2][:23] for a in page.attributes if a[1] in ("src", "href") and not a[2].startswith("#")}
     assert sources <= {"data:image/jpeg;base64,", "data:,"}
     assert sum("<script>alert(1)</script>" in text for text in page.texts) > 5  # it is all there, as text
-    assert "<script" not in (out / "report.md").read_text()
+    assert sum("{{ 7 * 191919191 }}«ü" in text for text in page.texts) > 5  # no template sees it as its own
+    for name in ("report.html", "report.md", "tables.tex", "runs.csv"):
+        assert "1343434337" not in (out / name).read_text(encoding="utf-8")
+    assert "<script" not in (out / "report.md").read_text(encoding="utf-8")
     for chart in (out / "charts").glob("*.svg"):
         assert "<script" not in chart.read_text()
+
+
+def test_names_that_are_no_text_and_halves_of_characters_are_shown_escaped(results, report, pictures):
+    half = "\ud800"
+    odd = os.fsdecode(b"caf\xe9")
+    for seed in (0, 1):
+        folder = results.run("vae", f"own/{odd}", seed, status="finished" if seed else "failed", error=half)
+    pictures(folder, [{"role": "found", "file": "gallery-found-0.jpg", "path": half, "defect": half, "score": 0.5}])
+    (results.path / odd).mkdir()
+    (results.path / odd / "metrics.json").write_text("torn")
+    code, out, said = report(results)
+    assert code == 0
+    for name in ("report.html", "report.md", "runs.csv"):
+        assert "caf\\udce9" in (out / name).read_text(encoding="utf-8").replace("\\\\", "\\")
+    assert "\\ud800" in (out / "report.html").read_text(encoding="utf-8")
+    assert "caf\\udce9" in said
 
 
 def test_the_page_allows_its_own_script_and_no_connection(results, report):
@@ -93,9 +127,9 @@ def test_torn_pictures_and_paths_out_of_the_folder_are_left_out(results, report,
 
     folder = results.run("cbigan", "digits/0")
     Image.new("RGB", (9, 9)).save(folder / "secret.jpg")
-    entries = [
-        {"role": "found", "file": name, "score": 1.0} for name in ("../secret.jpg", "torn.jpg", "absent.jpg", 3, None)
-    ]
+    names = ("../secret.jpg", "torn.jpg", "absent.jpg", "a\0b.jpg", 3, None, [])
+    entries: list = [{"role": "found", "file": name, "score": 1.0} for name in names]
+    entries += [{"role": role, "file": "torn.jpg"} for role in ([], {}, None)] + [{"role": "found"}]
     pictures(folder, [])
     (folder / "figures" / "gallery.json").write_text(json.dumps([*entries, 7, {"role": "nonsense", "file": "x.jpg"}]))
     (folder / "figures" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")

@@ -105,6 +105,16 @@ def test_percent_tables_are_shown_in_percent(results, gather):
     assert published.display(cell)["our value"] == "98.5"
 
 
+def test_a_baseline_has_the_unit_of_the_values_that_it_stands_beside(results, gather):
+    for method in ("ssae", "pca"):
+        results.run(method, "mvtec/carpet", 0, {"image_auroc": 0.9})
+    results.run("cbigan", "mvtec/carpet", 0, {"image_auroc": 0.9})
+    contents = gather(results)
+    for paper, table, values in (("SSAE", "3", ["90.0", "90.0"]), ("CBiGAN", "III", ["0.900", "0.900"])):
+        found = cells(contents, paper, table, category="carpet")
+        assert [published.display(cell)["our value"] for cell in found] == values
+
+
 def test_a_mean_over_categories_is_over_categories_first_and_seeds_second(results, gather):
     textures = mapping()["members"]["mvtec_textures"]
     for seed in (0, 1):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from adbench.report import charts
-from adbench.report.text import md, tex
+from adbench.report.rendering import md, tex
 
 
 def test_markdown_text_stays_text():
