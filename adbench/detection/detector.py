@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
-from adbench.data.listing import SUFFIXES, below
+from adbench.data.listing import SUFFIXES, below, printable
 from adbench.data.tables import as_numbers
 from adbench.detection.maps import LONGEST_SIDE, thumbnail
 from adbench.evaluation.overlay import map_scale, overlay
@@ -82,7 +82,7 @@ class Detector:
             rate = max(FALSE_ALARM_RATE, 1 / (len(held_out) + 1))
             value = float(np.quantile(held_out, 1 - FALSE_ALARM_RATE, method="inverted_cdf"))
             threshold = f"threshold {value:.6g} at a false-alarm rate of {rate:.3g}"
-        return f"Detector({self.card['method']} on {self.card['data']}, {size}, {threshold})"
+        return f"Detector({self.card['method']} on {printable(self.card['data'])}, {size}, {threshold})"
 
     @property
     def tabular(self) -> bool:

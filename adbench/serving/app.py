@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from adbench import __version__
 from adbench.data.images import TooLarge, Unreadable
+from adbench.data.listing import printable
 from adbench.detection.detector import Detector, is_anomalous
 from adbench.detection.maps import write_map
 from adbench.evaluation.thresholds import Threshold
@@ -74,7 +75,7 @@ class Results(BaseModel):
 class Health(BaseModel):
     """The state of the server."""
 
-    ready: bool
+    ready: bool  # true: the model is there before the server listens, and connections are refused once it stops
     method: str
     data: str
     image_size: list[int]  # (height, width) that the method sees
@@ -102,7 +103,6 @@ class Service:
         threshold: as `Detector.threshold` gives it.
         limits: of a request.
         maps: whether the method has anomaly maps.
-        ready: False once the server is stopping.
     """
 
     detector: Detector
@@ -110,7 +110,15 @@ class Service:
     threshold: Threshold | None
     limits: Limits
     maps: bool
-    ready: bool = True
+
+    @property
+    def method(self) -> str:
+        return printable(self.detector.card["method"])
+
+    @property
+    def data(self) -> str:
+        """The data set's name, which a folder whose name is no text may have given."""
+        return printable(self.detector.card["data"])
 
     @property
     def level(self) -> float | None:
@@ -149,8 +157,7 @@ class Service:
             raise HTTPException(500, "the server failed on this request; its log says why") from None
         finally:
             self.worker.free(places)
-        card = self.detector.card
-        return Results(method=card["method"], data=card["data"], false_alarm_rate=self.rate, results=results)
+        return Results(method=self.method, data=self.data, false_alarm_rate=self.rate, results=results)
 
     def result(self, upload: Upload, answer: Answer, pictures: Maps) -> Result:
         score, level = answer.score, self.level
@@ -172,9 +179,8 @@ class Service:
         return result
 
     def health(self) -> Health:
-        card = self.detector.card
         return Health(
-            ready=self.ready, method=card["method"], data=card["data"], image_size=card["input"]["size"],
+            ready=True, method=self.method, data=self.data, image_size=self.detector.card["input"]["size"],
             maps=self.maps, threshold=self.level, false_alarm_rate=self.rate, busy=self.worker.busy,
             places=self.worker.capacity, adbench=__version__,
         )  # fmt: skip
@@ -205,12 +211,10 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        service.ready = False
         await asyncio.to_thread(service.worker.stop)
 
-    card = service.detector.card
     app = FastAPI(
-        title=f"adbench: {card['method']} on {card['data']}", version=__version__, lifespan=lifespan,
+        title=f"adbench: {service.method} on {service.data}", version=__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere: /docs is one of our own
         description="Scores images by a trained anomaly detector. Errors are `{\"detail\": \"one sentence\"}`.",
     )  # fmt: skip
@@ -253,9 +257,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return await service.score(request, map)
 
     @app.get("/health", response_model=Health)
-    async def health() -> JSONResponse:
-        """What is served, and whether it is ready (200) or stopping (503)."""
-        return JSONResponse(service.health().model_dump(), 200 if service.ready else 503)
+    async def health() -> Health:
+        """What is served, and how busy it is."""
+        return service.health()
 
     for path, name in (("/", "score.html"), ("/docs", "docs.html")):
         content = (PAGES / name).read_text(encoding="utf-8")

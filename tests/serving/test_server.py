@@ -468,6 +468,15 @@ def test_a_method_without_maps_is_served_without_them(trained):
     assert result["score"] is not None and result["map"] is None and result["overlay"] is None
 
 
+def test_a_data_set_whose_name_is_no_text_is_served(trained):
+    made = adbench.load(trained)
+    made.card["data"] = "own/caf\udce9"
+    with running(create_service_of(made, places=2)) as address, httpx.Client(base_url=address) as client:
+        for answer in (client.get("/health"), client.get("/openapi.json"), post(client, FILES[0])):
+            assert answer.status_code == 200 and "caf" in answer.text
+    repr(made).encode()
+
+
 def test_a_score_that_is_no_number_is_an_alarm_without_a_number(service):
     from pathlib import Path
 
