@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adbench.experiment.advice import table
 from adbench.experiment.groups import GROUPS, choices, conf_dir, own_trees, unknown_choice
 
 EXAMPLES = """\
   python -m adbench.run                                                   the embedded default, minutes on a CPU
   python -m adbench.run method=cbigan data=mvtec/bottle data_root=DIR     a paper's method on MVTec AD
-  python -m adbench.run method=cbigan/small data=folder data.name=screws data.root=DIR    your own images
+  python -m adbench.run data=folder data.root=DIR       your own images: DIR/good and DIR/bad, or good ones alone
   python -m adbench.run -m method=cbigan/small,egbad/small data=textures/brick,textures/grass seed=range(3)
   python -m adbench.run data=digits data.normal_class=3 trainer=smoke     two batches of everything: does it run?"""
 
@@ -51,6 +52,7 @@ def help_text() -> str:
         if names:
             text = textwrap.fill("  ".join(names), width=88, subsequent_indent=" " * 15, break_on_hyphens=False)
             lines.append(f"  {group:<12} {text}")
+    lines += ["", "Which method is for what:", *table()]
     return "\n".join([*lines, "", "Options:", OPTIONS, "", "Examples:", EXAMPLES])
 
 
@@ -94,6 +96,7 @@ def checked(arguments: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     from adbench.experiment.overrides import first_job, understood
+    from adbench.experiment.own_images import with_method
     from adbench.types import UserError
 
     options = get_args_parser().parse_intermixed_args(arguments)
@@ -103,7 +106,10 @@ def checked(arguments: list[str]) -> list[str]:
         raise UserError("--resolve goes with --cfg job: it prints the configuration with every value worked out")
     if options.run and options.multirun:
         raise UserError("--run is one run and --multirun is a sweep: give one of them")
-    overrides = understood(options.overrides, options.multirun)
+    words, note = with_method(options.overrides)
+    overrides = understood(words, options.multirun)
+    if note:
+        print(note, file=sys.stderr)
     theirs = [argument for argument in arguments if argument not in options.overrides]
     if options.multirun and (options.cfg or options.info):
         overrides, jobs = first_job(overrides)
@@ -126,8 +132,8 @@ def next_steps(results: str) -> str:
         python = shlex.quote(str(here.relative_to(Path.cwd())))
     return (
         f"Next, the report of all runs:  {python} -m adbench.report {shlex.quote(results)}\n"
-        f"Your own images (DIR/train/good, DIR/test/good, DIR/test/<defect>):\n"
-        f"  {python} -m adbench.run data=folder data.name=NAME data.root=DIR"
+        f"Your own images (DIR/good and DIR/bad, or good ones alone in DIR):\n"
+        f"  {python} -m adbench.run data=folder data.root=DIR"
     )
 
 

@@ -296,6 +296,6 @@ def test_only_a_run_without_arguments_says_what_comes_next(monkeypatch, capfd, t
     monkeypatch.setenv("ADBENCH_RESULTS", str(tmp_path))
     monkeypatch.setattr(jobs, "execute", lambda cfg: Outcome(0, "finished"))
     assert main([]) == 0
-    assert "data=folder data.name=NAME data.root=DIR" in capfd.readouterr().out
+    assert "data=folder data.root=DIR" in capfd.readouterr().out
     assert main(["seed=1"]) == 0
     assert "data=folder" not in capfd.readouterr().out

@@ -389,7 +389,7 @@ def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_n
 @pytest.mark.parametrize(
     ("override", "message"),
     [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
-     ("data=folder", "give data.name=... and data.root=..."),
+     ("data=folder", "give data.root=..."),
      ("data.source.root=/nowhere", "expected normal training images in /nowhere")],
 )  # fmt: skip
 def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):

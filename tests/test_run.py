@@ -61,3 +61,13 @@ def test_a_sweep_over_methods_takes_a_value_that_the_default_method_does_not_kno
     found = [json.loads(p.read_text()) for p in tmp_path.rglob("metrics.json")]
     assert sorted(record["method"] for record in found) == ["cbigan/small", "egbad/small"]
     assert all(record["changed"]["method.latent"] == 8 for record in found)
+
+
+def test_help_says_of_every_method_what_it_is_for():
+    from adbench.experiment.advice import purpose, table
+
+    text = help_text()
+    assert "\n".join(table()) in text
+    for name in choices("method"):
+        assert purpose(name), name
+    assert purpose("somebody/elses") is None

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from adbench.data.cache import Rows, entry
 from adbench.data.duplicates import checked_policy, found, message, same, without
 from adbench.data.notes import lines
-from adbench.data.protocols import checked
+from adbench.data.protocols import HoldOut, checked
 from adbench.data.records import Records, Source, Split
 from adbench.streams import numpy_stream
 from adbench.transforms.image import to_float, to_rgb
@@ -156,6 +156,7 @@ class DataModule(LightningDataModule):
         supervision: the method's; only "semi" ones receive known anomalies.
         duplicates: what to do about rows that are there more than once: "warn"; "refuse"; or "drop" them from the
             training and the held-out rows (see `duplicates.without`).
+        holdout: the protocol's rule, where it may ask for a cross-validation.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class DataModule(LightningDataModule):
         rows_per_step: int | None = None,
         labelled_stream: bool = False,
         duplicates: str = "warn",
+        holdout: HoldOut | None = None,
     ) -> None:
         super().__init__()
         source.cache_dir = cache_dir
@@ -185,6 +187,7 @@ class DataModule(LightningDataModule):
         self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
         self.duplicates = checked_policy(duplicates)
+        self.holdout = holdout
         self.rank_and_world: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
@@ -208,7 +211,8 @@ class DataModule(LightningDataModule):
             content = pixels[np.arange(len(self.records))]
         masked = self.records.mask != ""
         self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
-        split = self._without_duplicates(split, same(content))
+        self._content = same(content)
+        split = self._without_duplicates(split, self._content)
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
@@ -222,7 +226,7 @@ class DataModule(LightningDataModule):
         if self.supervision != "semi":
             shown = split.semi_label != -1
             split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
-        return checked(split, self.records)
+        return checked(split, self.records, not getattr(self.source, "good_alone", False))
 
     def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:
         """The split after what the user wants done about rows that are there more than once."""
@@ -233,7 +237,7 @@ class DataModule(LightningDataModule):
         if self.duplicates == "drop":
             smaller = without(split, content)
             dropped = len(split.train) + len(split.holdout) - len(smaller.train) - len(smaller.holdout)
-            split = checked(smaller, self.records)
+            split = checked(smaller, self.records, len(split.test) > 0)
         self._duplicates = {"policy": self.duplicates, "dropped": dropped, **report}
         if text and (self.source.features is None or dropped):  # equal rows are usual in tables
             done = (
@@ -267,6 +271,26 @@ class DataModule(LightningDataModule):
         )  # fmt: skip
         keys = ("row", "path", "role", "label", "semi_label", "defect")
         return [dict(zip(keys, (row, *values), strict=True)) for row, values in enumerate(columns)]
+
+    def overview(self) -> list[dict[str, Any]]:
+        """What was understood, a row for each folder and kind: `folder`, `images`, `taken_as`, and how many of them
+        train, are held out, are tested and are not used; then the folders whose files have no part."""
+        counted: dict[tuple[str, str], dict[str, int]] = {}
+        roles = ("train", "holdout", "test", "unused")
+        for row in self.split_table():
+            kind = "normal" if row["label"] == 0 else f"anomalous: {row['defect']}"
+            place = counted.setdefault((row["path"].rpartition("/")[0] or ".", kind), dict.fromkeys(roles, 0))
+            place[row["role"]] += 1
+        table: list[dict[str, Any]] = [
+            {"folder": folder, "images": sum(found.values()), "taken_as": kind, **found}
+            for (folder, kind), found in sorted(counted.items(), key=lambda item: (item[0][1] != "normal", item[0]))
+        ]
+        for why, names in getattr(self.source, "left_out", {}).items():
+            for folder in sorted({name.rpartition("/")[0] or "." for name in names}):
+                files = sum((name.rpartition("/")[0] or ".") == folder for name in names)
+                none = dict.fromkeys(roles, 0)
+                table.append({"folder": folder, "images": files, "taken_as": f"ignored: {why}", **none})
+        return table
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -329,13 +353,35 @@ class DataModule(LightningDataModule):
 
     def training_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """All training rows in order, on every rank, as float on `device`; no batch of one row (see `chunk_sizes`)."""
-        rows = self.split.train
-        ends = np.cumsum(chunk_sizes(len(rows), self.eval_batch_size))
-        return self._batches(self._withheld(), np.split(rows, ends[:-1]), device)
+        return self.rows_batches(self.split.train, device)
 
     def holdout_batches(self, device: torch.device | str) -> Iterator[Batch]:
         """The held-out normal rows in order, on every rank, as float on `device`."""
         return self._batches(self._withheld(), _chunks(self.split.holdout, self.eval_batch_size), device)
+
+    @property
+    def folds(self) -> list[np.ndarray]:
+        """The training rows of each fold of a cross-validation; empty where rows are held out, or none.
+
+        Equal rows lie in one fold.
+        """
+        train = self.split.train
+        count = self.holdout.folds(len(train)) if self.holdout is not None and not len(self.split.holdout) else 0
+        if not count:
+            return []
+        contents, content = np.unique(self._content[train], return_inverse=True)
+        count = min(count, len(contents))
+        if count < 2:
+            return []
+        order = numpy_stream(self.seed, "folds").permutation(len(contents))
+        fold = np.empty(len(contents), dtype=np.int64)
+        fold[order] = np.arange(len(contents)) % count
+        return [train[fold[content] == k] for k in range(count)]
+
+    def rows_batches(self, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
+        """Some rows in order, on every rank, as training shows them; no batch of one row if there are more."""
+        ends = np.cumsum(chunk_sizes(len(rows), self.eval_batch_size))
+        return self._batches(self._withheld(), np.split(rows, ends[:-1]), device)
 
     # -- testing --------------------------------------------------------------------------------------------------
 

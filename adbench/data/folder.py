@@ -28,6 +28,8 @@ from adbench.data.notes import Notes
 from adbench.data.records import Records
 from adbench.types import UserError
 
+WRITTEN = ("metrics.json", "predict.json", "report.html")  # in folders that this program has written
+
 Row = dict[str, object]
 Patterns = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
@@ -172,7 +174,7 @@ class _Rows:
             )
         names = Understanding()
         if normal is None or anomalous is None:
-            images = [path for path in below(self.root) if self.inside(path) not in self.left_out]
+            images = [path for path in users_own(self.root) if self.inside(path) not in self.left_out]
             known = "" if normal is anomalous else "anomalous" if normal is None else "normal"
             names = understand(self.root, images, {*train, *defects}, known)
             self.note(names)
@@ -246,6 +248,18 @@ class _Rows:
 
     def found(self, patterns: str | Sequence[str], key: str) -> dict[Path, Path]:
         return _found(self.root, patterns, key, self.notes, self.left_out)
+
+
+def users_own(root: Path) -> list[Path]:
+    """The images below a folder without those that runs, predictions and reports of this program have drawn there."""
+    drawn: dict[Path, bool] = {root: False}
+
+    def by_a_run(folder: Path) -> bool:
+        if folder not in drawn:
+            drawn[folder] = by_a_run(folder.parent) or any((folder / name).exists() for name in WRITTEN)
+        return drawn[folder]
+
+    return [path for path in below(root) if not by_a_run(path.parent)]
 
 
 def evenly(n: int, count: int, seed: int) -> list[int]:

@@ -566,6 +566,11 @@ class ImageFiles:
         self.records = records
         self.has_masks = bool((records.mask != "").any())
 
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """The reasons for which files of the folder have no part, and their names."""
+        return self._listing.left_out()
+
     def read_image(self, row: int) -> np.ndarray:
         name = str(self.records.path[row])
         read = read_image(self.root / name, self.bits, self.max_pixels)

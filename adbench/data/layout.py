@@ -114,6 +114,12 @@ def _normal(root: Path, base: Path, images: Sequence[Path], places: dict[Path, _
         found.ignored |= dict.fromkeys(loose, "in no folder, and another one holds the normal images")
     elif loose and (known or found.anomalous or not by_role["unknown"]):
         _by_own_names(loose, found)
+    if not found.train and found.test:
+        place = _relative(root, base.joinpath(*places[found.test[0]].named))
+        raise UserError(
+            f"all normal images are for the test ({place}), none is left to train on: put some into train/good, or say "
+            f"{typed('data.normal', place)}, of which data.normal_test are tested"
+        )
     if not found.train:
         raise UserError(_who_is_normal(root, images, places))
 
@@ -141,7 +147,8 @@ def _beside(path: Path, stems: Collection[tuple[Path, str]]) -> bool:
 def _place(folders: tuple[str, ...], beside: bool = False) -> _Place:
     if beside and not any(MASKS.fullmatch(plain(name)) for name in folders):
         return _Place("beside", "", folders)
-    split, rest, above = "", folders, ()
+    split, rest = "", folders
+    above: tuple[str, ...] = ()
     if folders and TRAIN.fullmatch(plain(folders[0])):
         split, rest, above = "train", folders[1:], folders[:1]
     elif folders and TEST.fullmatch(plain(folders[0])):
@@ -232,7 +239,8 @@ def _listed(names: Sequence[str]) -> str:
     """Names as one value: what Hydra's grammar does not take within a list goes into quotes."""
     if len(names) == 1:
         return names[0]
-    return f"[{','.join(name if re.fullmatch(r'[A-Za-z0-9_ ./-]+', name) else json.dumps(name, ensure_ascii=False) for name in names)}]"
+    bare = re.compile(r"[A-Za-z0-9_ ./-]+")
+    return f"[{','.join(n if bare.fullmatch(n) else json.dumps(n, ensure_ascii=False) for n in names)}]"
 
 
 def _relative(root: Path, path: Path) -> str:
@@ -267,5 +275,6 @@ def _who_is_anomalous(root: Path, base: Path, unknown: list[Path], places: dict[
     shown = ", ".join(f"{name}" for name in names[:MANY]) + (", ..." if len(names) > MANY else "")
     return (
         f"are the images in {shown} anomalous? No folder is called bad, nok, ng, reject, defect... or anomal.... Say "
-        f"{said} {typed('data.anomalous', _listed(names))} to test with them, or {said} 'data.anomalous=[]' to leave them out"
+        f"{said} {typed('data.anomalous', _listed(names))} to test with them, or {said} 'data.anomalous=[]' to "
+        "leave them out"
     )

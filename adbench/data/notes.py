@@ -44,6 +44,14 @@ class Notes:
         """Connected regions of a mask: in the file, at the working size, and how many have no pixel left there."""
         self._regions.append((name, before, after, vanished))
 
+    def left_out(self) -> dict[str, list[str]]:
+        """The reasons for which files were left out, and the files' names."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for kind, name, detail in sorted(set(self._names)):
+            if kind == "left_out":
+                found[detail].append(name)
+        return dict(found)
+
     def report(self) -> dict[str, Any]:
         """Plain JSON, in an order that does not depend on the threads."""
         kinds: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)

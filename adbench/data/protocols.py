@@ -7,29 +7,46 @@ which does not depend on the method, so every method of a comparison gets the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from adbench.data.records import Records, Split
 from adbench.types import UserError
 
+FOLDS = 5  # of a cross-validation
+Share = float | Literal["auto", "cv"]  # a run puts a `HoldOut` in the place of a word
+FEW = 200  # rows of which several fits take seconds
 
-def one_class(records: Records, rng: np.random.Generator, supervision: str, *, holdout: float = 0.05) -> Split:
+
+def one_class(
+    records: Records,
+    rng: np.random.Generator,
+    supervision: str,
+    *,
+    holdout: Share = 0.05,
+) -> Split:
     """All normal training rows train, unlabelled; anomalous training rows are not used.
 
     Args:
         records: the data set.
         rng: draws the held-out rows.
         supervision: what the method may see; no label is given here, so it does not matter.
-        holdout: share of the normal training rows kept back, in [0, 1); at least three rows unless it is 0.
+        holdout: share of the normal training rows kept back, in [0, 1); at least three rows unless it is 0. Or "auto"
+            or "cv", see `HoldOut`.
     """
     train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
     return Split(train, np.zeros(len(train), np.int8), kept, np.flatnonzero(records.split == "test"))
 
 
 def small_train(
-    records: Records, rng: np.random.Generator, supervision: str, *, fraction: float, holdout: float = 0.05
+    records: Records,
+    rng: np.random.Generator,
+    supervision: str,
+    *,
+    fraction: float,
+    holdout: Share = 0.05,
 ) -> Split:
     """As `one_class`, on a share of the normal training rows. With one `rng` state a smaller share lies in a larger.
 
@@ -49,7 +66,12 @@ def small_train(
 
 
 def contaminated(
-    records: Records, rng: np.random.Generator, supervision: str, *, ratio: float, holdout: float = 0.05
+    records: Records,
+    rng: np.random.Generator,
+    supervision: str,
+    *,
+    ratio: float,
+    holdout: Share = 0.05,
 ) -> Split:
     """As `one_class`, with a share of the *anomalous test rows* moved to the training rows, unlabelled.
 
@@ -88,7 +110,7 @@ def semi_supervised(
     pollution_ratio: float = 0.0,
     labelled_classes: int | str | Sequence[str | int] = 1,
     labelled_normal_ratio: float = 0.0,
-    holdout: float = 0.05,
+    holdout: Share = 0.05,
 ) -> Split:
     """Normal training rows with some known anomalies and some unknown ones; nobody trains on the other anomalies.
 
@@ -212,15 +234,73 @@ def normal_rows(records: Records, split: str) -> np.ndarray:
     return np.flatnonzero((records.split == split) & (records.label == 0))
 
 
-def hold_out(normal: np.ndarray, rng: np.random.Generator, share: float) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class HoldOut:
+    """How normal rows are kept from training where their number decides.
+
+    A threshold that new normal images exceed as seldom as asked, whatever the distribution of scores, needs a number of
+    held-out rows. "auto" holds out so many (or 5 % of the rows, if that is more) where as many are left to train on,
+    else a third. Of few rows that is a large part; where a fit takes seconds, "auto" is then "cv": every row trains,
+    and each gets its held-out score from a fit on the rows of the other folds (K-fold cross-validation).
+
+    What holds of cross-validated scores is less. Scored by the K models together, a new normal image would exceed the
+    threshold with a probability of at most about twice the rate asked for (CV+, cross-conformal prediction). Here the
+    final model, fitted on all rows, scores it, for which no such bound exists: the rate is right as far as a fit
+    changes little when a fold is left out. A fit on more rows gives normal images lower scores, as a rule, which errs
+    on the side of fewer false alarms.
+
+    Source: Vovk 2015, "Cross-conformal predictors"; Barber et al. 2021, "Predictive inference with the jackknife+",
+    Theorem 4 and section 5.
+
+    Args:
+        way: "auto" or "cv".
+        enough: rows that the threshold needs; 19 for a false-alarm rate of 5 % (`evaluation.thresholds.needed`).
+        refits: whether the method is fitted in one pass, without gradient steps, so that several fits cost little.
+    """
+
+    way: str
+    enough: int = 19
+    refits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.way not in ("auto", "cv"):
+            raise UserError(f"protocol.holdout is a share in [0, 1), auto or cv, got {self.way}")
+        if self.way == "cv" and not self.refits:
+            raise UserError(
+                "protocol.holdout=cv fits the method once more for each fold: that is for methods that fit in one "
+                "pass, without training steps, on features that did not see the training images (pretraining=none or "
+                "imagenet); take protocol.holdout=auto or a share such as 0.2"
+            )
+
+    def folds(self, n: int) -> int:
+        """Folds of a cross-validation of n rows; 0: none, `rows` are held out."""
+        few = n < min(FEW, 5 * self.enough)
+        return min(FOLDS, n) if self.way == "cv" or (self.refits and few) else 0
+
+    def rows(self, n: int) -> int:
+        """Of n normal rows, how many are held out."""
+        if self.folds(n):
+            return 0
+        enough = max(self.enough, round(0.05 * n))
+        return enough if enough <= n - enough else max(0, min(max(1, n // 3), n - 2))
+
+
+def hold_out(normal: np.ndarray, rng: np.random.Generator, share: Share | HoldOut) -> tuple[np.ndarray, np.ndarray]:
     """Divide normal training rows into (to train on, held out), both in order.
 
     Raises:
         UserError: fewer than two rows would remain to train on.
     """
+    if isinstance(share, str):
+        share = HoldOut(share)  # of a method that nothing is known of
+    if isinstance(share, HoldOut):
+        return _kept(normal, rng, share.rows(len(normal)))
     if not 0 <= share < 1:
         raise UserError(f"protocol.holdout is a share of the normal training rows in [0, 1), got {share}")
-    count = max(3, round(share * len(normal))) if share > 0 else 0
+    return _kept(normal, rng, max(3, round(share * len(normal))) if share > 0 else 0)
+
+
+def _kept(normal: np.ndarray, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     if len(normal) - count < 2:
         raise UserError(
             f"training needs at least 2 normal samples; there are {len(normal)} and {count} of them are held out; "
@@ -230,8 +310,12 @@ def hold_out(normal: np.ndarray, rng: np.random.Generator, share: float) -> tupl
     return np.delete(normal, kept), normal[kept]
 
 
-def checked(split: Split, records: Records) -> Split:
+def checked(split: Split, records: Records, tested: bool = True) -> Split:
     """The split, if it keeps what every protocol promises.
+
+    Args:
+        split, records: of the data set.
+        tested: whether there must be a row to test.
 
     Raises:
         UserError: nothing to train on or nothing to test.
@@ -241,7 +325,7 @@ def checked(split: Split, records: Records) -> Split:
         raise UserError(
             f"training needs at least 2 samples; the protocol leaves {len(split.train)}; add training images"
         )
-    if len(split.test) == 0:
+    if tested and len(split.test) == 0:
         raise UserError("there is no test image: nothing could be measured; add normal and anomalous test images")
     used = np.concatenate([split.train, split.holdout, split.test])
     if len(np.unique(used)) != len(used):

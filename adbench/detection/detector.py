@@ -194,7 +194,8 @@ class Detector:
         """
         if not 0 < false_alarm_rate < 1:
             raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
-        origin = f"{HELD_OUT} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
+        held_out = str(self.card.get("held_out_origin", HELD_OUT)).removesuffix(", calibration.csv")
+        origin = f"{held_out} of {self.card['data']}, {self.card['method']}, seed {self.card['seed']}"
         return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin, "--false-alarm-rate")
 
     def p_value(self, score: Any) -> np.ndarray:
@@ -388,7 +389,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
         "precision": str(cfg.trainer.precision),
         "batches_seen": int(record.get("budget", {}).get("batches") or 0),
         "held_out_scores": held_out_scores(folder),
-        "held_out_origin": f"{HELD_OUT}, calibration.csv",
+        "held_out_origin": f"{(record.get('threshold') or {}).get('origin') or HELD_OUT}, calibration.csv",
     }
 
 

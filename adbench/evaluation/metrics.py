@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 PRO_FPR_LIMIT = 0.3
 BOUND_WORTH_A_WARNING = 1e-4
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max", "image_balanced_accuracy_max", "image_balanced_accuracy")
 PIXEL_METRICS = (
     "pixel_auroc",
     "pixel_auroc_anomalous_images",
@@ -114,12 +115,14 @@ def image_metrics(
 ) -> dict[str, float | None]:
     """All image metrics by the names that results carry. Arguments and None as in `curve`."""
     c = curve(score, label)
+    if c is None:
+        return dict.fromkeys(IMAGE_METRICS)
     return {
-        "image_auroc": None if c is None else c.auroc(),
-        "image_ap": None if c is None else c.average_precision(),
-        "image_f1_max": None if c is None else c.f1_max(),
-        "image_balanced_accuracy_max": None if c is None else c.balanced_accuracy_max(),
-        "image_balanced_accuracy": None if c is None else image_balanced_accuracy(score, label, threshold),
+        "image_auroc": c.auroc(),
+        "image_ap": c.average_precision(),
+        "image_f1_max": c.f1_max(),
+        "image_balanced_accuracy_max": c.balanced_accuracy_max(),
+        "image_balanced_accuracy": image_balanced_accuracy(score, label, threshold),
     }
 
 

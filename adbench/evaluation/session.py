@@ -98,6 +98,53 @@ def score_held_out(method: Any, batches: Iterable[Batch]) -> HeldOut:
     return HeldOut(rows, torch.cat([*score, nothing]).numpy(), torch.cat([*pixels, nothing]).numpy())
 
 
+def cross_validated(method: Any, datamodule: Any, device: Any) -> HeldOut | None:
+    """Held-out scores by K-fold cross-validation: each fold's normal rows, scored by a copy that was fitted on the rows
+    of the others; None where the data module asks for none.
+
+    Args:
+        method: one that fits in one pass; it stays as it is.
+        datamodule: see its `folds`.
+        device: where to fit.
+    """
+    import copy
+
+    import torch
+
+    folds, label = datamodule.folds, datamodule.records.label
+    parts = []
+    for fold in folds:
+        with torch.no_grad():
+            refit = copy.deepcopy(method).to(device).eval()
+            refit.prepare(datamodule.rows_batches(np.setdiff1d(datamodule.split.train, fold), device))
+        parts.append(score_held_out(refit, datamodule.rows_batches(fold[label[fold] == 0], device)))
+    if not parts:
+        return None
+    rows, score, pixels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(rows)
+    return HeldOut(rows[order], score[order], pixels)
+
+
+def without_test(folder: Folder, held_out: HeldOut, threshold: Threshold | None) -> Measurement:
+    """What a run without test rows has: the picture of its held-out scores, and metrics that nothing defines.
+
+    Args:
+        folder: where `scores.csv`, empty, and `figures/scores.png` go.
+        held_out: scores of normal rows that were not trained on.
+        threshold: drawn into the picture.
+    """
+    from adbench.evaluation.metrics import IMAGE_METRICS
+    from adbench.evaluation.panels import draw_histogram, save
+
+    folder.write_scores("scores.csv", [])
+    if len(held_out.score):
+        figure = draw_histogram(held_out.score, np.zeros(len(held_out.score)), threshold and threshold["value"])
+        figure.axes[0].set_title("scores of normal images that were not trained on", loc="left", fontsize=10)
+        (folder.path / "figures").mkdir(exist_ok=True)
+        save(figure, folder.path / "figures" / "scores.png")
+    return Measurement(dict.fromkeys(IMAGE_METRICS), {}, None, 0.0)
+
+
 def test(
     method: Any,
     datamodule: Any,

@@ -13,6 +13,8 @@ from adbench.types import UserError
 
 Floats = NDArray[np.float64]
 
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # by which a distribution of scores is told
+
 
 class _Source(TypedDict):
     value: Annotated[float, "a score above it means anomalous"]
@@ -28,6 +30,7 @@ class Threshold(_Source, total=False):
     above: Annotated[int, "held-out normal scores that exceed it"]
     expected_false_alarm_rate: Annotated[float, "to be expected on new normal samples: (above + 1) / (n + 1)"]
     false_alarm_interval_95: Annotated[list[float], "exact 95 % interval (Clopper and Pearson) of that rate"]
+    score_quantiles: Annotated[dict[str, float], "share of the held-out normal scores -> score that it does not exceed"]
 
 
 def held_out_threshold(
@@ -49,7 +52,8 @@ def held_out_threshold(
     Returns:
         `value`, `quantile`, `n`, `origin`; `false_alarm_rate` (the rate asked for, or 1 / (n + 1), that of the largest
         of n scores, where n is too small for it, with a warning); `above`, how many of the n scores exceed the value;
-        `expected_false_alarm_rate`, (above + 1) / (n + 1); and `false_alarm_interval_95`, see `binomial_interval`.
+        `expected_false_alarm_rate`, (above + 1) / (n + 1); `false_alarm_interval_95`, see `binomial_interval`; and
+        `score_quantiles`, scores by `QUANTILES`.
         None, with a warning, without scores.
 
     Raises:
@@ -85,6 +89,7 @@ def held_out_threshold(
         "value": value, "quantile": quantile, "n": n, "origin": origin, "false_alarm_rate": rate, "above": above,
         "expected_false_alarm_rate": (above + 1) / (n + 1),
         "false_alarm_interval_95": list(binomial_interval(above, n)),
+        "score_quantiles": {f"{q:g}": float(np.quantile(score, q, method="inverted_cdf")) for q in QUANTILES},
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from adbench.experiment import identity  # noqa: F401  (its resolvers, which con
 from adbench.experiment import trust as trusting
 from adbench.experiment.console import one_line
 from adbench.experiment.folder import RunFolder
+
+FROZEN = (None, "adbench.pretraining.imagenet.ImageNet")  # pretraining that sees no image of the data set
 
 
 def build(node: Any) -> Any:
@@ -76,9 +79,13 @@ def build_datamodule(cfg: DictConfig, supervision: str, source: Any = None) -> A
     data = cfg.data
     protocol = {k: v for k, v in OmegaConf.to_container(cfg.protocol, resolve=True).items() if k != "id"}
     duplicates = protocol.pop("duplicates", "warn")
+    holdout = _hold_out(cfg, protocol.get("holdout"))
+    if holdout is not None:
+        del protocol["holdout"]
+    divide = build(protocol)
     return DataModule(
         build_source(cfg) if source is None else source,
-        build(protocol),
+        divide if holdout is None else partial(divide, holdout=holdout),
         image_size=OmegaConf.to_object(data.image_size) if OmegaConf.is_list(data.image_size) else data.image_size,
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
@@ -89,7 +96,21 @@ def build_datamodule(cfg: DictConfig, supervision: str, source: Any = None) -> A
         rows_per_step=cfg.method.get("rows_per_step"),
         labelled_stream=cfg.method.get("labelled_stream", False),
         duplicates=duplicates,
+        holdout=holdout,
     )
+
+
+def _hold_out(cfg: DictConfig, way: Any) -> Any:
+    """The rule of protocol.holdout=auto or cv; None for a share."""
+    from adbench.data.protocols import HoldOut
+    from adbench.evaluation.thresholds import needed
+
+    if not isinstance(way, str):
+        return None
+    budget = OmegaConf.to_container(cfg.method, resolve=True).get("recipe", {}).get("budget", {})
+    in_one_pass = bool(budget) and all(length.get("max_batches") == 0 for length in budget.values())
+    frozen = cfg.get("pretraining", {}).get("_target_") in FROZEN
+    return HoldOut(way, needed(cfg.evaluation.quantile), in_one_pass and frozen)
 
 
 def load_method(folder: RunFolder | Path | str, trust: Iterable[str] = ()) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench.errors import UserError
+from adbench.experiment.advice import purpose
+from adbench.experiment.own_images import kind_in_words
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job
@@ -29,14 +32,23 @@ EXPECTED_WARNINGS = (
 
 
 def announce(job: Job) -> None:
-    """Log what is about to be trained, and for how long."""
+    """Log what is about to be trained, on what, and for how long."""
     cfg, record, counts = job.cfg, job.record, job.record.counts
     paper = cfg.method.get("recipe", {}).get("budget", {}).get("paper", {})
+    folds = len(job.datamodule.folds)
+    held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
+    if what := purpose(str(record.method)):
+        log.info(f"{record.method}: {what}")
     log.info(
-        f"{record.method} on {record.data} ({counts['train']} training, {counts['holdout']} held-out, "
+        f"{record.method} on {_data_name(record.data, record.data_id)} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
     )
-    length = f"{job.total:,} batches of {cfg.data.batch_size}"
+    if "kind" in record.data_report:
+        log.info(kind_in_words(record.data_report["kind"]))
+    if "folders" in record.data_report:
+        for line in folder_lines(record.data_report["folders"]):
+            log.info(line)
+    length = f"{job.total:,} batches of {cfg.data.batch_size}" if job.total else "no training steps"
     published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
     published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
     if cfg.budget.name != "paper" and published and job.total:
@@ -44,24 +56,57 @@ def announce(job: Job) -> None:
     log.info(f"{length}{f', resuming at batch {job.start}' if job.start else ''} -> {job.folder.path}")
 
 
+def _data_name(data: str, data_id: str | None) -> str:
+    """The name of a run's data; of a user's folder its own."""
+    return str(data_id or data) if data == "folder" else data
+
+
+def folder_lines(folders: Sequence[Mapping[str, Any]], most: int = 20) -> list[str]:
+    """The table of `DataModule.overview`, a line each; of many folders the first."""
+    heads = {"folder": "folder", "images": "images", "taken_as": "taken as", "train": "train", "holdout": "held out",
+             "test": "test", "unused": "unused"}  # fmt: skip
+    shown = [name for name in heads if name not in ("holdout", "unused") or any(row[name] for row in folders)]
+    rows = [[heads[name] for name in shown]]
+    rows += [["" if row[name] == 0 else str(row[name]) for name in shown] for row in folders[:most]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
+    text = [name in ("folder", "taken_as") for name in shown]
+    lines = [
+        "  ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}" for cell, w, left in zip(row, widths, text, strict=True))
+        for row in rows
+    ]
+    return [f"  {line}".rstrip() for line in lines] + [f"  ... {len(folders) - most} more"] * (len(folders) > most)
+
+
 def summary(record: Mapping[str, Any], folder: Path) -> str:
-    """A table of the metrics, the picture's path, and one line with the metrics that matter and the folder.
+    """A table of the metrics, the threshold, the pictures' paths, and one line with the metrics that matter and the
+    folder; without a test, one that says how to score new images.
 
     Args:
         record: what metrics.json holds.
         folder: that it lies in.
     """
-    metrics = record.get("metrics", {})
+    from adbench.evaluation.thresholds import in_words
+
+    metrics, threshold = record.get("metrics", {}), record.get("threshold") or {}
+    counts = record.get("counts") or {"test_normal": None}
+    tested = counts.get("test_normal") != 0 or counts.get("test_anomalous") != 0
     width = max((len(name) for name in metrics), default=0)
     texts = {name: "null" if value is None else f"{value:.4f}" for name, value in metrics.items()}
-    lines = [f"  {name:<{width}}  {text}" for name, text in texts.items()]
-    picture = folder / "figures" / "panels.png"
-    if picture.exists():
-        lines.append(f"picture: {picture}")
+    lines = [f"  {name:<{width}}  {text}" for name, text in texts.items() if tested]
+    if "false_alarm_interval_95" in threshold:
+        lines.append(in_words(record["threshold"]))
+    for picture in (folder / "figures" / "panels.png", folder / "figures" / "scores.png"):
+        if picture.exists():
+            lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
-    title = f"{record['method']} on {record['data']}, seed {record['seed']}"
-    lines.append(f"{title}: {', '.join(main) or 'no metric is defined'} -> {folder}")
-    return "\n".join(lines)
+    title = f"{record['method']} on {_data_name(record['data'], record.get('data_id'))}, seed {record['seed']}"
+    if tested:
+        return "\n".join([*lines, f"{title}: {', '.join(main) or 'no metric is defined'} -> {folder}"])
+    if quantiles := threshold.get("score_quantiles"):
+        text = ", ".join(f"{100 * float(share):g} % {value:.4g}" for share, value in quantiles.items())
+        lines.insert(0, f"scores of normal images that were not trained on, by the share below: {text}")
+    lines.append(f"{title}: trained on normal images alone, nothing to test -> {folder}")
+    return "\n".join([*lines, f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR"])
 
 
 def log_error(error: BaseException) -> None:

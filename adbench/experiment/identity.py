@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adbench.errors import UserError
+from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.values import flat
 from adbench.files import shortened
 

@@ -157,15 +157,15 @@ def _code(before: Mapping[str, Any], now: str) -> str:
 
 def _resolve(cfg: DictConfig) -> None:
     """Fail now, with one message, if a value of the configuration cannot be had."""
+    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
+    if missing:
+        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     kinds = OmegaConf.to_container(cfg.method, resolve=False).get("recipe", {}).get("input", {})
     if cfg.data.kind not in kinds:
         raise UserError(
             f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
-    missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
-    if missing:
-        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:

@@ -66,6 +66,8 @@ def understood(arguments: Iterable[str], multirun: bool = False) -> list[str]:
             chooses is not installed.
     """
     texts = list(arguments)
+    if "data=folder" in texts:  # whose default measures the kind
+        texts = [text for text in texts if text != "data.kind=auto"]
     parsed = [_parsed(texts, place, multirun) for place in range(len(texts))]
     texts = [str(override.input_line) for override in parsed]
     if any(override.key_or_group == "hydra.searchpath" for override in parsed):

@@ -111,7 +111,7 @@ class RunRecord:
         UNKNOWN
     )
     map_range: Annotated[
-        list[float] | None, "median and 99.8 % quantile of held-out normal maps, where overlays begin to have colour"
+        list[float] | None, "median and 99.8 % quantile of the pixels of held-out normal maps: where overlays begin"
     ] = UNKNOWN
     objectives: Annotated[Objectives, "what a tuner may look at"] = UNKNOWN
     per_defect_image_auroc: Annotated[

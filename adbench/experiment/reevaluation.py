@@ -114,8 +114,12 @@ def _test(
     started, threads = time.perf_counter(), cfg.trainer.threads or cores()
     set_threads(threads)
     check_devices(cfg, devices=1, strategy="auto")
-    datamodule.place = 0, 1
+    datamodule.rank_and_world = 0, 1
     datamodule.setup()
+    if not len(datamodule.split.test):
+        raise UserError(
+            "there is no test image in the run's own data, which are normal alone; name others: data.root=DIR"
+        )
 
     def trainer_with(callbacks: list[Any]) -> Any:
         return build_trainer(cfg, target.path, [*callbacks, progress_bar()], devices=1, strategy="auto")

@@ -17,6 +17,7 @@ from adbench.experiment.build import build, build_datamodule, build_method
 from adbench.experiment.console import progress_bar, quietly, without_seed_message
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.loggers import build_loggers, close_loggers, log_results, log_settings
+from adbench.experiment.own_images import kind_report
 from adbench.experiment.provenance import hardware
 from adbench.experiment.ranks import Ranks
 from adbench.experiment.record import Budget, Objectives, RunRecord, count
@@ -133,11 +134,15 @@ def train_and_test(job: Job, ranks: Ranks) -> None:
     try:
         trainer = _train(job, ranks)
         device = trainer.strategy.root_device
+        folds = session.cross_validated(job.method, job.datamodule, device)
         complete(job.method, job.datamodule, device)
         if trainer.is_global_zero:
             _save_calibrated(job)
-        held_out = _hold_out(job, device)
-        _test(job, ranks, held_out)
+        held_out = _hold_out(job, device, folds)
+        if len(job.datamodule.split.test):
+            _test(job, ranks, held_out)
+        else:
+            job.record.take(session.without_test(job.folder, held_out, job.record.threshold))
     finally:
         status = "success" if sys.exc_info()[0] is None else "failed"
         close_loggers(job.loggers if job.begun else [], status)
@@ -212,13 +217,16 @@ def _save_calibrated(job: Job) -> None:
     WholeFiles().save_checkpoint((checkpoint.contents if checkpoint else {}) | changes, job.folder.checkpoint)
 
 
-def _hold_out(job: Job, device: Any) -> session.HeldOut:
-    """Score the held-out normal rows and set the threshold by them."""
+def _hold_out(job: Job, device: Any, folds: session.HeldOut | None) -> session.HeldOut:
+    """Set the threshold by the scores of the held-out normal rows, or by those of a cross-validation."""
     from adbench.evaluation.overlay import map_range
     from adbench.evaluation.thresholds import held_out_threshold
 
-    held_out = session.score_held_out(job.method, job.datamodule.holdout_batches(device))
-    job.record.threshold = held_out_threshold(held_out.score, job.cfg.evaluation.quantile)
+    origin = f"{len(job.datamodule.folds)}-fold cross-validation of the normal training samples"
+    if folds is None:
+        origin = "held-out normal training samples"
+    held_out = session.score_held_out(job.method, job.datamodule.holdout_batches(device)) if folds is None else folds
+    job.record.threshold = held_out_threshold(held_out.score, job.cfg.evaluation.quantile, origin)
     job.record.map_range = map_range(held_out.pixels)
     job.record.objectives = Objectives(holdout_score=float(held_out.score.mean()) if len(held_out.score) else None)
     rows = session.named_rows(job.datamodule.records, held_out.rows, held_out.score)
@@ -325,6 +333,10 @@ def _describe_data(record: RunRecord, cfg: DictConfig, method: Any, datamodule: 
     record.data_fingerprint, record.data_id = Data.of(datamodule.source).fingerprint, cfg.data.id
     record.data_kind, record.normal_class = cfg.data.kind, cfg.data.normal_class
     record.data_report = datamodule.data_report()
+    if hasattr(datamodule.source, "good_alone"):
+        record.data_report["folders"] = datamodule.overview()
+        if measured := kind_report(cfg.data):
+            record.data_report["kind"] = measured
     record.counts = count(datamodule, method)
 
 

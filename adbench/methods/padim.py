@@ -21,6 +21,8 @@ from adbench.methods.reference import Reference, smoothed
 from adbench.streams import torch_stream
 from adbench.types import Batch, Scores
 
+BLOCK = 128  # positions whose covariances are inverted at once: the paper's size has gigabytes of them
+
 
 class PaDiM(Reference):
     """Gaussians of a random choice of channels, one for each position of the finest map.
@@ -74,8 +76,12 @@ class PaDiM(Reference):
             products.baddbmm_(rows.transpose(1, 2), rows)
         if summed is None or products is None or count < 2:
             raise UserError(f"padim needs at least 2 training rows, got {count}; use method=knn")
-        mean, covariance = regularised_covariance(summed, products, count, self.epsilon)
-        self.mean, self.white = mean.float(), whitening(covariance).float()
+        self.mean = torch.empty(summed.shape, device=summed.device)
+        self.white = torch.empty(products.shape, device=products.device)
+        for first in range(0, len(summed), BLOCK):
+            some = slice(first, first + BLOCK)
+            mean, covariance = regularised_covariance(summed[some], products[some], count, self.epsilon)
+            self.mean[some], self.white[some] = mean.float(), whitening(covariance).float()
 
     def score(self, image: Tensor) -> Scores:
         rows, (height, width) = self._embedding(image)

@@ -14,24 +14,27 @@ from adbench.networks.encoder import PretrainableEncoder
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def timm_model(name: str, option: str) -> nn.Module:
+def timm_model(name: str, option: str, size: Sequence[int] | None = None) -> nn.Module:
     """A timm model without classifier, with random weights: those of a pretraining come from the group of that name.
 
     Args:
         name: of the model, with or without the tag of its weights.
         option: what a message calls it.
+        size: [height, width] of its images, for models that are built for one size; None takes their own.
 
     Raises:
         UserError: timm has no such model, or none with that tag.
     """
     import timm
 
-    if not timm.is_model(name):  # names of the hub's own would be asked for there
-        raise UserError(f"{option}={name} is no timm model; timm.list_models() lists them")
+    name = tagged(name, option)
+    fixed = size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"{option}={name} is no timm model: {error}; timm.list_models() lists them") from None
+        return timm.create_model(
+            name, pretrained=False, num_classes=0, **({"img_size": tuple(size or ())} if fixed else {})
+        )
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"{option}={name} cannot be built for images of {size or 'its own size'}: {error}") from None
 
 
 def tagged(name: str, option: str) -> str:
@@ -49,6 +52,11 @@ def tagged(name: str, option: str) -> str:
     if config is None:
         raise UserError(f"{option}={name} is no timm model; timm.list_models() lists them")
     return f"{config.architecture}.{config.tag}" if config.tag else name
+
+
+def pooled_features(network: nn.Module) -> int:
+    """How many numbers a timm model without classifier gives for an image; some end in a layer above their last map."""
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def published_name(network: nn.Module) -> str | None:
@@ -70,15 +78,16 @@ class TimmTrunk(nn.Module):
     Args:
         name: of the model, with or without the tag of its weights.
         option: what a message calls it.
+        side: S.
 
     Raises:
         UserError: timm has no such model.
     """
 
-    def __init__(self, name: str, option: str) -> None:
+    def __init__(self, name: str, option: str, side: int) -> None:
         super().__init__()
-        self.network = timm_model(name, option)
-        self.features, self.published = self.network.num_features, published_name(self.network)
+        self.network = timm_model(name, option, (side, side))
+        self.features, self.published = pooled_features(self.network), published_name(self.network)
         mean, std = pixel_constants(self.network)
         usual_mean, usual_std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
         for key, value in (
@@ -113,7 +122,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, stages: Sequence[int], image_size: int | Sequence[int]) -> None:
         super().__init__()
-        self.network = timm_model(name, "method.backbone")
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.network = timm_model(name, "method.backbone", size)
         maps = [(info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         if not stages or any(stage not in range(len(maps)) for stage in stages):
             places = ", ".join(
@@ -121,7 +131,7 @@ class Backbone(nn.Module):
             )
             raise UserError(f"method.stages={list(stages)} are places among the maps of {name} ({places})")
         self.stages, self.channels = sorted(stages), [maps[stage][0] for stage in sorted(stages)]
-        self.side = image_size if isinstance(image_size, int) else min(image_size)
+        self.side = min(size)
         self.published = published_name(self.network)
         for name, value in zip(("mean", "std"), pixel_constants(self.network), strict=True):
             self.register_buffer(name, value[None], persistent=False)
@@ -148,5 +158,5 @@ class Backbone(nn.Module):
     def encoder(self) -> PretrainableEncoder:
         """What pretraining may fill."""
         return PretrainableEncoder(
-            self.network, self.network.num_features, self.side, self.normalize, published=self.published
+            self.network, pooled_features(self.network), self.side, self.normalize, published=self.published
         )

@@ -309,7 +309,7 @@ class Descriptor(nn.Module):
         if trunk == "residual" and side != 32:
             raise UserError(f"the trunk 'residual' takes 32-px images, got {side}; choose resnet18")
         self.side = side
-        self.encoder = Encoder(self._trunk(trunk, width), latent)
+        self.encoder = Encoder(self._trunk(trunk, width, side), latent)
         #: the weights that can be had for the trunk
         self.published = getattr(self.encoder.trunk, "published", None)
         if trunk == "resnet18" and width == 1:
@@ -328,11 +328,11 @@ class Descriptor(nn.Module):
                 module.to(memory_format=torch.channels_last)
 
     @staticmethod
-    def _trunk(name: str, width: float) -> nn.Module:
+    def _trunk(name: str, width: float, side: int) -> nn.Module:
         if name in TRUNKS:
             return TRUNKS[name](width)
         try:
-            return TimmTrunk(name, "the trunk")
+            return TimmTrunk(name, "the trunk", side)
         except UserError as error:
             raise UserError(f"{error}, and IGD's own are {', '.join(TRUNKS)}") from None
 

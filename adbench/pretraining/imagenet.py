@@ -18,7 +18,7 @@ from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.files import whole
 from adbench.losses.distillation import feature_distance
-from adbench.networks.backbone import pixel_constants, tagged, timm_model
+from adbench.networks.backbone import pixel_constants, pooled_features, tagged, timm_model
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
 from adbench.pretraining.packaged import EXTRA, in_a_package, packaged, renamed
@@ -314,7 +314,7 @@ class Distillation(Trained):
 
     def _load_teacher(self) -> Any:  # a timm model, which has no types
         if self._teacher is None:
-            teacher = timm_model(self.teacher, "pretraining.teacher")
+            teacher = timm_model(self.teacher, "pretraining.teacher", (self.teacher_side,) * 2)
             self._file = self._file or weights_file(self.teacher, self._checkpoint)
             fill(teacher, read_weights(self._file), self._file)
             self._mean, self._std = (value[None] for value in pixel_constants(teacher))
@@ -367,8 +367,9 @@ class Distillation(Trained):
             return
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            same = encoder.features == teacher.num_features
-            adapter = nn.Identity() if same else nn.Linear(encoder.features, teacher.num_features)
+            wanted = pooled_features(teacher)
+            same = encoder.features == wanted
+            adapter = nn.Identity() if same else nn.Linear(encoder.features, wanted)
         adapter = adapter.to(images.device)
         optimizer = torch.optim.Adam(
             [*network.parameters(), *adapter.parameters()], lr=self.lr, weight_decay=self.weight_decay

@@ -342,7 +342,10 @@ def _holdout(record: Mapping[str, Any], values: Mapping[str, Any]) -> float:
     """The share of the normal training rows that a run kept from training."""
     share = number(values.get("holdout"))
     if share is None:
-        rows = number((record.get("counts") or {}).get("holdout"))
+        counts = record.get("counts") or {}
+        rows = number(counts.get("holdout"))
+        if isinstance(values.get("holdout"), str) and rows and (train := number(counts.get("train"))):
+            return round(rows / (rows + train), 3)
         share = 0.0 if rows == 0 else HELD_OUT
     return share
 

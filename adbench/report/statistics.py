@@ -31,8 +31,7 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
     """Mean of both rates at 0.5 after scaling the scores to [0, 1] over the test set, which looks at all of it."""
-    finite = np.isfinite(score).all() and np.ptp(score) > 0
-    if not finite or not 0 < label.sum() < len(label):
+    if not 0 < label.sum() < len(label) or not np.isfinite(score).all() or np.ptp(score) == 0:
         return None
     alarms = (score - score.min()) / np.ptp(score) > 0.5
     return float((alarms[label == 1].mean() + (~alarms[label == 0]).mean()) / 2)

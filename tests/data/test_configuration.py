@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from adbench.data.mvtec import KINDS
 from adbench.data.protocols import one_class
+from adbench.experiment import own_images  # noqa: F401  (its resolvers)
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(

@@ -194,6 +194,15 @@ def test_what_has_no_part_is_named_with_the_reason(lay):
     }
 
 
+def test_what_runs_have_drawn_below_the_folder_is_not_there(lay):
+    root = lay("1.png", "2.png", "3.png", "results/pca/parts/seed0/figures/panels.png", "scored/maps/1.png")
+    (root / "results/pca/parts/seed0/metrics.json").write_text("{}")
+    (root / "scored/predict.json").write_text("{}")
+    source = Folder(root)
+    assert parts(source) == {"good": {"train": 3}}
+    assert not source.report()
+
+
 # -- names of folders as patterns -------------------------------------------------------------------------------------
 
 
@@ -251,6 +260,7 @@ def test_beside_named_anomalous_folders_the_normal_one_is_still_recognised(lay):
         (["good/1.png", "scratch/1.png", "my dent/1.png"], "are the images in my dent, scratch anomalous",
          ["data.normal=good", "data.anomalous=[my dent,scratch]", "data.anomalous=[]"]),
         (["good/1.png", "kratzer/1.png", "größe/1.png"], "are the images in", ['data.anomalous=["größe",kratzer]']),
+        (["test/ok/1.png", "test/nok/1.png"], "none is left to train on", ["data.normal=test/ok"]),
         (["1.png", "scratch/1.png"], "No folder is called good", ["data.normal=."]),
         (["IMG_1.png", "IMG_2.png", "bad_1.png"], "1 images in .* begin with a word for anomalous ones",
          ["data.normal=IMG*", "data.anomalous=bad*"]),

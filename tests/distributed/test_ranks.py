@@ -106,6 +106,19 @@ def test_the_other_methods_train_on_two_devices_and_leave_whole_folders(run, met
     assert (folder / "figures/panels.png").exists()
 
 
+@pytest.mark.parametrize("method", ["patchcore", "padim", "knn"])
+def test_the_reference_detectors_have_the_same_bank_and_scores_on_two_devices(one_and_two, method):
+    # Every rank looks at all training rows, so the bank is that of the joined data on each of them.
+    backbone = ("method.backbone=resnet18.tv_in1k", "data.image_size=32", "budget.max_batches=0")
+    one, two = one_and_two(f"method={method}/small", *backbone)
+    found, wanted = parameters(two), parameters(one)
+    assert all(len(value) for value in wanted.values() if value.ndim)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+    assert [row for row, _ in scores(two)] == [row for row, _ in scores(one)]
+    assert [score for _, score in scores(two)] == pytest.approx([score for _, score in scores(one)], rel=1e-4)
+
+
 def test_p_wae_gathers_its_coupled_losses_over_the_ranks(one_and_two):
     # Batch norm sees each device's rows alone, so the trunk differs; the codes' first gradients would differ by far
     # more if sorting and HSIC saw half a batch.

@@ -114,6 +114,11 @@ def test_the_needed_number_of_rows_is_the_smallest_that_a_valid_threshold_has(qu
     assert not valid(n - 1)
 
 
+def test_the_distribution_is_told_by_held_out_scores():
+    quantiles = thresholds.held_out_threshold(np.arange(1.0, 101.0), 0.95)["score_quantiles"]
+    assert quantiles == {"0": 1.0, "0.05": 5.0, "0.25": 25.0, "0.5": 50.0, "0.75": 75.0, "0.95": 95.0, "1": 100.0}
+
+
 def test_the_line_tells_the_threshold_its_origin_and_the_interval():
     line = thresholds.in_words(thresholds.held_out_threshold(np.arange(48.0), 0.95, "5-fold cross-validation"))
     assert line == (

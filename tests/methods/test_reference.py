@@ -1,16 +1,23 @@
 """The reference detectors on features."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import NearestNeighbors
 
 from adbench.errors import UserError
+from adbench.experiment.build import build_datamodule
+from adbench.experiment.groups import conf_dir
 from adbench.methods.knn import Knn
 from adbench.methods.padim import PaDiM
 from adbench.methods.patchcore import PatchCore
 from adbench.methods.reference import smoothed
-from adbench.networks.backbone import Backbone
+from adbench.networks.backbone import Backbone, TimmTrunk
 from adbench.testing import Stripes, check_method, fit, images_under_test, stripes
 
 SMALL = {
@@ -57,6 +64,94 @@ def test_knn_is_scikit_learns(tmp_path):
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
 
 
+def test_patchcores_distances_are_scikit_learns(tmp_path):
+    method = PatchCore("resnet18.tv_in1k", image_size=32, coreset=1.0, neighbours=1, sigma=0.0)
+    data = stripes(method, 32, tmp_path)
+    fit(method, data, 0)
+    train = torch.cat([batch.image for batch in data.training_batches("cpu")])
+    image = images_under_test(data)
+    with torch.no_grad():
+        rows, queries = method._patches(train)[0].numpy(), method._patches(image)[0].numpy()
+        found = method.score(image).image
+    distance = NearestNeighbors(n_neighbors=1).fit(rows).kneighbors(queries)[0].reshape(len(image), -1)
+    np.testing.assert_allclose(found.numpy(), distance.max(1), rtol=1e-3)
+
+
+def test_padims_distances_are_scikit_learns(tmp_path):
+    method = PaDiM("resnet18.tv_in1k", image_size=32, dimensions=2, epsilon=1e-9, sigma=0.0)
+    data = stripes(method, 32, tmp_path)
+    fit(method, data, 0)
+    train = torch.cat([batch.image for batch in data.training_batches("cpu")])
+    image = images_under_test(data)
+    with torch.no_grad():
+        rows, queries = (method._embedding(x)[0].double().numpy() for x in (train, image))
+        found = method.score(image).image
+    distance = np.zeros((len(image), rows.shape[1]))
+    for place in range(rows.shape[1]):
+        gaussian = EmpiricalCovariance().fit(rows[:, place])  # divides by N where Eq. 1 divides by N - 1
+        distance[:, place] = gaussian.mahalanobis(queries[:, place]) * (len(train) - 1) / len(train)
+    height = int(distance.shape[1] ** 0.5)
+    maps = torch.from_numpy(np.sqrt(distance)).float().view(-1, 1, height, height)
+    wanted = smoothed(maps, (32, 32), 0.0).flatten(1).max(1).values
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=2e-2)
+
+
+def test_padims_gaussians_do_not_depend_on_how_many_are_inverted_at_once(tmp_path, monkeypatch):
+    found = []
+    for block in (3, 1000):
+        monkeypatch.setattr("adbench.methods.padim.BLOCK", block)
+        torch.manual_seed(0)
+        method = SMALL["padim"]()
+        fit(method, stripes(method, 32, tmp_path), 0)
+        found.append(method.white)
+    assert len(found[0]) > 3
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("protocol", ["contaminated", "semi_supervised"])
+def test_a_bank_holds_the_unlabelled_rows_and_no_known_anomaly(protocol, tmp_path):
+    options = [f"cache_dir={tmp_path}", "method=knn/small", "data=digits", "data.image_size=32", f"protocol={protocol}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=options)
+    seen, data = (build_datamodule(cfg, supervision) for supervision in ("semi", "unsupervised"))
+    train = [row for row in seen.split_table() if row["role"] == "train"]
+    known = sum(row["semi_label"] == -1 for row in train)
+    hidden = sum(row["label"] == 1 and row["semi_label"] == 0 for row in train)
+    assert (known > 0, hidden > 0) == ((True, False) if protocol == "semi_supervised" else (False, True))
+    data.setup()
+    detector = fit(Knn("resnet18.tv_in1k", image_size=data.size), data, 0)
+    assert len(detector.bank) == len(train) - known
+    for make in (SMALL["patchcore"], SMALL["padim"]):
+        method = fit(make(), data, 0)
+        with torch.no_grad():
+            assert torch.isfinite(method.score(images_under_test(data)[:8]).image).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_that_stops_in_its_test_goes_on_with_the_bank_that_it_had(name, run, monkeypatch):
+    def scores(folder):
+        with (folder / "scores.csv").open() as file:
+            return [row["score"] for row in csv.DictReader(file)]
+
+    line = (f"method={name}/small", "method.backbone=resnet18.tv_in1k", "data=mvtec/bottle", "data.image_size=32")
+    code, folder = run(*line)
+    assert code == 0
+    wanted = scores(folder)
+    kind = {"patchcore": PatchCore, "padim": PaDiM, "knn": Knn}[name]
+
+    def stopped(*_):
+        raise RuntimeError("it broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "test_step", stopped)
+        assert run(*line, "overwrite=true")[0] != 0
+    assert json.loads((folder / "metrics.json").read_text())["status"] == "failed"
+    monkeypatch.setattr(kind, "prepare", lambda *_: pytest.fail("the bank is made anew"))
+    code, folder = run(*line)
+    assert code == 0
+    assert scores(folder) == wanted
+
+
 def test_the_backbone_never_trains_and_a_row_never_sees_another():
     backbone = Backbone("resnet18.tv_in1k", (1, 2), 32).train()
     assert not any(p.requires_grad for p in backbone.parameters())
@@ -66,6 +161,15 @@ def test_the_backbone_never_trains_and_a_row_never_sees_another():
     assert torch.equal(before, backbone.network.bn1.running_mean)
     assert [tuple(one.shape[1:]) for one in together] == [(64, 8, 8), (128, 4, 4)]
     torch.testing.assert_close(together[1][:1], alone[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "resnet10t"])
+def test_networks_of_a_fixed_size_and_with_a_layer_above_the_last_map_are_backbones_and_trunks_too(name):
+    image = torch.rand(2, 3, 64, 64)
+    backbone, trunk = Backbone(name, (2, 3), 64), TimmTrunk(name, "the trunk", 64).eval()
+    assert backbone.pooled(image).shape == (2, backbone.encoder().features)
+    assert [one.shape[1] for one in backbone(image)] == backbone.channels
+    assert trunk(image).shape == (2, trunk.features)
 
 
 def test_wrong_names_and_stages_are_refused_with_what_there_is():
