@@ -41,8 +41,18 @@ def client(address):
         yield made
 
 
-@pytest.fixture(scope="module")
-def process(trained, tmp_path_factory):
-    made = Process(tmp_path_factory.mktemp("serve"), str(trained), "--port", "0", "--false-alarm-rate", str(RATE))
-    yield made
-    made.end()
+@pytest.fixture(scope="session")
+def processes():
+    started: list[Process] = []
+    yield started
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def process(processes, trained, tmp_path_factory):
+    """The server's process of the test before, if it is still there, else a new one."""
+    if not processes or processes[-1].child.poll() is not None:
+        folder = tmp_path_factory.mktemp("serve")
+        processes.append(Process(folder, str(trained), "--port", "0", "--false-alarm-rate", str(RATE)))
+    return processes[-1]

@@ -379,7 +379,6 @@ def client_health(process):
 
 
 def test_sigterm_answers_what_is_in_flight_refuses_what_comes_and_exits_with_0(process, detector):
-    """The last test of this process."""
     files = pictures(5)
     process.hold.touch()
     with httpx.Client(base_url=process.address, timeout=60) as client:
