@@ -81,6 +81,7 @@ class Process:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.hold, self.sizes = folder / "hold", folder / "sizes"
+        self.outcome: tuple[int, str] | None = None
         environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_PROXY": "*"}
         self.child = subprocess.Popen(
             [sys.executable, "-c", HELD, str(self.hold), str(self.sizes), *arguments],
@@ -92,8 +93,10 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         """Exit code and standard error."""
-        self.hold.unlink(missing_ok=True)
-        if self.child.poll() is None:
-            self.child.terminate()
-        _, error = self.child.communicate(timeout=60)
-        return self.child.returncode, error
+        if self.outcome is None:
+            self.hold.unlink(missing_ok=True)
+            if self.child.poll() is None:
+                self.child.terminate()
+            _, error = self.child.communicate(timeout=60)
+            self.outcome = (self.child.returncode, error)
+        return self.outcome

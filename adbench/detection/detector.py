@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adbench.data.cache import resized
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
-from adbench.data.listing import SUFFIXES, below
+from adbench.data.listing import SUFFIXES, below, printable
 from adbench.data.tables import as_numbers
 from adbench.detection.maps import LONGEST_SIDE, thumbnail
 from adbench.evaluation.overlay import map_scale, overlay
@@ -82,7 +82,7 @@ class Detector:
             rate = max(FALSE_ALARM_RATE, 1 / (len(held_out) + 1))
             value = float(np.quantile(held_out, 1 - FALSE_ALARM_RATE, method="inverted_cdf"))
             threshold = f"threshold {value:.6g} at a false-alarm rate of {rate:.3g}"
-        return f"Detector({self.card['method']} on {self.card['data']}, {size}, {threshold})"
+        return f"Detector({self.card['method']} on {printable(self.card['data'])}, {size}, {threshold})"
 
     @property
     def tabular(self) -> bool:
@@ -371,10 +371,10 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
     size = cfg.data.image_size
     size = [size, size] if isinstance(size, int) else list(size)
     tabular = cfg.data.kind == "tabular"
-    kept = ("method", "data", "protocol", "pretraining", "pretraining_weights", "seed", "config_hash", "status",
+    keys = ("method", "data", "protocol", "pretraining", "pretraining_weights", "seed", "config_hash", "status",
             "metrics", "threshold", "map_range", "counts", "budget", "versions", "git")  # fmt: skip
     return {
-        **{key: record.get(key) for key in kept},
+        **{key: record.get(key) for key in keys},
         "data": cfg.data.id,
         "input": {
             "kind": cfg.data.kind,

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from adbench import __version__
 from adbench.data.images import TooLarge, Unreadable
+from adbench.data.listing import printable
 from adbench.detection.detector import Detector, is_anomalous
 from adbench.detection.maps import write_map
 from adbench.evaluation.thresholds import Threshold
@@ -74,7 +75,7 @@ class Results(BaseModel):
 class Health(BaseModel):
     """The state of the server."""
 
-    ready: bool
+    ready: bool  # true: the model is there before the server listens, and connections are refused once it stops
     method: str
     data: str
     image_size: list[int]  # (height, width) that the method sees
@@ -102,7 +103,6 @@ class Service:
         threshold: as `Detector.threshold` gives it.
         limits: of a request.
         maps: whether the method has anomaly maps.
-        ready: False once the server is stopping.
     """
 
     detector: Detector
@@ -110,11 +110,19 @@ class Service:
     threshold: Threshold | None
     limits: Limits
     maps: bool
-    ready: bool = True
+
+    @property
+    def method(self) -> str:
+        return printable(self.detector.card["method"])
+
+    @property
+    def data(self) -> str:
+        """The data set's name, which a folder whose name is no text may have given."""
+        return printable(self.detector.card["data"])
 
     @property
     def level(self) -> float | None:
-        return None if self.threshold is None else float(self.threshold["value"])
+        return None if self.threshold is None else self.threshold["value"]
 
     @property
     def rate(self) -> float | None:
@@ -137,8 +145,8 @@ class Service:
             for upload, outcome in zip(uploads, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     raise problem(upload, outcome, self.worker.reading["max_pixels"])
-                answers.append(asyncio.to_thread(self.result, upload, outcome, pictures))
-            results = await asyncio.gather(*answers)
+                answers.append((upload, outcome, pictures))
+            results = await asyncio.gather(*(asyncio.to_thread(self.result, *answer) for answer in answers))
         except Full as error:
             sentence = f"all {self.worker.capacity} places are taken; try again in {error.seconds} s"
             raise HTTPException(503, sentence, {"Retry-After": str(error.seconds)}) from None
@@ -149,8 +157,7 @@ class Service:
             raise HTTPException(500, "the server failed on this request; its log says why") from None
         finally:
             self.worker.free(places)
-        card = self.detector.card
-        return Results(method=card["method"], data=card["data"], false_alarm_rate=self.rate, results=results)
+        return Results(method=self.method, data=self.data, false_alarm_rate=self.rate, results=results)
 
     def result(self, upload: Upload, answer: Answer, pictures: Maps) -> Result:
         score, level = answer.score, self.level
@@ -172,9 +179,8 @@ class Service:
         return result
 
     def health(self) -> Health:
-        card = self.detector.card
         return Health(
-            ready=self.ready, method=card["method"], data=card["data"], image_size=card["input"]["size"],
+            ready=True, method=self.method, data=self.data, image_size=self.detector.card["input"]["size"],
             maps=self.maps, threshold=self.level, false_alarm_rate=self.rate, busy=self.worker.busy,
             places=self.worker.capacity, adbench=__version__,
         )  # fmt: skip
@@ -205,12 +211,10 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        service.ready = False
         await asyncio.to_thread(service.worker.stop)
 
-    card = service.detector.card
     app = FastAPI(
-        title=f"adbench: {card['method']} on {card['data']}", version=__version__, lifespan=lifespan,
+        title=f"adbench: {service.method} on {service.data}", version=__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere: /docs is one of our own
         description="Scores images by a trained anomaly detector. Errors are `{\"detail\": \"one sentence\"}`.",
     )  # fmt: skip
@@ -253,9 +257,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return await service.score(request, map)
 
     @app.get("/health", response_model=Health)
-    async def health() -> JSONResponse:
-        """What is served, and whether it is ready (200) or stopping (503)."""
-        return JSONResponse(service.health().model_dump(), 200 if service.ready else 503)
+    async def health() -> Health:
+        """What is served, and how busy it is."""
+        return service.health()
 
     for path, name in (("/", "score.html"), ("/docs", "docs.html")):
         content = (PAGES / name).read_text(encoding="utf-8")
@@ -282,7 +286,8 @@ def _policy(page: str) -> str:
 def _add_handlers(app: FastAPI, service: Service) -> None:
     async def refusal(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        await drain(request, 8 * service.limits.max_bytes)
+        if error.status_code != 408:  # which has waited enough
+            await drain(request, 8 * service.limits.max_bytes)
         sentence = error.detail
         if error.status_code in (404, 405) and not sentence.islower():  # Starlette's own: a phrase that names nothing
             sentence = (

@@ -26,7 +26,7 @@ def service(trained):
     from adbench.serving.uploads import Limits
 
     return create_service(trained, false_alarm_rate=RATE, max_pixels=10**6,
-                          limits=Limits(max_bytes=300_000, max_images=4, seconds=2))  # fmt: skip
+                          limits=Limits(max_bytes=300_000, max_images=4))  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +41,18 @@ def client(address):
         yield made
 
 
-@pytest.fixture(scope="module")
-def process(trained, tmp_path_factory):
-    made = Process(tmp_path_factory.mktemp("serve"), str(trained), "--port", "0", "--false-alarm-rate", str(RATE))
-    yield made
-    made.end()
+@pytest.fixture(scope="session")
+def processes():
+    started: list[Process] = []
+    yield started
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def process(processes, trained, tmp_path_factory):
+    """The server's process of the test before, if it is still there, else a new one."""
+    if not processes or processes[-1].child.poll() is not None:
+        folder = tmp_path_factory.mktemp("serve")
+        processes.append(Process(folder, str(trained), "--port", "0", "--false-alarm-rate", str(RATE)))
+    return processes[-1]

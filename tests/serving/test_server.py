@@ -216,19 +216,25 @@ def test_other_addresses_name_those_that_there_are(client, verb, path, status):
     assert "POST /score" in response.json()["detail"]
 
 
-def test_a_body_that_does_not_come_is_waited_for_only_so_long(address, service):
+def half_a_request(address):
+    """A connection that has sent the head of a request and three bytes of a thousand."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as slow:
-        slow.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc")
-        answer = slow.recv(4096)
-    assert b"408" in answer.split(b"\r\n")[0]
-    assert service.worker.busy == 0
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc")
+    return connection
+
+
+def test_a_body_that_does_not_come_is_waited_for_only_so_long(detector):
+    service = create_service_of(detector, places=3, seconds=0.3)
+    with running(service) as address:
+        with half_a_request(address) as slow:
+            answer = slow.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert service.worker.busy == 0
 
 
 def test_a_client_that_goes_away_leaves_no_place_taken(address, service, client):
-    host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as gone:
-        gone.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc")
+    with half_a_request(address):
         wait_for(lambda: service.worker.busy == 1)
     wait_for(lambda: service.worker.busy == 0)
     assert post(client, FILES[0]).status_code == 200
@@ -311,13 +317,13 @@ def test_an_image_that_the_detector_fails_on_fails_alone(held, tmp_path, caplog)
     assert "a secret of the server" in caplog.text
 
 
-def create_service_of(detector, places, max_batch=4):
+def create_service_of(detector, places, max_batch=4, seconds=60.0):
     from adbench.serving.app import Service
     from adbench.serving.uploads import Limits
 
     worker = Worker(detector, max_batch, places)
     worker.start()
-    return Service(detector, worker, detector.threshold(RATE), Limits(max_images=places), maps=True)
+    return Service(detector, worker, detector.threshold(RATE), Limits(max_images=places, seconds=seconds), maps=True)
 
 
 def test_a_full_queue_answers_503_with_a_time_and_goes_on_afterwards(held):
@@ -373,7 +379,6 @@ def client_health(process):
 
 
 def test_sigterm_answers_what_is_in_flight_refuses_what_comes_and_exits_with_0(process, detector):
-    """The last test of this process."""
     files = pictures(5)
     process.hold.touch()
     with httpx.Client(base_url=process.address, timeout=60) as client:
@@ -447,12 +452,28 @@ def test_a_detector_of_tables_is_not_served(finished, tmp_path):
         create_service(folder)
 
 
-def test_a_method_without_maps_is_served_without_them(_finished):
-    service = create_service(_finished("method=ocsvm", "data=digits"), false_alarm_rate=RATE)
-    assert not service.maps
-    with running(service) as address:
+class Mapless(Held):
+    """An engine of a method without maps."""
+
+    def score(self, rows):
+        return self.engine.score(rows)._replace(maps=None)
+
+
+def test_a_method_without_maps_is_served_without_them(trained):
+    made = adbench.load(trained)
+    made.engine = Mapless(made.engine)
+    with running(create_service_of(made, places=2)) as address:
         (result,) = post(httpx.Client(base_url=address), FILES[0], map="both").json()["results"]
     assert result["score"] is not None and result["map"] is None and result["overlay"] is None
+
+
+def test_a_data_set_whose_name_is_no_text_is_served(trained):
+    made = adbench.load(trained)
+    made.card["data"] = "own/caf\udce9"
+    with running(create_service_of(made, places=2)) as address, httpx.Client(base_url=address) as client:
+        for answer in (client.get("/health"), client.get("/openapi.json"), post(client, FILES[0])):
+            assert answer.status_code == 200 and "caf" in answer.text
+    repr(made).encode()
 
 
 def test_a_score_that_is_no_number_is_an_alarm_without_a_number(service):
