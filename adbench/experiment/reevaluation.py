@@ -43,6 +43,9 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str
     target = RunFolder(folder.path / "evaluations" / safe_id(cfg.data.id))
     datamodule = stored_datamodule(cfg, method.supervision, folder.config_file, trust)
     with quietly():
+        datamodule.setup()
+        if not len(datamodule.split.test):
+            raise UserError("there is no test image: all are normal; name a folder with anomalous ones: data.root=DIR")
         return _test(method, cfg, record, folder, target, trained_on, datamodule), target.path
 
 
@@ -113,11 +116,6 @@ def _test(
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     started = time.perf_counter()
-    datamodule.setup()
-    if not len(datamodule.split.test):
-        raise UserError(
-            "there is no test image in the run's own data, which are normal alone; name others: data.root=DIR"
-        )
     records, figures = datamodule.records, target.path / "figures"
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision, logger=False,
