@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import GROUPS, choices, conf_dir, unknown_choice
 from adbench.experiment.values import TRAINER, accepted
 from adbench.types import UserError
