@@ -52,7 +52,11 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str
         cfg = _with_data(cfg, record, list(overrides))
     target = RunFolder(folder.path / "evaluations" / safe_id(cfg.data.id))
     datamodule = stored_datamodule(cfg, method.supervision, folder.config_file, trust)
+    datamodule.rank_and_world = 0, 1
     with quietly():
+        datamodule.setup()
+        if not len(datamodule.split.test):
+            raise UserError("there is no test image: all are normal; name a folder with anomalous ones: data.root=DIR")
         return _test(method, cfg, record, folder, target, trained_on, datamodule), target.path
 
 
@@ -141,12 +145,6 @@ def _test(
     started, threads = time.perf_counter(), cfg.trainer.threads or cores()
     set_threads(threads)
     check_devices(cfg, devices=1, strategy="auto")
-    datamodule.rank_and_world = 0, 1
-    datamodule.setup()
-    if not len(datamodule.split.test):
-        raise UserError(
-            "there is no test image in the run's own data, which are normal alone; name others: data.root=DIR"
-        )
 
     def trainer_with(callbacks: list[Any]) -> Any:
         return build_trainer(cfg, target.path, [*callbacks, progress_bar()], devices=1, strategy="auto")
