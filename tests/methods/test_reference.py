@@ -65,6 +65,7 @@ def test_knn_is_scikit_learns(tmp_path):
 
 
 def test_patchcores_distances_are_scikit_learns(tmp_path):
+    torch.manual_seed(0)
     method = PatchCore("resnet18.tv_in1k", image_size=32, coreset=1.0, neighbours=1, sigma=0.0)
     data = stripes(method, 32, tmp_path)
     fit(method, data, 0)
@@ -77,8 +78,9 @@ def test_patchcores_distances_are_scikit_learns(tmp_path):
     np.testing.assert_allclose(found.numpy(), distance.max(1), rtol=1e-3)
 
 
-def test_padims_distances_are_scikit_learns(tmp_path):
-    method = PaDiM("resnet18.tv_in1k", image_size=32, dimensions=2, epsilon=1e-9, sigma=0.0)
+def test_padims_distances_are_those_of_scikit_learns_gaussians(tmp_path):
+    torch.manual_seed(0)
+    method = PaDiM("resnet18.tv_in1k", image_size=32, dimensions=4, sigma=0.0)
     data = stripes(method, 32, tmp_path)
     fit(method, data, 0)
     train = torch.cat([batch.image for batch in data.training_batches("cpu")])
@@ -88,12 +90,14 @@ def test_padims_distances_are_scikit_learns(tmp_path):
         found = method.score(image).image
     distance = np.zeros((len(image), rows.shape[1]))
     for place in range(rows.shape[1]):
-        gaussian = EmpiricalCovariance().fit(rows[:, place])  # divides by N where Eq. 1 divides by N - 1
-        distance[:, place] = gaussian.mahalanobis(queries[:, place]) * (len(train) - 1) / len(train)
+        gaussian = EmpiricalCovariance().fit(rows[:, place])
+        covariance = gaussian.covariance_ * len(train) / (len(train) - 1) + method.epsilon * np.eye(4)  # Eq. 1
+        away = queries[:, place] - gaussian.location_
+        distance[:, place] = np.sqrt(np.einsum("nd,de,ne->n", away, np.linalg.inv(covariance), away))
     height = int(distance.shape[1] ** 0.5)
-    maps = torch.from_numpy(np.sqrt(distance)).float().view(-1, 1, height, height)
+    maps = torch.from_numpy(distance).float().view(-1, 1, height, height)
     wanted = smoothed(maps, (32, 32), 0.0).flatten(1).max(1).values
-    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=2e-2)
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-3)
 
 
 def test_padims_gaussians_do_not_depend_on_how_many_are_inverted_at_once(tmp_path, monkeypatch):
