@@ -101,7 +101,7 @@ def fit(
     batches: int,
     *,
     callbacks: Sequence[pl.Callback] = (),
-    precision: str = "32-true",
+    precision: Any = "32-true",
     checkpoint: Path | None = None,
 ) -> Method:
     """Train (or prepare) and calibrate a method as a run does, on the CPU; returns it in eval mode.
@@ -137,7 +137,7 @@ class Relabel(pl.Callback):
     def __init__(self, semi: bool) -> None:
         self.semi = semi
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         original = trainer.datamodule.on_after_batch_transfer
 
         def relabelled(batch: Batch, index: int = 0) -> Batch:
@@ -242,7 +242,7 @@ def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
             assert reconstruction.min() >= 0 and reconstruction.max() <= 1, "a reconstruction leaves [0, 1]"
 
 
-def check_test_scores(method: Method, image: Tensor, scores: Scores) -> None:
+def check_test_scores(method: Any, image: Tensor, scores: Scores) -> None:
     """What a test asks for is `score`; extras and codes that come with it are those of `extra_scores` and `codes`."""
     tested = method.test_scores(image)
     assert torch.equal(tested.image, scores.image), "test_scores scores otherwise than score"

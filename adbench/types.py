@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     label: Tensor  # (B,) int64, 0 normal, 1 anomalous; -1 (withheld) while training
     semi_label: Tensor  # (B,) int64, +1 known normal, 0 unlabelled, -1 known anomalous: all that training may see
     mask: Tensor  # (B, 1, H, W) bool, True where anomalous; absent data: all False plus a datamodule flag
-    index: Tensor  # type: ignore[assignment, unused-ignore]  # (B,) int64, row of the record table; hides tuple.index
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, row of the record table; hides tuple.index
 
     @classmethod
     def unlabelled(cls, image: Tensor) -> Batch:

@@ -396,8 +396,9 @@ class DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
         """Bytes to RGB float in [0, 1], on the device; features stay as they are, and so do the bytes that are trained
         on where the method asks for them."""
-        trains = self.trainer is not None and self.trainer.training
-        return _shown(batch, as_bytes=trains and getattr(self.trainer.lightning_module, "takes_bytes", False))
+        trainer = self.trainer
+        as_bytes = trainer is not None and trainer.training and getattr(trainer.lightning_module, "takes_bytes", False)
+        return _shown(batch, as_bytes=as_bytes)
 
     # -- how ------------------------------------------------------------------------------------------------------
 
@@ -430,7 +431,7 @@ class DataModule(LightningDataModule):
             yield _shown(Batch(*(part.to(device) for part in fetch[chunk])))
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -330,6 +330,7 @@ class OnnxEngine:
             maps += outputs[1:2]
         back = np.argsort(order)
         joined = [torch.from_numpy(np.concatenate(part)[back]) if part else None for part in (image, maps)]
+        assert joined[0] is not None  # there is a row
         return Scores(joined[0], joined[1])
 
 

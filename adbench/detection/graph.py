@@ -158,6 +158,7 @@ def _onnx(program: Any, card: dict[str, Any]) -> bytes:
             exported = torch.onnx.export(program, optimize=False, **options)
     except Exception as error:
         raise UserError(f"{card['method']} cannot be exported to ONNX: {_reason(error)}") from error
+    assert exported is not None  # an export by way of dynamo gives the program
     model = exported.model_proto
     names = ["score", "map"]
     _rename(model.graph, {**dict(zip((o.name for o in model.graph.output), names, strict=False)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -60,9 +60,10 @@ class CodePanels(Observer):
 
     def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
         room = self.at_most - len(self._codes)
-        if room <= 0 or not callable(getattr(method, "codes", None)):
+        encode = getattr(method, "codes", None)
+        if room <= 0 or not callable(encode):
             return
-        codes = method.codes(batch.image[:room]) if scores.codes is None else scores.codes[:room]
+        codes = encode(batch.image[:room]) if scores.codes is None else scores.codes[:room]
         self._codes.update(zip(batch.index[:room].tolist(), codes.float().cpu().numpy(), strict=True))
 
     def share(self) -> dict[int, Floats]:
@@ -97,7 +98,7 @@ class CodePanels(Observer):
         publish(figures, self.folder, trainer)
 
 
-def _decoded(method: LightningModule, codes: Floats) -> Floats:
+def _decoded(method: Any, codes: Floats) -> Floats:
     image = method.decode(torch.from_numpy(codes).to(method.device))
     return image.clamp(0, 1).movedim(1, -1).float().cpu().numpy()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class ExtraScores(Observer):
     def begin(self, method: LightningModule) -> None:
         self._rows, self._results = [], {}
 
-    def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
+    def observe(self, batch: Batch, scores: Scores, method: Any) -> None:
         extras = scores.extras
         if extras is None and hasattr(method, "extra_scores"):
             extras = method.extra_scores(batch.image)
@@ -52,7 +53,7 @@ class ExtraScores(Observer):
         rows, self._rows = self._rows, []
         return [_on_host(row) for row in rows]
 
-    def finish(self, shares: list[list[Row]], method: LightningModule) -> None:
+    def finish(self, shares: list[list[Row]], method: Any) -> None:
         rows = [row for share in shares for row in share]
         if not rows:
             return

@@ -14,7 +14,7 @@ class Kept(NamedTuple):
     """K rows. A key of -inf marks a row that is not eligible."""
 
     key: Tensor  # (K,)
-    index: Tensor  # (K,)
+    index: Tensor  # type: ignore[assignment]  # (K,); hides tuple.index
     label: Tensor  # (K,)
     score: Tensor  # (K,)
     image: Tensor  # (K, 3, H, W)
@@ -30,15 +30,16 @@ class Kept(NamedTuple):
     def best(self, number: int) -> Kept:
         """The `number` rows of the highest keys."""
         rows = self.key.topk(min(number, len(self.key))).indices
-        return Kept(*(None if column is None else column[rows] for column in self))
+        return Kept._make(None if column is None else column[rows] for column in self)
 
     def with_rows_of(self, other: Kept) -> Kept:
-        return Kept(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self, other, strict=True)))
+        pairs = zip(self, other, strict=True)
+        return Kept._make(None if a is None or b is None else torch.cat((a, b)) for a, b in pairs)
 
     def eligible(self) -> Kept:
         """The rows whose key is not -inf."""
         rows = self.key > -torch.inf
-        return Kept(*(None if column is None else column[rows] for column in self))
+        return Kept._make(None if column is None else column[rows] for column in self)
 
     def on_host(self) -> Kept:
-        return Kept(*(None if column is None else column.cpu() for column in self))
+        return Kept._make(None if column is None else column.cpu() for column in self)

@@ -56,7 +56,7 @@ class Observer(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Scores,
+        outputs: Any,  # Scores
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,

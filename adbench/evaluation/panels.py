@@ -116,7 +116,7 @@ class Panels(Observer):
 RECONSTRUCTIONS = 16  # computed together
 
 
-def panels_of(rows: Kept, method: LightningModule, subject: Subject) -> list[tuple[int, Panel]]:
+def panels_of(rows: Kept, method: Any, subject: Subject) -> list[tuple[int, Panel]]:
     """The eligible rows, each with its place in the record table."""
     rows = rows.eligible()
     if not len(rows.key):
@@ -146,10 +146,11 @@ def panels_of(rows: Kept, method: LightningModule, subject: Subject) -> list[tup
 
 def publish(figures: dict[str, Figure], folder: Path, trainer: Trainer) -> None:
     """Save each figure as `<name>.png` and hand it to every logger that takes pictures."""
+    loggers: list[Any] = trainer.loggers
     for name, figure in figures.items():
         path = folder / f"{name}.png"
         save(figure, path)
-        for logger in trainer.loggers:
+        for logger in loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(key=f"figures/{name}", images=[str(path)])
             elif hasattr(logger.experiment, "add_image"):

@@ -45,7 +45,7 @@ def pixel_moments(batches: Iterable[Tensor], window: int) -> tuple[Tensor, Tenso
         # A pixel of the window takes the values of a rectangle of places, so the sum over images can come first.
         values = image.double()
         sums = [values.mean(1).sum(0), values.square().mean(1).sum(0)]
-        first, second = sums if first is None else (first + sums[0], second + sums[1])
+        first, second = sums if first is None or second is None else (first + sums[0], second + sums[1])
         count += len(image)
     if first is None or second is None or not 1 <= window <= min(first.shape):
         size = "no image" if first is None else f"images of {first.shape[0]}x{first.shape[1]}"

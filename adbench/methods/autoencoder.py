@@ -64,7 +64,7 @@ class Autoencoder(SeveralSteps):
         if error not in ("squared", "ssim") or (self.tabular and error == "ssim"):
             raise UserError(f"method.error is squared, or for images ssim; got {error} for data of kind {kind}")
         self.error, self.window = error, window
-        self.input = FeatureScaling(image_size, scaling) if self.tabular else nn.Identity()
+        self.input: nn.Module = FeatureScaling(image_size, scaling) if self.tabular else nn.Identity()
         self._build(image_size, latent, width, mlp, codes=1)
 
     def _build(self, size: int, latent: int, width: int, sizes: Mapping[str, Any], codes: int) -> None:
@@ -79,7 +79,7 @@ class Autoencoder(SeveralSteps):
             self.decoder = convolutional.decoder(size, latent, width, self.norm)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.tabular:
+        if isinstance(self.input, FeatureScaling):
             self.input.fit(batch.image for batch in batches)
 
     def errors(self, x: Tensor, x_hat: Tensor) -> Tensor:

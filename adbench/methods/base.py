@@ -41,11 +41,14 @@ class Method(LightningModule):
     #: "unsupervised" methods never receive rows with semi_label -1; "semi" ones do.
     supervision: ClassVar[str] = "unsupervised"
     #: Names (or prefixes) of parameters whose gradient is exactly zero by construction.
-    gradient_free: ClassVar[tuple[str, ...]] = ()
+    gradient_free: tuple[str, ...] = ()
     #: Whether `score` returns anomaly maps.
-    has_maps: ClassVar[bool] = True
+    has_maps: bool = True
     #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
     takes_bytes: bool = False
+
+    prepared: Tensor  # () bool
+    calibrated: Tensor  # () bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,8 +151,9 @@ class Method(LightningModule):
                 f"{type(self).__name__} needs all training rows on every one of the {self.world} devices, and this "
                 "loader gives each a share: train on one device, or with a data module of adbench.create_data"
             )
-        batches = self.batches_per_epoch
-        for batch in islice(self.trainer.train_dataloader, batches):
+        batches, loader = self.batches_per_epoch, self.trainer.train_dataloader
+        assert loader is not None  # the line above has made it
+        for batch in islice(loader, batches):
             yield self.admitted(self.transfer_batch_to_device(batch, self.device, 0), first=True)
 
     def holdout_rows(self) -> Iterator[Batch]:
@@ -350,7 +354,7 @@ class Method(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Scores:
+    def test_step(self, batch: Batch, batch_idx: int) -> Scores:  # type: ignore[override]  # Lightning passes it on
         # Mixed precision is for training: scores, thresholds and exported graphs agree in float32.
         with torch.autocast(batch.image.device.type, enabled=False):
             return self.test_scores(batch.image)
@@ -448,9 +452,15 @@ class SingleObjective(Method):
         return self._optimizer_factory(self.trained_parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        _apply_schedule(self.optimizers(use_pl_optimizer=False), self._schedule, self.progress)
+        _apply_schedule(self._bare_optimizer(), self._schedule, self.progress)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Lightning's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert not isinstance(optimizer, list)  # `configure_optimizers` gives one
+        return optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         terms = self.objective(self.admitted(batch, first=batch_idx == 0))
         self.record(terms)
         return torch.stack(list(terms.values())).sum()

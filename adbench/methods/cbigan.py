@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -99,7 +99,9 @@ class CBiGAN(Adversarial):
         self.map_sigma, self.tiles_per_chunk = map_sigma, tiles_per_chunk
         self.latent = latent
 
-        sizes = {"side": self.side, "width": width, "latent": latent, "hidden_bias": hidden_bias, "kernels": kernels}
+        sizes: dict[str, Any] = {
+            "side": self.side, "width": width, "latent": latent, "hidden_bias": hidden_bias, "kernels": kernels
+        }  # fmt: skip
         self.encoder, self.generator, self.critic = Encoder(**sizes), Generator(**sizes), Critic(**sizes)
         self.to(memory_format=torch.channels_last)  # convolutions on a CPU took 0.6 of the time of the other layout
         self.average_encoder = WeightAverage(self.encoder, average_decay, average_corrected)

@@ -35,6 +35,9 @@ SCHEDULE = step_decay([0.33333333], 0.1)
 class _Contrast(nn.Module):
     """Contrast normalisation, then the range of the training rows to [0, 1]: (B, C, H, W) -> the same."""
 
+    low: Tensor  # ()
+    high: Tensor  # ()
+
     def __init__(self, normalise: bool) -> None:
         super().__init__()
         self.normalise = self.fitted = normalise
@@ -64,7 +67,8 @@ class _Hypersphere(SeveralSteps):
         optimizer, schedule, rows_per_step: see `SeveralSteps`.
     """
 
-    has_maps: ClassVar[bool] = False
+    has_maps = False
+    center: Tensor  # (E,)
 
     def __init__(
         self,
@@ -144,6 +148,8 @@ class DeepSVDD(_Hypersphere):
         warm_up: share of the training before the radius leaves 0.
         others: see `_Hypersphere`.
     """
+
+    radius: Tensor  # ()
 
     def __init__(
         self,

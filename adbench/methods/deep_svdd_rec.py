@@ -39,6 +39,10 @@ class DeepSVDDRec(SingleObjective):
         optimizer, schedule: see `SingleObjective`.
     """
 
+    pretrained: Tensor  # () bool
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+
     def __init__(
         self,
         image_size: int = 256,
@@ -56,8 +60,9 @@ class DeepSVDDRec(SingleObjective):
         # A bias of the last layer could put every image on the center.
         self.networks.encoder.projection = nn.Linear(self.networks.encoder.trunk.features, latent, bias=False)
         window, scales = (3, 4) if image_size == 32 else (11, 5)
-        self.residual = {"rho": rho, "window": window, "weights": scale_weights(image_size, window, scales)}
-        self.freeze, self.center_floor = freeze, center_floor
+        weights = scale_weights(image_size, window, scales)
+        self.residual: dict[str, Any] = {"rho": rho, "window": window, "weights": weights}
+        self._freeze, self.center_floor = freeze, center_floor
         self.register_buffer("pretrained", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mean", torch.tensor(losses.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(losses.STD).view(1, 3, 1, 1), persistent=False)
@@ -78,7 +83,7 @@ class DeepSVDDRec(SingleObjective):
     def on_pretrained(self) -> None:
         """Called once the trunk is filled."""
         self.pretrained.fill_(True)
-        if self.freeze:
+        if self._freeze:
             self.networks.encoder.trunk.requires_grad_(False)
             self.train(self.training)
 

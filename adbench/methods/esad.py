@@ -62,7 +62,8 @@ class ESAD(SeveralSteps):
     """
 
     supervision: ClassVar[str] = "semi"
-    has_maps: ClassVar[bool] = False
+    has_maps = False
+    labelled_share: Tensor  # ()
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class ESAD(SeveralSteps):
         rows, labels = zip(
             *((batch.image if self.tabular else None, batch.semi_label) for batch in batches), strict=True
         )
-        if self.tabular:
+        if isinstance(self.scaling, FeatureScaling):
             self.scaling.fit(rows)
         self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 

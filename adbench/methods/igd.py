@@ -16,10 +16,10 @@ guesses how far a decoded embedding was interpolated between two samples (M-step
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,11 @@ class IGD(Adversarial):
         schedule: learning-rate multiplier.
     """
 
+    descriptors: MutableMapping[str, Descriptor]  # by scale; a ModuleDict, whose type does not say what it holds
+    pretrained: Tensor  # () bool
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+
     def __init__(
         self, kind: Literal["object", "texture", "small"] = "object", image_size: int | Sequence[int] = 256,
         scales: Sequence[Literal["global", "local"]] = ("global", "local"),
@@ -140,20 +145,20 @@ class IGD(Adversarial):
         pixels: Literal["mean", "sum"] = "mean", decoder_statistics: Literal["trained", "plain"] = "trained",
     ) -> None:  # fmt: skip
         side = _square(image_size)
-        scales = _scales(kind, side, scales)
+        chosen = _scales(kind, side, scales)
         players = ["critic", "generator"] if critic_first else ["generator", "critic"]
         self._players = players = players if interpolation else ["generator"]
-        super().__init__({f"{scale}_{player}": optimizers[player] for scale in scales for player in players}, schedule)
+        super().__init__({f"{scale}_{player}": optimizers[player] for scale in chosen for player in players}, schedule)
         refuse_other_words(IGD.__init__, locals())
         if not 0 <= rho <= 1:
             raise UserError(f"method.rho weighs two errors and must be in [0, 1], got {rho}; the paper's is 0.15")
         if isinstance(local_steps, bool) or not isinstance(local_steps, int) or local_steps < 1:
             raise UserError(f"method.local_steps must be a whole number of at least 1, got {local_steps!r}")
-        self.side, self.scales = side, scales
+        self.side, self.scales = side, chosen
         self.rho, self.lambda_1, self.lambda_2, self.lambda_3 = rho, lambda_1, lambda_2, lambda_3
         self.residual, self.gaussian, self.interpolation, self.zeta = residual, gaussian, interpolation, zeta
         self.critic_first, self.critic_broadcast, self.pairing = critic_first, critic_broadcast, pairing
-        self.bn_frozen, self.freeze = bn_frozen, freeze
+        self.bn_frozen, self._freeze = bn_frozen, freeze
         self.e_step_every, self.e_steps, self.e_step_order = e_step_every, e_steps, e_step_order
         self.center_floor, self.variance_floor = center_floor, variance_floor
         self.patches_per_image, self.e_step_patches, self.local_steps = patches_per_image, e_step_patches, local_steps
@@ -165,7 +170,7 @@ class IGD(Adversarial):
 
     def _build(self, trunks: Mapping[str, str], critic_sigmoid: Mapping[str, bool], sizes: Mapping[str, Any]) -> None:
         """Each scale's networks and the windows of its similarity."""
-        self.descriptors = nn.ModuleDict()
+        self.descriptors = cast(Any, nn.ModuleDict())
         self._window: dict[str, dict[str, Any]] = {}
         for scale in self.scales:
             name = "small" if self.side == PATCH else scale
@@ -193,7 +198,7 @@ class IGD(Adversarial):
     def on_pretrained(self) -> None:
         """Called once the trunks are filled: they are held fixed from now on (with `freeze`)."""
         self.pretrained.fill_(True)
-        self.frozen = self.freeze
+        self.frozen = self._freeze
         self._features.clear()
         for descriptor in self.descriptors.values():
             descriptor.encoder.trunk.requires_grad_(not self.frozen)
@@ -241,8 +246,8 @@ class IGD(Adversarial):
         if not self.gaussian:
             return
         with self._without_gradient(training=first and not self.frozen):
-            for scale, parts in self._moments(batches).items():
-                self._update_gaussian(self.descriptors[scale], *parts, first)
+            for scale, (count, total, squares) in self._moments(batches).items():
+                self._update_gaussian(self.descriptors[scale], count, total, squares, first)
 
     def _moments(self, batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
         """Each scale's `losses.igd.moments`, of every batch: (n,), (n, Z), (n,).
@@ -262,8 +267,9 @@ class IGD(Adversarial):
                 if scale not in once:
                     moments[scale].append(loss.moments(y))
                 else:  # one sum: a second moment has as many numbers as a layer has weights
-                    sums = moments[scale].pop() if moments[scale] else (0.0, 0.0, 0.0)
-                    moments[scale].append(tuple(a + b for a, b in zip(sums, loss.feature_moments(y), strict=True)))
+                    sums: Sequence[Any] = moments[scale].pop() if moments[scale] else (0.0, 0.0, 0.0)
+                    count, total, second = (a + b for a, b in zip(sums, loss.feature_moments(y), strict=True))
+                    moments[scale].append((count, total, second))
         for scale in once:
             if moments[scale]:
                 self._features[scale] = moments[scale][0]
@@ -307,7 +313,9 @@ class IGD(Adversarial):
         """Each scale's players: encoder and decoder ("generator") and, with interpolation, a critic."""
         phases = []
         for scale, d in self.descriptors.items():
-            modules = {"generator": [d.encoder, d.decoder], "critic": [d.critic]}
+            modules: dict[str, list[nn.Module]] = {
+                "generator": [d.encoder, d.decoder], "critic": [] if d.critic is None else [d.critic]
+            }  # fmt: skip
             objectives = {"generator": self.generator_objective, "critic": self.critic_objective}
             phases += [
                 Phase(f"{scale}_{player}", modules[player], partial(objectives[player], scale))
@@ -403,6 +411,7 @@ class IGD(Adversarial):
         if self.gaussian:
             terms["gaussian"] = loss.gaussian(decoded.z, d.center, d.variance).mean()
         if self.interpolation:
+            assert d.critic is not None and decoded.mixed_hat is not None
             fooled = loss.zero_prediction(d.critic(decoded.mixed_hat))
             terms["interpolation"] = self.lambda_2 * self.lambda_3 * fooled
         return terms
@@ -410,6 +419,8 @@ class IGD(Adversarial):
     def critic_objective(self, scale: str, batch: Batch) -> Terms:
         """lambda_1 l_d. Source: Eq. 10."""
         d, decoded = self.descriptors[scale], self._decoded[scale]
+        assert d.critic is not None and decoded.mixed_hat is not None
+        assert decoded.alpha is not None and decoded.zeta is not None
         x_hat, mixed_hat = decoded.x_hat.detach(), decoded.mixed_hat.detach()
         if not self.critic_first:
             with torch.no_grad():
@@ -500,8 +511,10 @@ class IGD(Adversarial):
         chunks = [samples] if torch.compiler.is_exporting() else samples.split(self.eval_patches)
         parts = [self._sample_parts(scale, d, chunk) for chunk in chunks]
         number = ((self.side - PATCH) // STRIDE + 1) ** 2 if scale == "local" else 1
-        residual, maps = (torch.cat([part[k] for part in parts]).unflatten(0, (-1, number)) for k in (0, 2))
-        anomalous = torch.cat([part[1] for part in parts]).unflatten(0, (-1, number)) if self.gaussian else None
+        columns = [residual for residual, _, _ in parts], [pixels for _, _, pixels in parts]
+        residual, maps = (torch.cat(column).unflatten(0, (-1, number)) for column in columns)
+        l_h = [anomalous for _, anomalous, _ in parts if anomalous is not None]
+        anomalous = torch.cat(l_h).unflatten(0, (-1, number)) if self.gaussian else None
         if scale == "local":
             maps = fold_windows(maps.squeeze(2), self.side, self.side, STRIDE, average=self.fold == "mean")
         else:

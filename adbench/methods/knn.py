@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ class Knn(Reference):
         neighbours: k; at most the number of training rows.
     """
 
-    has_maps: ClassVar[bool] = False
+    has_maps = False
     fitted = ("bank", "center")
 
     def __init__(

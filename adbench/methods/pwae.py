@@ -84,6 +84,12 @@ class PWAE(SingleObjective):
         optimizer, schedule: see SingleObjective.
     """
 
+    permutations: Tensor  # (|S|, K) int64
+    location: Tensor  # (K, 1)
+    pooled_mean: Tensor  # (D,)
+    pooled_std: Tensor  # (D,)
+    maxima: Tensor  # (1 + K,)
+
     def __init__(
         self, image_size: int | Sequence[int] = 300, grid: Literal[2, 3] = 3,
         backbone: str = "resnet50", width: float = 1.0, latent: int = 128, enlarge: int = 1,
@@ -131,8 +137,9 @@ class PWAE(SingleObjective):
         self.gradient_free = tuple(untouched)
 
     def _build_autoencoder(
-        self, backbone: str, width: float, normalize: bool, decoder: str, decoder_input: str, output: str
-    ) -> None:
+        self, backbone: str, width: float, normalize: bool, decoder: Literal["released", "padded"], decoder_input: str,
+        output: Literal["sigmoid", "tanh"],
+    ) -> None:  # fmt: skip
         height, width_px = self.image_size
         self.encoder = TileEncoder(backbone, width, self.latent, self.divergence == "kl", normalize)
         self.code_to_map = None
@@ -186,6 +193,7 @@ class PWAE(SingleObjective):
         ].float()
 
     def _maps_of(self, z: Tensor) -> Tensor:
+        assert self.code_to_map is not None
         return self.code_to_map(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     # -- training -------------------------------------------------------------------------------------------------
@@ -274,6 +282,7 @@ class PWAE(SingleObjective):
         # As printed, the priors' locations give the head inputs of a squared norm of 36,480, on which the paper's SGD
         # leaves the cross-entropy above that of guessing.
         shuffled = (permute_tiles(z, self.permutations[classes]) - self.jigsaw_mean) / self.jigsaw_std
+        assert self.jigsaw_head is not None
         return loss.jigsaw(self.jigsaw_head(shuffled.flatten(1)).float(), classes)
 
     def _joined(self, rows: Tensor) -> Tensor:
@@ -285,7 +294,9 @@ class PWAE(SingleObjective):
         if self.world == 1:
             return rows
         constant = rows.detach()
-        parts = list(self.all_gather(constant).unbind(0))
+        gathered = self.all_gather(constant)
+        assert isinstance(gathered, Tensor)  # as what is gathered is one
+        parts = list(gathered.unbind(0))
         parts[self.rank] = constant + self.world * (rows - constant)
         return torch.stack(parts, dim=1).flatten(0, 1)
 

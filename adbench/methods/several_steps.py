@@ -54,7 +54,7 @@ class SeveralSteps(SingleObjective):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         batch = self.admitted(batch, first=batch_idx == 0)
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer = self._bare_optimizer()
         _apply_schedule(optimizer, self._schedule, self.progress)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rows = (self._rows_per_step or 0) // self.world or len(batch.image)  # of a step, on this device

@@ -31,7 +31,7 @@ class Shallow(Method):
         encoder: of images: null takes pixels, the name of a LeNet its embeddings, which pretraining should fill.
     """
 
-    has_maps: ClassVar[bool] = False
+    has_maps = False
     #: Buffers whose size depends on the training rows.
     fitted: ClassVar[tuple[str, ...]] = ()
 

@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,15 @@ class SSAE(SingleObjective):
         schedule: learning-rate multiplier as a function of the budget spent, in the place of the halving by patience.
     """
 
+    networks: Sequence[DilatedAutoencoder]  # a ModuleList, whose type does not say what it holds
+    kept: Sequence[Snapshot]
+    bank: Tensor | None
+    codes: Tensor  # (S,) int64, of the symmetries
+    average_maps: Tensor  # (networks, 1, H, W)
+    best_error: Tensor  # (networks,)
+    best_at: Tensor  # (networks,) int64
+    kept_at: Tensor  # (networks,) int64
+
     def __init__(
         self, *, image_size: int | Sequence[int] = 256, objectives: Sequence[int] = (1,),
         lambda_1: float = 0.5, lambda_4: float = 0.1, squared_norm: bool = True, kernel: int = 3, width: float = 1.0,
@@ -127,11 +136,11 @@ class SSAE(SingleObjective):
         self.tolerance = {n: math.inf if t is None else t for n, t in ((1, tolerance_1), (4, tolerance_4))}
         self._check(objectives, extent_shares, extent_milestones)
         self.objectives, self.squared_norm = tuple(objectives), squared_norm
-        self.networks = nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives)
+        self.networks = cast(Any, nn.ModuleList(DilatedAutoencoder(kernel, width) for _ in self.objectives))
         if initialization == "mirrored":
             for network in self.networks:
                 network.start_linear()
-        self.kept = nn.ModuleList(Snapshot(network) for network in self.networks)
+        self.kept = cast(Any, nn.ModuleList(Snapshot(network) for network in self.networks))
         self._corruptions: dict[str, Any] = {
             "elastic": elastic, "occlusion": occlusion, "cutout": cutout, "swap": swap, "none": Untouched()
         }  # fmt: skip
@@ -177,8 +186,8 @@ class SSAE(SingleObjective):
         if not all(0 < share <= 1 for share in shares):
             raise UserError(f"method.extent_shares must lie in (0, 1], got {list(shares)}")
         if min(self.tolerance.values()) < 1:
-            given = tuple(self.tolerance.values())
-            raise UserError(f"method.tolerance_1 and tolerance_4 must be at least 1, or null; got {given}")
+            tolerances = tuple(self.tolerance.values())
+            raise UserError(f"method.tolerance_1 and tolerance_4 must be at least 1, or null; got {tolerances}")
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -237,7 +246,8 @@ class SSAE(SingleObjective):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # A group for each network: their learning rates fall at their own times.
-        return self._optimizer_factory([{"params": list(network.parameters())} for network in self.networks])
+        groups: Any = [{"params": list(network.parameters())} for network in self.networks]
+        return self._optimizer_factory(groups)
 
     # -- validation: which weights are kept, and when the learning rate falls -------------------------------------
 
@@ -247,7 +257,7 @@ class SSAE(SingleObjective):
         errors = self.validation_errors(self.holdout_rows())
         if errors is not None:
             errors = self.mean_over_ranks(errors)  # every rank decides alike
-            self.select(errors.tolist(), self.optimizers(use_pl_optimizer=False).param_groups)
+            self.select(errors.tolist(), self._bare_optimizer().param_groups)
 
     @torch.no_grad()
     def validation_errors(self, batches: Iterable[Batch]) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,8 @@ from adbench.types import Batch, Scores
 class Brightness(Method):
     """Score = |mean brightness of the image - mean brightness of the training images|, in 0..1."""
 
-    has_maps: ClassVar[bool] = False
+    has_maps = False
+    mean: Tensor  # () float64
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +36,9 @@ class PCAResidual(Method):
         components: how many; at most the number of training rows minus one are used.
         image_size: side that the data layer delivers, in pixels (or [H, W]).
     """
+
+    mean: Tensor  # (D,)
+    basis: Tensor  # (components, D)
 
     def __init__(self, components: int = 30, image_size: int | Sequence[int] = 64) -> None:
         super().__init__()

@@ -28,11 +28,10 @@ def timm_model(name: str, option: str, size: Sequence[int] | None = None) -> nn.
     import timm
 
     name = tagged(name, option)
-    fixed = size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size
+    config = timm.models.get_pretrained_cfg(name) if size is not None else None
+    options: dict[str, Any] = {"img_size": tuple(size or ())} if config is not None and config.fixed_input_size else {}
     try:
-        return timm.create_model(
-            name, pretrained=False, num_classes=0, **({"img_size": tuple(size or ())} if fixed else {})
-        )
+        return timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(f"{option}={name} cannot be built for images of {size or 'its own size'}: {error}") from None
 
@@ -54,18 +53,18 @@ def tagged(name: str, option: str) -> str:
     return f"{config.architecture}.{config.tag}" if config.tag else name
 
 
-def pooled_features(network: nn.Module) -> int:
+def pooled_features(network: Any) -> int:
     """How many numbers a timm model without classifier gives for an image; some end in a layer above their last map."""
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
-def published_name(network: nn.Module) -> str | None:
+def published_name(network: Any) -> str | None:
     """Name and tag of the published weights that fit a timm model strictly; None where there are none."""
     hub = str(network.pretrained_cfg.get("hf_hub_id") or "")
     return hub.removeprefix("timm/") if hub.startswith("timm/") else None
 
 
-def pixel_constants(network: nn.Module) -> tuple[Tensor, Tensor]:
+def pixel_constants(network: Any) -> tuple[Tensor, Tensor]:
     """Mean and deviation, each (3, 1, 1), of the pixels in [0, 1] that a timm model's weights were trained on."""
     mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     return mean, std

@@ -153,7 +153,7 @@ class ResidualTrunk(nn.Module):
 class Encoder(nn.Module):
     """A trunk, which pretraining may fill and freeze, and the projection that IGD trains: (B, 3, S, S) -> (B, Z)."""
 
-    def __init__(self, trunk: ResidualTrunk | ResNet18, latent: int) -> None:
+    def __init__(self, trunk: ResidualTrunk | ResNet18 | TimmTrunk, latent: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.projection = nn.Linear(trunk.features, latent)
@@ -294,6 +294,9 @@ class Descriptor(nn.Module):
         decoder: "residual", or "resnet18", the trunk's architecture reversed.
     """
 
+    center: Tensor  # (Z,)
+    variance: Tensor  # ()
+
     def __init__(
         self,
         side: int,
@@ -328,7 +331,7 @@ class Descriptor(nn.Module):
                 module.to(memory_format=torch.channels_last)
 
     @staticmethod
-    def _trunk(name: str, width: float, side: int) -> nn.Module:
+    def _trunk(name: str, width: float, side: int) -> ResidualTrunk | ResNet18 | TimmTrunk:
         if name in TRUNKS:
             return TRUNKS[name](width)
         try:
@@ -339,7 +342,7 @@ class Descriptor(nn.Module):
     def pretrainable(self, normalize: Callable[[Tensor], Tensor], windows: bool = False) -> PretrainableEncoder:
         """The trunk as a pretraining fills it; `normalize` is what the encoder's images went through."""
         trunk = self.encoder.trunk
-        network = trunk
+        network: nn.Module = trunk
         if isinstance(trunk, TimmTrunk):
             network, normalize = trunk.network, trunk.normalize
         return PretrainableEncoder(

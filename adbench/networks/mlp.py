@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from adbench.types import UserError
 
 SCALINGS = ("min_max", "standardised", "clipped", "none")
 SIZES = {"hidden": [32, 16], "embedding": 8}  # the usual widths of a perceptron for tables
-Scaling = Literal["min_max", "standardised", "clipped", "none"]
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -57,7 +55,7 @@ class FeatureScaling(nn.Module):
     LIMIT = 3.0
     LOSS = 1e-3  # the rounding error of float32 that "none" takes, as a share of a column's standard deviation
 
-    def __init__(self, features: int, scaling: Scaling) -> None:
+    def __init__(self, features: int, scaling: str) -> None:
         super().__init__()
         if scaling not in SCALINGS:
             raise UserError(f"method.scaling is one of {', '.join(SCALINGS)}; got {scaling!r}")
