@@ -123,10 +123,10 @@ def test_the_method_of_a_folder_has_the_backbone_whose_weights_are_looked_for():
 
 
 def test_cross_validated_scores_are_those_of_fits_without_the_fold(run, parts, monkeypatch):
-    from adbench.experiment import training
+    from adbench.evaluation import session
 
     kept = {}
-    original = training.cross_validated
+    original = session.cross_validated
 
     def spy(method, datamodule, device):
         kept["folds"], kept["records"] = datamodule.folds, datamodule.records
@@ -134,7 +134,7 @@ def test_cross_validated_scores_are_those_of_fits_without_the_fold(run, parts, m
                         for i, image in zip(b.index, b.image, strict=True)}  # fmt: skip
         return original(method, datamodule, device)
 
-    monkeypatch.setattr(training, "cross_validated", spy)
+    monkeypatch.setattr(session, "cross_validated", spy)
     code, folder = run("method=nearest_neighbour", "data=folder", f"data.root={parts}")
     assert code == 0
     rows = kept["rows"]

@@ -330,6 +330,10 @@ def test_a_run_of_another_version_says_which_arguments_differ(trained):
     path.write_text(yaml.safe_dump(cfg))
     with pytest.raises(UserError, match=r"PCAResidual.*\(unknown now: rank\)"):
         adbench.load(trained)
+    cfg["method"]["_target_"] = "adbench.methods.base.SingleObjective"
+    path.write_text(yaml.safe_dump(cfg))
+    with pytest.raises(UserError, match=r"SingleObjective.*\(now needed: optimizer; unknown now: .*rank\)"):
+        adbench.load(trained)
 
 
 def test_the_doctest_of_load_runs(finished, tmp_path, monkeypatch):

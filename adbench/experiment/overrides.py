@@ -360,7 +360,7 @@ def _unknown(key: str, value: Any, added: bool, known: Known) -> str:
     if isinstance(node, str) and (table := re.fullmatch(r"\$\{by_data:(.+)\}", node)):
         raise UserError(f"{what}; type method.recipe.{table[1]}.{key.rpartition('.')[2]}")
     if not isinstance(node, Mapping):
-        raise UserError(f"{what}: {parent} holds no keys")
+        raise UserError(f"{what}: {parent} is one value, {parent}=VALUE")
     target = TRAINER if parent == "trainer" else node.get("_target_")
     options = (accepted(target) or ()) if added and isinstance(target, str) else ()
     near = difflib.get_close_matches(key, [f"{parent}.{name}" for name in options]) if options else []

@@ -366,7 +366,7 @@ def test_lightning_trains_on_the_rest_of_the_stream_after_a_checkpoint_within_an
 
 def on_ranks(data: DataModule, monkeypatch, world: int):
     for rank in range(world):
-        monkeypatch.setattr(data, "_place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, world))
         yield
 
 
