@@ -47,7 +47,7 @@ BUDGET ?= quick
 reproduce: $(STAMP)  ## a paper's tables on the data in reach, and the report: PAPER=cbigan BUDGET=quick|paper
 	$(BIN)/python -m adbench.reproduce $(PAPER) --budget $(BUDGET) $(ARGS)
 
-bench: $(STAMP)  ## measure what the README claims about speed and memory; writes bench.json
+bench: $(STAMP)  ## measure what docs/speed.md claims about speed and memory; writes bench.json
 	$(BIN)/python -m bench
 
 lock: $(STAMP)  ## resolve the dependencies anew

@@ -120,9 +120,9 @@ def test_an_autoencoders_run_keeps_its_codes(runs):
         assert (run / "figures" / "codes_interpolation.png").exists()
 
 
-def test_the_readmes_commands_draw_every_kind(runs, tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^python -m adbench\.figures (.*?)  ", readme, re.M)
+def test_the_commands_of_the_guide_draw_every_kind(runs, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "guide" / "report.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python -m adbench\.figures (.*?)  ", page, re.M)
     assert {line.split()[0] for line in lines} == set(figures.KINDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("adbench.evaluation.codes.draw_density", lambda found: Figure())  # of more images than these

@@ -346,16 +346,15 @@ def test_the_doctest_of_load_runs(finished, tmp_path, monkeypatch):
     assert results.failed == 0
 
 
-def test_the_python_of_the_readme_runs(finished, tmp_path, monkeypatch):
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "adbench.load" in b]
-    if not blocks:
-        pytest.skip("the README shows no Python yet")
+def test_the_session_of_the_guide_to_python_runs(finished, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "guide" / "python.md").read_text(encoding="utf-8")
+    blocks = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if b.startswith(">>>")]
+    assert blocks
     folder = finished("method=pca", "data=digits")
     monkeypatch.chdir(tmp_path)
     Image.fromarray(striped(np.random.default_rng(0), 50)).save("part.png")
     for block in blocks:
-        test = doctest.DocTestParser().get_doctest(block, {"RUN": folder}, "README", None, 0)
+        test = doctest.DocTestParser().get_doctest(block, {"RUN": folder}, "python.md", None, 0)
         assert doctest.DocTestRunner().run(test).failed == 0
 
 

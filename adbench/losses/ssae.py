@@ -7,7 +7,7 @@ G_k mean filter of side k. Norms run over pixels and channels of one image. Each
 multiplied in the method.
 
 The paper prints ‖·‖_2 unsquared although it divides by ‖M‖_1; `squared=True`, the default, is the masked mean squared
-error that the division suggests, `squared=False` is the print (see the README's departures).
+error that the division suggests, `squared=False` is the print (see docs/departures.md).
 
 Shapes: images (B, C, H, W) float; masks (B, 1, H, W) or (B, C, H, W) in [0, 1].
 """

@@ -480,7 +480,7 @@ def test_the_literal_presets_averages_are_the_trained_weights():
 
 
 def test_the_effective_weight_of_a_summed_consistency_is_the_batchs_size_times_alpha():
-    """What the README says of alpha: 32 images, 1e-4 and 1e-5 give 3.2e-3 and 3.2e-4 beside averages."""
+    """What docs/departures.md says of alpha: 32 images, 1e-4 and 1e-5 give 3.2e-3 and 3.2e-4 beside averages."""
     batch = batch_of(pictures(rows=4))
     summed, meant = (
         build(consistency_reduction=r, alpha=1e-4).encoder_generator_objective(batch) for r in ("sum", "mean")
