@@ -44,6 +44,7 @@ def value_of(text):
         ("method=cbigan/small method.optimizers.critic.lrate=0.1", "did you mean method.optimizers.critic.lr"),
         ("evaluation={quantil: 0.9}", "there is no evaluation.quantil; did you mean evaluation.quantile?"),
         ("method.kernel.size=3", "method.kernel is one value, method.kernel=VALUE"),
+        ("method=ssae/objective4_small method.recipe.difference.texture=squared", "type method.difference=VALUE"),
         ("data.root=/x", "data=folder"),
         ("data.file=/x.npz", "data=npz, data=tabular have it"),
         ("method.latent=3", "method=cbigan"),

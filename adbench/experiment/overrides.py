@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -312,6 +313,12 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
     if _has(known.base, key):
         if override.is_add() and not isinstance(value, dict | list):
             raise UserError(f"{key} exists already: type {str(override.input_line).lstrip('+')}")
+        if not added and not any(_feeds(key, configuration) for configuration in (known.base, *known.others())):
+            name = key.split(".")[2]
+            raise UserError(
+                f"nothing reads {key} with method={known.choices.get('method')}, whose method.{name} is one value; type "
+                f"method.{name}=VALUE"
+            )
         return False
     if added and any(re.search(rf"\$\{{{re.escape(key)}[.}}]", text) for text in texts):
         return False  # another value is made of it
@@ -321,6 +328,16 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
     if any(_has(other, key) or (added and _read(key, other)) for other in others):
         return True
     raise UserError(_unknown(key, value, added, known))
+
+
+def _feeds(key: str, base: Mapping[str, Any]) -> bool:
+    """Whether a value of a recipe feeds another value; a preset may have put one value in the place of such a table."""
+    section, _, name = key.partition(".recipe.")
+    name = name.split(".")[0]
+    if section != "method" or not name or name in ("input", "budget") or not _has(base, f"method.{name}"):
+        return True
+    text = json.dumps(base, default=str)
+    return f"by_data:{name}}}" in text or f"method.recipe.{name}" in text
 
 
 def _read(key: str, base: Mapping[str, Any]) -> bool:
