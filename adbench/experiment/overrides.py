@@ -314,10 +314,9 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
         if override.is_add() and not isinstance(value, dict | list):
             raise UserError(f"{key} exists already: type {str(override.input_line).lstrip('+')}")
         if not added and not any(_feeds(key, configuration) for configuration in (known.base, *known.others())):
-            name = key.split(".")[2]
+            method, name = known.choices.get("method"), key.split(".")[2]
             raise UserError(
-                f"nothing reads {key} with method={known.choices.get('method')}, whose method.{name} is one value; type "
-                f"method.{name}=VALUE"
+                f"nothing reads {key} with method={method}, whose method.{name} is one value; type method.{name}=VALUE"
             )
         return False
     if added and any(re.search(rf"\$\{{{re.escape(key)}[.}}]", text) for text in texts):
