@@ -133,6 +133,8 @@ def train(
     words = [f"{group}={name}" for group, name in groups.items()]
     words += [f"seed={seed}", *(_override(f"++method.{name}", value) for name, value in method_values.items())]
     words += [_override("results", str(results))] if results is not None else []
+    if isinstance(overrides, str):
+        raise UserError(f"overrides is a list of words, as in overrides=[{overrides!r}]")
     from adbench.experiment import job as jobs
     from adbench.experiment.compose import composed_job
 

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("--format", choices=("onnx", "torch-export", "safetensors"), default="onnx", help="(onnx)")
-    parser.add_argument("--out", type=Path, help="file to write (RUN/exports/<method>_<data>.<suffix>)")
+    parser.add_argument("--out", help="file to write (RUN/exports/<method>_<data>.<suffix>)")
     parser.add_argument("--input-size", metavar="HxW",
                         help="fix the size of the images, e.g. 900x900, for runtimes that need it")  # fmt: skip
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",

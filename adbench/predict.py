@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
                              "tables .csv or .npy files of feature rows, or X of .npz and .mat files")  # fmt: skip
     parser.add_argument("--model", type=Path, help="a .onnx or .safetensors file instead of a run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
-                        help="share of normal images that may be called anomalous (0.01)")  # fmt: skip
+    parser.add_argument("--false-alarm-rate", type=float, metavar="RATE",
+                        help="share of normal images that may be called anomalous (as in the run: 0.05)")  # fmt: skip
     parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",
                         help="anomaly maps as 16-bit PNG with their scale inside (png), as float32 .npy, or neither "
                              "maps nor overlays")  # fmt: skip

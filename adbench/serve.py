@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, or a .onnx or .safetensors file")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=_number(0, 65535), default=8000, help="(8000); 0 takes a free one")
-    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="RATE",
-                        help="share of normal images that may be called anomalous (0.01)")  # fmt: skip
+    parser.add_argument("--false-alarm-rate", type=float, metavar="RATE",
+                        help="share of normal images that may be called anomalous (as in the run: 0.05)")  # fmt: skip
     parser.add_argument("--max-batch", type=_number(1), default=16, metavar="N", help="images scored together (16)")
     parser.add_argument("--queue", type=_number(1), default=128, metavar="N",
                         help="images received, waiting and scored at once; more get 503 (128)")  # fmt: skip

@@ -206,7 +206,7 @@ def test_good_images_alone_all_train_and_the_last_line_says_how_to_score_new_one
     assert (folder / "figures/scores.png").is_file()
     assert rows_of(folder, "scores.csv") == []
     last = said.strip().splitlines()[-1]
-    assert last == f"score new images with: python -m adbench.predict {folder} DIR"
+    assert last == f"score new images with: python -m adbench.predict {folder} DIR --out scored"
     assert "threshold" in said
     assert "by the share below: 0 %" in said
     bad = write(tmp_path / "new", count=5, defects=2)
@@ -273,3 +273,37 @@ def test_other_layouts_give_the_same_scores(run, tmp_path, layout):
         _, folder = run("method=pca", "data=folder", f"data.root={root}", "data.image_size=32")
         scores.append([(row["path"].rpartition("/")[2], row["score"]) for row in rows_of(folder, "scores.csv")])
     assert scores[0] == scores[1]
+
+
+def test_a_detector_decides_as_its_runs_test_did_unless_another_rate_is_asked_for(run, parts, tmp_path):
+    from adbench import load
+
+    code, folder = run("method=pca", "data=folder", f"data.root={parts}", "evaluation.quantile=0.8")
+    assert code == 0
+    detector = load(folder)
+    wanted = metrics_of(folder)["threshold"]
+    assert detector.threshold()["value"] == wanted["value"] and detector.false_alarm_rate == 0.2
+    assert detector.threshold(0.5)["value"] < wanted["value"]
+    assert f"threshold {wanted['value']:.6g} at a false-alarm rate of 0.2" in repr(detector)
+
+
+def test_predictions_below_the_images_are_not_scored_in_their_turn(run, parts, tmp_path):
+    from adbench.predict import main as predict
+
+    _, folder = run("method=pca", "data=folder", f"data.root={parts}")
+    images = tmp_path / "images"
+    shutil.copytree(parts, images)
+    assert predict([str(folder), str(images), "--out", str(images / "scored")]) == 0
+    first = len(rows_of(images / "scored", "scores.csv"))
+    assert predict([str(folder), str(images), "--out", str(images / "again")]) == 0
+    assert len(rows_of(images / "again", "scores.csv")) == first
+
+
+def test_an_export_goes_into_a_folder_and_not_to_a_name_that_cannot_be_loaded(run, parts, tmp_path, capsys):
+    from adbench.export import main as export
+
+    _, folder = run("method=pca", "data=folder", f"data.root={parts}")
+    assert export([str(folder), "--out", f"{tmp_path}/new/"]) == 0
+    assert [file.suffix for file in sorted((tmp_path / "new").iterdir())] == [".json", ".onnx"]
+    assert export([str(folder), "--out", str(tmp_path / "detector")]) == 1
+    assert f"type --out {tmp_path / 'detector.onnx'}" in capsys.readouterr().err

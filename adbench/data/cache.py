@@ -243,7 +243,7 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any, n
             _note_mask(notes, str(source.records.mask[row]), mask, small[0])
         put("masks", place_of_mask[row], small)
 
-    bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False)
+    bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False, disable=None)
     with bar:
         if source.array is not None:
             for start in range(0, total, CHUNK):

@@ -106,7 +106,15 @@ def _hashed(root: Path, names: Sequence[str]) -> dict[str, Entry]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
-        bar = tqdm(pool.map(read, names), total=len(names), desc="Looking at files", unit="file", delay=2, leave=False)
+        bar = tqdm(
+            pool.map(read, names),
+            total=len(names),
+            desc="Looking at files",
+            unit="file",
+            delay=2,
+            leave=False,
+            disable=None,
+        )
         return dict(zip(names, bar, strict=True))
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from adbench.data.cache import resized
+from adbench.data.folder import users_own
 from adbench.data.images import MAX_PIXELS, center_crop, decode, pixels_of
-from adbench.data.listing import SUFFIXES, below, printable
+from adbench.data.listing import SUFFIXES, printable
 from adbench.data.tables import as_numbers
 from adbench.detection.maps import LONGEST_SIDE, thumbnail
 from adbench.evaluation.overlay import map_scale, overlay
@@ -28,7 +29,7 @@ from adbench.transforms.image import to_bytes, to_float
 from adbench.types import Scores, UserError
 
 BATCH = 32
-FALSE_ALARM_RATE = 0.01  # of `predict` too
+FALSE_ALARM_RATE = 0.01  # where the run has no threshold of its own
 HELD_OUT = "held-out normal training samples"
 
 
@@ -79,22 +80,28 @@ class Detector:
         held_out = self.card["held_out_scores"]
         threshold = "no threshold"
         if held_out:
-            rate = max(FALSE_ALARM_RATE, 1 / (len(held_out) + 1))
-            value = float(np.quantile(held_out, 1 - FALSE_ALARM_RATE, method="inverted_cdf"))
+            rate = max(self.false_alarm_rate, 1 / (len(held_out) + 1))
+            value = float(np.quantile(held_out, 1 - self.false_alarm_rate, method="inverted_cdf"))
             threshold = f"threshold {value:.6g} at a false-alarm rate of {rate:.3g}"
         return f"Detector({self.card['method']} on {printable(self.card['data'])}, {size}, {threshold})"
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The run's own, in (0, 1): decisions are those of its test unless another rate is asked for."""
+        quantile = (self.card.get("threshold") or {}).get("quantile")
+        return FALSE_ALARM_RATE if quantile is None else round(1 - float(quantile), 12)
 
     @property
     def tabular(self) -> bool:
         """Whether it takes rows of features instead of images."""
         return self.card["input"]["kind"] == "tabular"
 
-    def __call__(self, images: Any, false_alarm_rate: float = FALSE_ALARM_RATE, batch_size: int = BATCH) -> Detection:
+    def __call__(self, images: Any, false_alarm_rate: float | None = None, batch_size: int = BATCH) -> Detection:
         """Scores, decisions and p-values, as `python -m adbench.predict` writes them.
 
         Args:
             images: as in `score`.
-            false_alarm_rate: share of normal images that may be called anomalous, in (0, 1).
+            false_alarm_rate: share of normal images that may be called anomalous, in (0, 1); None: as in the run.
             batch_size: images that are scored together.
 
         Raises:
@@ -187,11 +194,13 @@ class Detector:
             raise UserError(f"this detector takes rows of {width} numbers, got {rows.dtype} of shape {rows.shape}")
         return as_numbers(rows, "the table")
 
-    def threshold(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> Threshold | None:
+    def threshold(self, false_alarm_rate: float | None = None) -> Threshold | None:
         """The threshold for a false-alarm rate in (0, 1), with its origin; None, with a warning, without held-out rows.
 
-        A rate that the held-out rows are too few for gets a warning and `false_alarm_rate` says which can be had.
+        Without a rate it is the run's own. A rate that the held-out rows are too few for gets a warning and
+        `false_alarm_rate` says which can be had.
         """
+        false_alarm_rate = self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         if not 0 < false_alarm_rate < 1:
             raise UserError(f"the false-alarm rate must lie in (0, 1), got {false_alarm_rate}; take 0.01 for instance")
         held_out = str(self.card.get("held_out_origin", HELD_OUT)).removesuffix(", calibration.csv")
@@ -231,7 +240,7 @@ def image_list(images: Any) -> list[Any]:
         folder = Path(image).expanduser() if isinstance(image, str | Path) else None
         if folder is None or not folder.is_dir():
             single.append(image)
-        elif files := below(folder):
+        elif files := users_own(folder):
             single += files
         else:
             raise UserError(f"there is no image in the folder {folder}: no file with {', '.join(SUFFIXES)}")

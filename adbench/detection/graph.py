@@ -59,13 +59,29 @@ def export(
     folder = RunFolder(run)
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
     name = "_".join(safe_id(card[part]).replace("/", "-") for part in ("method", "data"))
-    path = Path(out) if out else folder.path / "exports" / f"{name}{SUFFIXES[kind]}"
+    path = _place(out, folder.path / "exports" / f"{name}{SUFFIXES[kind]}", SUFFIXES[kind])
     if kind == "safetensors":
         save_weights(detector.engine.method, card, folder, path)
     else:
         card["parity"] = save_graph(detector.engine.method, card, kind, path, input_size)
     write_json(path.with_suffix(".json"), card)
     return path, card
+
+
+def _place(out: Path | str | None, usual: Path, suffix: str) -> Path:
+    """Where to write: into a folder under the usual name; a name of another suffix could not be loaded.
+
+    Raises:
+        UserError: it has another suffix.
+    """
+    if out is None:
+        return usual
+    path = Path(out).expanduser()
+    if path.is_dir() or str(out).endswith("/"):
+        return path / usual.name
+    if path.suffix != suffix:
+        raise UserError(f"--out {out}: a file of this format ends in {suffix}; type --out {path.with_suffix(suffix)}")
+    return path
 
 
 def save_weights(method: Any, card: dict[str, Any], folder: RunFolder, path: Path) -> None:

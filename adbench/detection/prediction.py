@@ -19,10 +19,11 @@ from matplotlib.colors import Normalize
 from tqdm import tqdm
 
 from adbench import __version__
+from adbench.data.folder import users_own
 from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
-from adbench.detection.detector import FALSE_ALARM_RATE, Detector, is_anomalous, load
+from adbench.detection.detector import Detector, is_anomalous, load
 from adbench.detection.maps import draw, thumbnail
 from adbench.files import shortened, whole, write_json
 from adbench.types import UserError
@@ -38,14 +39,14 @@ class Options:
 
     Attributes:
         out: folder to write.
-        false_alarm_rate: share of normal images that may be called anomalous, in (0, 1).
+        false_alarm_rate: share of normal images that may be called anomalous, in (0, 1); None: as in the run.
         maps: png, npy, or none for neither maps nor overlays.
         batch_size: images scored together.
         max_pixels: larger images are refused; None takes the run's limit.
     """
 
     out: Path
-    false_alarm_rate: float = FALSE_ALARM_RATE
+    false_alarm_rate: float | None = None
     maps: str = "png"
     batch_size: int = 32
     max_pixels: int | None = None
@@ -87,8 +88,8 @@ def predict(
     if options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     detector = load(model, device, trust)
-    threshold = detector.threshold(options.false_alarm_rate)
     paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
+    threshold = detector.threshold(options.false_alarm_rate)
     _check_writable(options.out)
     results = Results()
     try:
@@ -107,7 +108,9 @@ def predict(
 
 
 def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as they are given, and all image files below folders, by name, without what is hidden there.
+    """Files as they are given, and all image files below folders, by name.
+
+    What is hidden there is left out, and so are the pictures that runs and predictions have drawn in folders of theirs.
 
     Raises:
         UserError: something does not exist, or there is no image at all.
@@ -115,7 +118,7 @@ def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> li
     files: dict[Path, None] = {}
     for entry in inputs:
         if entry.is_dir():
-            files |= dict.fromkeys(below(entry, suffixes))
+            files |= dict.fromkeys(users_own(entry) if suffixes == SUFFIXES else below(entry, suffixes))
         elif entry.exists():
             files[entry] = None
         else:
@@ -185,7 +188,7 @@ def score_images(detector: Detector, paths: Sequence[Path], options: Options, re
     writer = _MapWriter(pool, detector, paths, options, results)
     chunks = [paths[first : first + options.batch_size] for first in range(0, len(paths), options.batch_size)]
     try:
-        with tqdm(total=len(paths), desc="Scoring", unit="image", delay=2) as bar:
+        with tqdm(total=len(paths), desc="Scoring", unit="image", delay=2, disable=None) as bar:
             for chunk, futures in _ahead(pool, read, chunks):
                 ready = _readable(chunk, futures, results)
                 if ready:
@@ -280,11 +283,12 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _write(model: Path, detector: Detector, results: Results, threshold: Any, options: Options) -> None:
     anomalous = _write_scores(options.out / "scores.csv", detector, results.rows, threshold)
+    rate = detector.false_alarm_rate if options.false_alarm_rate is None else options.false_alarm_rate
     card = {key: detector.card.get(key) for key in ("method", "data", "protocol", "pretraining", "seed", "config_hash")}
     try:
         _write_lines(options.out / "unreadable.csv", [("path", "error"), *results.unreadable])
         write_json(options.out / "predict.json", {
-            "model": str(model), **card, "threshold": threshold, "asked_false_alarm_rate": options.false_alarm_rate,
+            "model": str(model), **card, "threshold": threshold, "asked_false_alarm_rate": rate,
             "scored": len(results.rows), "anomalous": anomalous, "unreadable": len(results.unreadable),
             "maps": options.maps, "maps_not_written": len(results.unwritten), "adbench": __version__,
         })  # fmt: skip

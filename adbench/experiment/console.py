@@ -39,6 +39,8 @@ def announce(job: Job) -> None:
     held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
     if what := purpose(str(record.method)):
         log.info(f"{record.method}: {what}")
+        if "ImageNet weights" in what and record.pretraining == "none":
+            log.warning("warning: without pretraining=imagenet the features are those of random weights")
     log.info(
         f"{record.method} on {_data_name(record.data, record.data_id)} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
@@ -101,12 +103,17 @@ def summary(record: Mapping[str, Any], folder: Path) -> str:
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
     title = f"{record['method']} on {_data_name(record['data'], record.get('data_id'))}, seed {record['seed']}"
     if tested:
-        return "\n".join([*lines, f"{title}: {', '.join(main) or 'no metric is defined'} -> {folder}"])
+        lines.append(f"{title}: {', '.join(main) or 'no metric is defined'} -> {folder}")
+        return "\n".join([*lines, _next(folder)] if record["data"] == "folder" else lines)
     if quantiles := threshold.get("score_quantiles"):
         text = ", ".join(f"{100 * float(share):g} % {value:.4g}" for share, value in quantiles.items())
         lines.insert(0, f"scores of normal images that were not trained on, by the share below: {text}")
     lines.append(f"{title}: trained on normal images alone, nothing to test -> {folder}")
-    return "\n".join([*lines, f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR"])
+    return "\n".join([*lines, _next(folder)])
+
+
+def _next(folder: Path) -> str:
+    return f"score new images with: python -m adbench.predict {shlex.quote(str(folder))} DIR --out scored"
 
 
 def log_error(error: BaseException) -> None:

@@ -175,7 +175,8 @@ def _threshold(record: dict[str, Any], folder: RunFolder, quantile: float, train
 
     threshold: Threshold | None = record.get("threshold")
     if threshold is None or threshold["quantile"] != quantile:
-        threshold = held_out_threshold(held_out_scores(folder), quantile)
+        origin = threshold["origin"] if threshold else "held-out normal training samples"
+        threshold = held_out_threshold(held_out_scores(folder), quantile, origin)
     if threshold is None:
         return None
-    return {**threshold, "origin": f"held-out normal training samples of {trained_on} (the run's own)"}
+    return {**threshold, "origin": f"{threshold['origin']} of {trained_on} (the run's own)"}

@@ -99,7 +99,7 @@ class Recorder:
         ]
         outcomes.extend(jobs)
         with _sigterm_as_exit():
-            for job in tqdm(jobs, desc="composing", unit="job", delay=2, leave=False):
+            for job in tqdm(jobs, desc="composing", unit="job", delay=2, leave=False, disable=None):
                 self._compose(job)
             self._run([job for job in jobs if not job.done])
         return [self._returned(job) for job in jobs]

@@ -56,7 +56,7 @@ def greedy_coreset(rows: Tensor, count: int, first: int, head: int = 24) -> Tens
     distance = torch.full((n,), torch.inf, device=rows.device, dtype=rows.dtype)
     chosen = torch.empty(count, dtype=torch.int64, device=rows.device)
     place = torch.tensor(first, device=rows.device)
-    for k in tqdm(range(count), desc="Choosing a coreset", unit="row", delay=2, leave=False):
+    for k in tqdm(range(count), desc="Choosing a coreset", unit="row", delay=2, leave=False, disable=None):
         chosen[k] = place
         bound = torch.addmv(front_length, front, front[place], alpha=-2).add_(front_length[place] - slack)
         closer = (bound < distance).nonzero()[:, 0]

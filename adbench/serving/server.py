@@ -27,7 +27,7 @@ def create_service(
     *,
     device: str = "cpu",
     trust: Sequence[str] = (),
-    false_alarm_rate: float = 0.01,
+    false_alarm_rate: float | None = None,
     max_batch: int = 16,
     places: int = 128,
     limits: Limits | None = None,
