@@ -40,7 +40,12 @@ def make(name: str, tmp_path, *overrides: str):
     return method, stripes(method, size, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", variants())
+FULL_SIZE = ("pwae", "padim", "igd")  # these take long; their small presets are looked at in every run of the tests
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in FULL_SIZE else name for name in variants()]
+)
 def test_method_contract(name):
     """Trains every parameter, sees no label, scores every row by itself, survives a checkpoint, resumes exactly."""
     cfg = configuration(name)

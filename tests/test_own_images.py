@@ -159,6 +159,7 @@ def test_the_final_model_is_fitted_on_all_rows(run, parts):
     assert float(detector.score([parts / path for path in trained]).image.max()) < 1e-2
 
 
+@pytest.mark.slow
 def test_a_method_that_trains_holds_out_what_the_threshold_needs_and_says_where_it_cannot(run, tmp_path, capsys):
     for count, held_out, silent in ((60, 19, True), (12, 3, False), (4, 1, False)):
         root = write(tmp_path / f"n{count}", count=count)
@@ -227,6 +228,7 @@ def test_good_images_alone_all_train_and_the_last_line_says_how_to_score_new_one
 # -- from end to end --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_photographs_to_a_graph_that_scores_the_folder_the_same(tmp_path, monkeypatch, capsys):
     from adbench.experiment.folder import latest_run
     from adbench.export import main as export
@@ -254,6 +256,7 @@ def test_from_photographs_to_a_graph_that_scores_the_folder_the_same(tmp_path, m
     assert scores == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["names", "nested", "link"])
 def test_other_layouts_give_the_same_scores(run, tmp_path, layout):
     plain = write(tmp_path / "plain")

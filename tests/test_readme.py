@@ -15,10 +15,16 @@ from adbench.serve import _parser as serve_parser
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = re.findall(
-    r"^```bash\n(.*?)^```", "\n".join(page.read_text(encoding="utf-8") for page in PAGES), re.MULTILINE | re.DOTALL
-)
-LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+FIRST = [page for page in PAGES if page == README or page.parent.name in ("docs", "guide")]  # what a reader types first
+
+
+def _lines(pages: list[Path]) -> list[str]:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+LINES = _lines(PAGES)
 # A command that stands on several pages runs once.
 RUNS = sorted({line for line in LINES if line.startswith("python -m adbench.run")})
 COMMANDS = list(dict.fromkeys(line for line in LINES if line.startswith("python -m adbench.") and line not in RUNS))
@@ -39,7 +45,9 @@ def test_a_make_target_of_the_pages_exists(line):
     assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", RUNS)
+@pytest.mark.parametrize(
+    "line", [line if line in _lines(FIRST) else pytest.param(line, marks=pytest.mark.slow) for line in RUNS]
+)
 def test_a_run_command_of_the_pages_runs(line, run, data_root, tmp_path):
     place = data_root / "mvtec/bottle" if "data=folder" in line else data_root
     arguments = [a.replace("=DIR", f"={place}") for a in shlex.split(line)[3:]]

@@ -25,7 +25,8 @@ def files_of_the_test(folder):
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(("method=pwae/small", "data=mvtec/bottle", "data.image_size=48"), "ablation/sum_image_auroc"),
+    [pytest.param(("method=pwae/small", "data=mvtec/bottle", "data.image_size=48"), "ablation/sum_image_auroc",
+                  marks=pytest.mark.slow),
      (("method=cbigan/small", "data=mvtec/bottle"), "pixel_pro")],
 )  # fmt: skip
 def test_an_evaluation_of_the_runs_own_data_leaves_the_files_and_the_numbers_of_the_run(finished, arguments, extra):
@@ -44,6 +45,7 @@ def test_an_evaluation_of_the_runs_own_data_leaves_the_files_and_the_numbers_of_
     assert after["threshold"]["value"] == before["threshold"]["value"]
 
 
+@pytest.mark.slow
 def test_the_pictures_of_an_evaluation_are_as_many_as_asked_for(finished):
     run = finished("method=cbigan/small", "data=mvtec/bottle")
     assert evaluate([str(run), "evaluation.gallery=0"]) == 0
@@ -63,6 +65,7 @@ def test_what_an_evaluation_does_not_change_is_the_runs_own(finished):
     assert metrics_of(run / "evaluations" / "digits" / "4")["data_id"] == "digits/4"
 
 
+@pytest.mark.slow
 def test_a_place_that_stood_on_the_runs_command_line_stays_that_of_its_evaluations(finished, data_root, tmp_path):
     shutil.copytree(data_root / "mvtec", tmp_path / "elsewhere")
     run = finished("method=pca", "data=mvtec/bottle", f"data.source.root={tmp_path / 'elsewhere'}")
@@ -143,7 +146,9 @@ def test_a_record_holds_what_is_known_and_null_where_a_value_is_none():
 # -- what comes with the scores ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "codes"), [("pwae/small", 3), ("esad/small", 3), ("igd/small", 0)])
+@pytest.mark.parametrize(
+    ("name", "codes"), [("pwae/small", 3), ("esad/small", 3), pytest.param("igd/small", 0, marks=pytest.mark.slow)]
+)
 def test_a_test_encodes_each_image_once(finished, name, codes):
     folder = RunFolder(finished(f"method={name}", "data=mvtec/bottle"))
     cfg, method = folder.config(), load_method(folder)

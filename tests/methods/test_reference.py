@@ -131,6 +131,7 @@ def test_a_bank_holds_the_unlabelled_rows_and_no_known_anomaly(protocol, tmp_pat
             assert torch.isfinite(method.score(images_under_test(data)[:8]).image).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_run_that_stops_in_its_test_goes_on_with_the_bank_that_it_had(name, run, monkeypatch):
     def scores(folder):

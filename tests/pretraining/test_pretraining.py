@@ -385,6 +385,7 @@ def test_own_rows_are_a_named_fall_back_that_is_told(teacher_file, tmp_path, cap
     assert given.images_used() == {"source": "folder", "folder": str(folder), "files": 2}
 
 
+@pytest.mark.slow
 def test_metrics_json_says_what_a_run_was_distilled_on(run, teacher_file, tmp_path):
     folder = small_folder(tmp_path / "images")
     for images, expected in (
