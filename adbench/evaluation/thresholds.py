@@ -69,7 +69,7 @@ def held_out_threshold(
     if n == 0:
         warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)
         return None
-    rate = 1 - quantile
+    rate = round(1 - quantile, 12)  # 0.05, not 0.050000000000000044
     least = 1 / (n + 1)  # of a new normal sample to exceed the largest of n others
     if rate < least - 1e-9:
         asked, attainable = _told_apart(rate, least)

@@ -196,16 +196,9 @@ def complete(method: Any, datamodule: Any, device: Any) -> None:
         datamodule: set up.
         device: of the training.
     """
-    import torch
-
     method.to(device).eval()
-    with torch.no_grad():
-        if not bool(method.prepared):
-            method.prepare(datamodule.training_batches(device))
-            method.prepared.fill_(True)
-        if not bool(method.calibrated):
-            method.calibrate(datamodule.holdout_batches(device))
-            method.calibrated.fill_(True)
+    method.ensure_prepared(datamodule.training_batches(device))
+    method.ensure_calibrated(datamodule.holdout_batches(device))
 
 
 def _save_calibrated(job: Job) -> None:

@@ -267,18 +267,26 @@ class Method(LightningModule):
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
-    def ensure_prepared(self) -> None:
-        """Run `prepare` on the training rows, in eval mode and without gradients, unless it has been run."""
+    def ensure_prepared(self, rows: Iterable[Batch] | None = None) -> None:
+        """Run `prepare` on the training rows, in eval mode and without gradients, unless it has been run.
+
+        Args:
+            rows: the training rows on the module's device; None asks the trainer for them.
+        """
         if not bool(self.prepared):
-            self._fill(self.prepare, self.training_rows(), self.prepared)
+            self._fill(self.prepare, self.training_rows() if rows is None else rows, self.prepared)
 
-    def ensure_calibrated(self) -> None:
+    def ensure_calibrated(self, rows: Iterable[Batch] | None = None) -> None:
         """Run `calibrate` on the held-out rows, in eval mode and without gradients, unless it has been run since the
-        last training."""
-        if not bool(self.calibrated):
-            self._fill(self.calibrate, self.holdout_rows(), self.calibrated)
+        last training.
 
-    def _fill(self, step: Callable[[Iterable[Batch]], None], rows: Iterator[Batch], flag: Tensor) -> None:
+        Args:
+            rows: the held-out rows on the module's device; None asks the trainer for them.
+        """
+        if not bool(self.calibrated):
+            self._fill(self.calibrate, self.holdout_rows() if rows is None else rows, self.calibrated)
+
+    def _fill(self, step: Callable[[Iterable[Batch]], None], rows: Iterable[Batch], flag: Tensor) -> None:
         training = self.training
         self.eval()
         with torch.no_grad():
