@@ -195,3 +195,11 @@ def test_the_same_name_with_other_images_is_other_data(runs):
     other = second._replace(record={**second.record, "data_fingerprint": "another"})
     with pytest.raises(figures.UserError, match="with other images"):
         figures.refuse_different_data([first, other])
+
+
+def test_rows_of_each_kind_are_few_spread_and_the_same_each_time():
+    defects = np.array(["good"] * 8 + ["scratch"] * 8 + ["stain"] * 8)
+    rows = np.random.default_rng(0).permutation(24)
+    assert figures.rows_of_each_kind(defects, rows, 2) == [10, 14, 18, 22, 2, 6]
+    assert figures.rows_of_each_kind(defects, np.sort(rows), 2) == [10, 14, 18, 22, 2, 6]
+    assert figures.rows_of_each_kind(defects, np.array([9]), 2) == [9]

@@ -64,7 +64,7 @@ class Panels(Observer):
     ) -> None:
         self.folder, self.evaluator = Path(folder), evaluator
         rows = np.sort(evaluator.subject.rows)
-        self.normals = torch.tensor(_spread(rows[evaluator.subject.defects[rows] == "good"], normals))
+        self.normals = torch.tensor(spread(rows[evaluator.subject.defects[rows] == "good"], normals))
         self.numbers = {"anomalous": anomalous, "normal": len(self.normals)}
         self._kept: dict[str, Kept] = {}
 
@@ -157,19 +157,8 @@ def publish(figures: dict[str, Figure], folder: Path, trainer: Trainer) -> None:
                 logger.experiment.add_image(f"figures/{name}", rendered(figure), trainer.global_step, dataformats="HWC")
 
 
-def chosen_rows(
-    defects: NDArray[np.str_], test_rows: NDArray[np.int64], per_defect: int, normals: int, at_most: int
-) -> list[int]:
-    """Rows to draw: of each defect kind and of the normal rows some that are evenly spread over the sorted rows."""
-    test_rows = np.sort(test_rows)
-    kinds = defects[test_rows]
-    chosen: list[int] = []
-    for kind in sorted(set(kinds.tolist()), key=lambda kind: (kind == "good", kind)):
-        chosen += _spread(test_rows[kinds == kind], normals if kind == "good" else per_defect)
-    return _spread(np.array(chosen, dtype=np.int64), at_most)
-
-
-def _spread(rows: NDArray[np.int64], number: int) -> list[int]:
+def spread(rows: NDArray[np.int64], number: int) -> list[int]:
+    """So many of the rows, evenly spread over them; all where there are no more."""
     if len(rows) > number:
         rows = rows[((np.arange(number) + 0.5) * len(rows) / number).astype(np.int64)]
     return rows.tolist()

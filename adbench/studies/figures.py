@@ -196,6 +196,24 @@ def codes(runs: Sequence[Finished]) -> Figure:
 # -- reconstructions --------------------------------------------------------------------------------------------------
 
 
+def rows_of_each_kind(defects: Any, rows: Any, number: int) -> list[int]:
+    """Of each defect kind, and last of the normal rows, so many that are evenly spread over the sorted rows.
+
+    Args:
+        defects: (N,) kind of each row of the record table, "good" of normal ones.
+        rows: (n,) of it.
+        number: of each kind.
+    """
+    import numpy as np
+
+    from adbench.evaluation.panels import spread
+
+    rows = np.sort(rows)
+    kinds = defects[rows]
+    in_order = sorted(set(kinds.tolist()), key=lambda kind: (kind == "good", kind))
+    return [row for kind in in_order for row in spread(rows[kinds == kind], number)]
+
+
 def reconstructions(
     runs: Sequence[Finished], number: int | None = None, per_defect: int | None = None, rows: str | None = None
 ) -> Figure:
@@ -203,7 +221,7 @@ def reconstructions(
     import numpy as np
     import torch
 
-    from adbench.evaluation.panels import chosen_rows
+    from adbench.evaluation.panels import spread
     from adbench.experiment.build import load_method
 
     methods = [load_method(run.path) for run in runs]
@@ -213,9 +231,9 @@ def reconstructions(
     if rows is not None:
         chosen = _given_rows(rows, tested.tolist())
     elif per_defect is not None:
-        chosen = chosen_rows(records.defect, tested, per_defect, per_defect, len(tested))
+        chosen = rows_of_each_kind(records.defect, tested, per_defect)
     else:
-        chosen = chosen_rows(np.full(len(records), "any"), tested, number or 6, 0, len(tested))
+        chosen = spread(tested, number or 6)
     columns = []
     for run, method, datamodule in zip(runs, methods, datamodules, strict=True):
         image, mask = _test_images(datamodule, chosen)

@@ -12,7 +12,7 @@ from adbench.evaluation import panels as drawing
 from adbench.evaluation.evaluator import Evaluator
 from adbench.evaluation.metrics import curve
 from adbench.evaluation.observers import Subject
-from adbench.evaluation.panels import Panel, Panels, chosen_rows
+from adbench.evaluation.panels import Panel, Panels
 from adbench.types import Batch, Scores
 
 N = 24
@@ -102,17 +102,6 @@ def test_a_test_set_of_one_label_has_no_roc_curve(tmp_path):
     with pytest.warns(UserWarning, match="both kinds"):
         run(tmp_path, loader)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "panels.png"]
-
-
-def test_chosen_rows_are_few_spread_and_the_same_each_time():
-    test_rows = np.random.default_rng(0).permutation(N)
-    chosen = chosen_rows(DEFECTS, test_rows, per_defect=2, normals=4, at_most=24)
-    assert chosen == chosen_rows(DEFECTS, np.sort(test_rows), 2, 4, 24)
-    assert DEFECTS[chosen].tolist() == ["scratch"] * 2 + ["stain"] * 2 + ["good"] * 4
-    assert chosen == [10, 14, 18, 22, 1, 3, 5, 7]
-    many = np.array([f"kind {k}" for k in range(100)])
-    assert len(set(chosen_rows(many, np.arange(100), 2, 4, 24))) == 24
-    assert chosen_rows(DEFECTS, np.array([9]), 2, 4, 24) == [9]
 
 
 @pytest.mark.parametrize(
