@@ -7,6 +7,9 @@ same numbers for training batch k as one that ran through.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,3 +29,25 @@ def torch_stream(seed: int, *purpose: str | int, device: torch.device | str = "c
 def numpy_stream(seed: int, *purpose: str | int) -> np.random.Generator:
     """A NumPy generator for one purpose, e.g. `numpy_stream(seed, "rows", epoch)`."""
     return np.random.default_rng(derived_seed(seed, *purpose))
+
+
+@contextmanager
+def seeded_globals(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """For code of others, which draws from the global generators: inside, everything random is a pure function of
+    `seed` and the purpose; outside, the generators of Python, NumPy and torch go on as if nothing had been drawn.
+
+    Args:
+        device: where the code draws beside the CPU.
+    """
+    derived = derived_seed(seed, *purpose)
+    python, arrays = random.getstate(), np.random.get_state()
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(derived)
+        random.seed(derived)
+        np.random.seed(derived % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

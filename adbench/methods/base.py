@@ -44,6 +44,8 @@ class Method(LightningModule):
     gradient_free: tuple[str, ...] = ()
     #: Whether `score` returns anomaly maps.
     has_maps: bool = True
+    #: Whether the score of a row depends on the rows that are scored with it; only detectors of others may.
+    transductive: bool = False
     #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
     takes_bytes: bool = False
 
