@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from adbench.experiment import identity
 from adbench.experiment.groups import conf_dir
+from hydra_plugins.adbench_sweepers import combinations
 
 
 @cache
@@ -68,10 +68,12 @@ def _identity(overrides: Sequence[str]) -> identity.Identity:
 @cache
 def jobs_of(experiment: str, *extra: str) -> tuple[tuple[str, ...], ...]:
     """The overrides of each job of an experiment by Hydra's own splitting; one job without any for a preset."""
-    swept = OmegaConf.to_container(multirun(experiment).hydra.sweeper).get("params") or {}
-    words = [f"{key}={value}" for key, value in swept.items()] + [f"experiment={experiment}", *extra]
-    parsed = OverridesParser.create(config_loader=_loader()).parse_overrides(words)
-    return tuple(map(tuple, BasicSweeper.split_arguments(parsed, None)[0]))
+    sweeper = OmegaConf.to_container(multirun(experiment).hydra.sweeper)
+    words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create(config_loader=_loader()).parse_overrides(
+        [*words, f"experiment={experiment}", *extra]
+    )
+    return tuple(map(tuple, combinations(parsed, sweeper.get("axes"), _loader())))
 
 
 def multirun(experiment: str, *extra: str) -> DictConfig:

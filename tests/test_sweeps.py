@@ -54,6 +54,34 @@ def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):
     )
 
 
+AXES = """
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    axes:
+      method: [{method: "brightness,pca"}, {method: knn/small, pretraining: imagenet}]
+      protocol: [{protocol: contaminated, protocol.ratio: "0.25,0.5"}, {protocol: small_train, protocol.fraction: 0.9}]
+"""
+
+
+def test_values_that_go_together_are_alternatives_of_an_axis_and_a_key_given_by_hand_takes_its_axis_away(
+    run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_" + AXES)
+    monkeypatch.setenv("ADBENCH_CONF", str(tmp_path / "conf"))
+    assert run("-m", "experiment=mine", "data=mvtec/bottle", "--cfg", "job")[0] == 0
+    first = capsys.readouterr()
+    assert "9 jobs" in first.err
+    assert "Brightness" in first.out
+    code, _ = run("-m", "experiment=mine", "method=brightness", "data=mvtec/bottle", "seed=0,1", *QUICK)
+    assert code == 0
+    names = [job.name for job in sweeps.outcomes]
+    assert len(set(names)) == len(names) == 6
+    assert sum("/contaminated_0.25/" in name for name in names) == 2
+    assert sum("/small_train_0.9/" in name for name in names) == 2
+
+
 @pytest.mark.parametrize(("axes", "wanted"), [((2, 2, 2), 4), ((3, 4), 6), ((5, 5, 2), 10), ((2, 3), 6), ((3,), 5)])
 def test_jobs_spread_over_a_sweep_are_distinct_and_leave_no_value_of_an_axis_out(axes, wanted):
     jobs = list(itertools.product(*(range(n) for n in axes)))

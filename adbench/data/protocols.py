@@ -17,6 +17,8 @@ from adbench.types import UserError
 
 FOLDS = 5  # of a cross-validation
 Share = float | Literal["auto", "cv"]  # a run puts a `HoldOut` in the place of a word
+SHARES = ("labelled_ratio", "pollution_ratio", "labelled_normal_ratio")
+WORDS = {"train": "training", "test": "test"}  # a split in messages
 FEW = 200  # rows of which several fits take seconds
 
 
@@ -110,12 +112,14 @@ def semi_supervised(
     pollution_ratio: float = 0.0,
     labelled_classes: int | str | Sequence[str | int] = 1,
     labelled_normal_ratio: float = 0.0,
+    anomalies: str = "auto",
     holdout: Share = 0.05,
 ) -> Split:
     """Normal training rows with some known anomalies and some unknown ones; nobody trains on the other anomalies.
 
     Known and unknown anomalies are drawn without overlap, the known ones first. The held-out rows are taken off before
-    anything is counted. Unsupervised methods later lose the known anomalies, and only those.
+    anything is counted. Unsupervised methods later lose the known anomalies, and only those. Rows that come from the
+    test split are not tested, by any method.
 
     Source: Ruff et al. 2020 (Deep SAD), section 4; Huang et al. 2021 (ESAD), section 4.2.
 
@@ -126,41 +130,69 @@ def semi_supervised(
         labelled_classes: how many kinds of anomaly are known, drawn at random (0: no labels); a list of their names; or
             "all", however many there are (k_l). Kinds are the defects, which in data sets of classes are the classes.
         labelled_normal_ratio: known normals as a share of all training rows.
+        anomalies: the split that the anomalies come from: "train"; "test", as `contaminated` does; or "auto", the
+            training rows where any of them is anomalous, else the test rows.
         holdout: share of the normal training rows kept back.
     """
     train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
     none = isinstance(labelled_classes, int) and labelled_classes == 0
     wanted = semi_supervised_counts(len(train), 0.0 if none else labelled_ratio, pollution_ratio, labelled_normal_ratio)
-    for name, value, count in (
-        ("labelled_ratio", 0.0 if none else labelled_ratio, wanted.known_anomalous),
-        ("pollution_ratio", pollution_ratio, wanted.unknown_anomalous),
-        ("labelled_normal_ratio", labelled_normal_ratio, wanted.known_normal),
-    ):
-        if value > 0 and count == 0:
-            raise UserError(f"protocol.{name}={value} of {len(train)} normal training rows is less than one row")
-    anomalous = rng.permutation(np.flatnonzero((records.split == "train") & (records.label == 1)))
-    kinds = _known_kinds(records, anomalous, rng, 0 if wanted.known_anomalous == 0 else labelled_classes)
+    shares = (0.0 if none else labelled_ratio, pollution_ratio, labelled_normal_ratio)
+    counts = (wanted.known_anomalous, wanted.unknown_anomalous, wanted.known_normal)
+    for name, share, count in zip(SHARES, shares, counts, strict=True):
+        if share > 0 and count == 0:
+            raise UserError(f"protocol.{name}={share} of {len(train)} normal training rows is less than one row")
+    pool = _split_with_anomalies(records, anomalies)
+    anomalous = rng.permutation(np.flatnonzero((records.split == pool) & (records.label == 1)))
+    kinds = _known_kinds(records, anomalous, rng, 0 if wanted.known_anomalous == 0 else labelled_classes, WORDS[pool])
     of_known_kind = np.isin(records.defect[anomalous], kinds)
     known = anomalous[of_known_kind][: wanted.known_anomalous]
-    if len(known) < wanted.known_anomalous:
-        raise UserError(
-            f"protocol.labelled_ratio={labelled_ratio} asks for {wanted.known_anomalous} known anomalies, and the "
-            f"training rows hold {len(known)} of {', '.join(kinds)}; lower it, or know more protocol.labelled_classes"
-        )
     # Drawn anew: at the front of the first draw the known kinds are thinned out.
     left = rng.permutation(anomalous[~np.isin(anomalous, known)])
     unknown = left[: wanted.unknown_anomalous]
+    if len(known) < wanted.known_anomalous:
+        raise UserError(
+            f"protocol.labelled_ratio={labelled_ratio} asks for {wanted.known_anomalous} known anomalies, and the "
+            f"{WORDS[pool]} rows hold {len(known)} of {', '.join(kinds)}; lower it, or know more "
+            "protocol.labelled_classes"
+        )
     if len(unknown) < wanted.unknown_anomalous:
         raise UserError(
             f"protocol.pollution_ratio={pollution_ratio} asks for {wanted.unknown_anomalous} unlabelled anomalies, and "
-            f"{len(unknown)} anomalous training rows are left; lower protocol.pollution_ratio"
+            f"{len(unknown)} anomalous {WORDS[pool]} rows are left; lower protocol.pollution_ratio"
         )
+    tested = _without_moved(records, np.concatenate([known, unknown]))
     known_normal = rng.permutation(train)[: wanted.known_normal]
     rows = np.sort(np.concatenate([train, known, unknown]))
     label = np.zeros(len(rows), np.int8)
     label[np.isin(rows, known)] = -1
     label[np.isin(rows, known_normal)] = 1
-    return Split(rows, label, kept, np.flatnonzero(records.split == "test"))
+    return Split(rows, label, kept, tested)
+
+
+def _split_with_anomalies(records: Records, wanted: str) -> str:
+    """Where the anomalies of `semi_supervised` come from: "train" or "test"."""
+    if wanted not in ("auto", *WORDS):
+        raise UserError(f"protocol.anomalies is auto, train or test, got {wanted}")
+    if wanted != "auto":
+        return wanted
+    return "train" if ((records.split == "train") & (records.label == 1)).any() else "test"
+
+
+def _without_moved(records: Records, moved: np.ndarray) -> np.ndarray:
+    """The test rows without those that train.
+
+    Raises:
+        UserError: every anomalous test row trains.
+    """
+    test = np.flatnonzero(records.split == "test")
+    left = np.setdiff1d(test, moved)
+    if records.label[test].any() and not records.label[left].any():
+        raise UserError(
+            f"all {int(records.label[test].sum())} anomalous test rows would train: none would be left to test; lower "
+            "protocol.labelled_ratio and protocol.pollution_ratio, or use more anomalous images"
+        )
+    return left
 
 
 class SemiSupervisedCounts(NamedTuple):
@@ -179,11 +211,7 @@ def semi_supervised_counts(
 
     Source: Ruff et al. 2020 (Deep SAD), section 4, and its published sampler.
     """
-    for name, value in (
-        ("labelled_ratio", labelled_ratio),
-        ("pollution_ratio", pollution_ratio),
-        ("labelled_normal_ratio", labelled_normal_ratio),
-    ):
+    for name, value in zip(SHARES, (labelled_ratio, pollution_ratio, labelled_normal_ratio), strict=True):
         if not 0 <= value < 1:
             raise UserError(f"protocol.{name} is a share in [0, 1), got {value}")
     odds = pollution_ratio / (1 - pollution_ratio)
@@ -200,9 +228,13 @@ def semi_supervised_counts(
 
 
 def _known_kinds(
-    records: Records, anomalous: np.ndarray, rng: np.random.Generator, wanted: int | str | Sequence[str | int]
+    records: Records,
+    anomalous: np.ndarray,
+    rng: np.random.Generator,
+    wanted: int | str | Sequence[str | int],
+    word: str,
 ) -> list[str]:
-    """The names of the kinds of anomaly of which some are known."""
+    """The names of the kinds of anomaly of which some are known; `word` tells whose rows the anomalous ones are."""
     present = sorted(set(records.defect[anomalous].tolist()))
     if wanted == "all":
         wanted = max(1, len(present))
@@ -214,16 +246,16 @@ def _known_kinds(
     if isinstance(wanted, int):
         if not 0 <= wanted <= len(present):
             raise UserError(
-                f"protocol.labelled_classes={wanted} kinds of known anomalies were asked for; the training rows hold "
+                f"protocol.labelled_classes={wanted} kinds of known anomalies were asked for; the {word} rows hold "
                 f"{len(present)}{': ' if present else ''}{', '.join(present)}"
-                + ("" if present else "; this data set has no anomalous training rows: use protocol=one_class")
+                + ("" if present else f"; this data set has no anomalous {word} rows: use protocol=one_class")
             )
         return [present[i] for i in rng.permutation(len(present))[:wanted]]
     names = [str(name) for name in wanted]
     missing = [name for name in names if name not in present]
     if missing or len(set(names)) < len(names):
         raise UserError(
-            f"protocol.labelled_classes=[{', '.join(names)}] must name different kinds of anomalous training rows; "
+            f"protocol.labelled_classes=[{', '.join(names)}] must name different kinds of anomalous {word} rows; "
             f"there are {', '.join(present) or 'none'}"
         )
     return names

@@ -36,6 +36,7 @@ UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "d
 # Keys that came after the first runs, with the values at which all is as it was before them.
 AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "protocol.duplicates": ("warn", "refuse"),
+    "protocol.anomalies": ("auto",),  # where `auto` takes test rows, a run was refused before
     "data.bits": (16,),
     "data.source.bits": (16,),
     "data.label": (None,),

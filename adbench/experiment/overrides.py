@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from adbench.experiment import own_images  # noqa: F401  (its resolvers, which c
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
 from adbench.experiment.values import TRAINER, accepted, as_mapping
 from adbench.types import UserError
+from hydra_plugins.adbench_sweepers import alternatives
 
 KINDS = ("object", "texture", "small", "tabular")
 PATHS = ("root", "file", "results", "data_root", "cache_dir", "folder", "checkpoint", "images")
@@ -213,6 +215,7 @@ class Known:
         hydra = self.base["hydra"]
         self.multirun = "MULTIRUN" in str(hydra.get("mode"))
         self.params: dict[str, str] = {k: str(v) for k, v in (hydra["sweeper"].get("params") or {}).items()}
+        self.axes: Mapping[str, list[Mapping[str, Any]]] = hydra["sweeper"].get("axes") or {}
 
     def is_group(self, key: str) -> bool:
         return bool(self.loader.get_group_options(key))
@@ -231,12 +234,18 @@ class Known:
     def others(self) -> Iterator[Mapping[str, Any]]:
         """What else a job of the sweep may have: each further choice of each swept group."""
         swept = {group: self.values(f"{group}={values}") for group, values in self.params.items() if group[0] != "+"}
-        for group, names in (swept | self.chosen).items():
-            for name in names if self.is_group(group.lstrip("+")) else ():
-                try:
-                    yield self._composed({group: name})[0]
-                except UserError:
-                    continue  # that job says so
+        jobs = [
+            {group: name}
+            for group, names in (swept | self.chosen).items()
+            for name in (names if self.is_group(group.lstrip("+")) else ())
+        ]
+        for together in (values for axis in self.axes.values() for values in axis):
+            jobs.append({group: str(name) for group, name in together.items() if self.is_group(group)})
+        for job in jobs:
+            try:
+                yield self._composed(job)[0]
+            except UserError:
+                continue  # that job says so
 
     def _composed(self, other: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {group: names[0] for group, names in self.chosen.items() if names} | other
@@ -448,6 +457,9 @@ def first_job(texts: Iterable[str]) -> tuple[list[str], int]:
     mine = {str(override.input_line).partition("=")[0] for override in parsed}
     lines = [f"{key}={value}" for key, value in known.params.items() if key not in mine]
     jobs, first = 1, []
+    for axis in alternatives(known.axes, mine | set(known.params)):
+        jobs *= sum(math.prod(len(known.values(line)) for line in together) for together in axis)
+        first += [f"{line.partition('=')[0]}={known.values(line)[0]}" for line in axis[0]]
     for text in [*lines, *(str(override.input_line) for override in parsed)]:
         override = known.parser.parse_override(text)
         if not override.is_sweep_override():

@@ -33,7 +33,7 @@ PROTOCOLS = {  # ours -> the values that tell a run's protocol from another's
     "one_class": (),
     "small_train": ("fraction",),
     "contaminated": ("ratio",),
-    "semi_supervised": ("labelled_ratio", "labelled_classes", "pollution_ratio", "labelled_normal_ratio"),
+    "semi_supervised": ("labelled_ratio", "labelled_classes", "pollution_ratio", "labelled_normal_ratio", "anomalies"),
 }
 OWN_DATA = ("folder", "npz", "tabular", "dataset")  # groups whose name and contents are the user's
 IDENTITY = ("data.id", "data.name", "data.file", "data.root", "data.list", "data.normal_class", "data.source.")
@@ -386,6 +386,8 @@ def _own_protocol(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any]
         parts["labelled_classes"] = (len(classes) if isinstance(classes, list) else classes) if labelled else 0
         parts |= {key: shares[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
         parts = {key: value for key, value in parts.items() if value}
+        if parts and values.get("anomalies") == "test":  # else where the data set has them
+            parts["anomalies"] = "test"
         if parts:
             return ("protocol", name), *parts.items()
     if name in ("one_class", "semi_supervised") or (values and name in ("small_train", "contaminated")):

@@ -81,6 +81,36 @@ def test_semi_supervised_gives_exact_counts_or_refuses(records, seed, labelled, 
 
 
 @settings(max_examples=60, deadline=None)
+@given(tables, st.integers(0, 3), st.floats(0, 0.4), st.floats(0, 0.4), holdouts)
+def test_anomalies_of_the_test_rows_train_or_are_tested_and_never_both(records, seed, labelled, polluted, holdout):
+    options = {"labelled_ratio": labelled, "pollution_ratio": polluted, "labelled_classes": "all", "holdout": holdout}
+    try:
+        split = semi_supervised(records, rng(seed), "semi", anomalies="test", **options)
+    except UserError:
+        return
+    is_whole(split, records)
+    moved = split.train[records.label[split.train] == 1]
+    assert (records.split[moved] == "test").all()
+    assert set(split.test) | set(moved) == set(np.flatnonzero(records.split == "test"))
+    assert records.label[split.test].any()
+
+
+def test_auto_takes_the_training_rows_where_any_is_anomalous_and_else_the_test_rows():
+    with_some = semi_supervised(CLASSES, rng(), "semi", labelled_ratio=0.1)
+    assert np.array_equal(
+        with_some.train, semi_supervised(CLASSES, rng(), "semi", labelled_ratio=0.1, anomalies="train").train
+    )
+    records = table({"0": 90}, {"0": 10, "1": 20})
+    without = semi_supervised(records, rng(), "semi", labelled_ratio=0.1, holdout=0)
+    assert int((without.semi_label == -1).sum()) == 10
+    assert records.label[without.test].sum() == 10
+    with pytest.raises(UserError, match="no anomalous training rows: use protocol=one_class"):
+        semi_supervised(records, rng(), "semi", labelled_ratio=0.1, anomalies="train")
+    with pytest.raises(UserError, match="anomalies is auto, train or test, got validation"):
+        semi_supervised(records, rng(), "semi", labelled_ratio=0.1, anomalies="validation")
+
+
+@settings(max_examples=60, deadline=None)
 @given(tables, st.integers(0, 3), ratios, holdouts)
 def test_contaminated_moves_exactly_its_share_of_the_anomalous_test_rows_or_refuses(records, seed, ratio, holdout):
     there = int(((records.split == "test") & (records.label == 1)).sum())
@@ -201,10 +231,11 @@ def test_what_cannot_be_is_refused_with_the_numbers(options, message):
         semi_supervised(CLASSES, rng(), "semi", **options)
 
 
-def test_a_data_set_without_anomalous_training_rows_is_told_to_take_another_protocol():
-    records = table({"0": 20}, {"0": 5, "1": 5})
-    with pytest.raises(UserError, match="no anomalous training rows: use protocol=one_class"):
-        semi_supervised(records, rng(), "semi", labelled_ratio=0.1)
+def test_a_data_set_without_enough_anomalous_rows_is_told_to_take_another_protocol():
+    with pytest.raises(UserError, match="no anomalous test rows: use protocol=one_class"):
+        semi_supervised(table({"0": 20}, {"0": 5}), rng(), "semi", labelled_ratio=0.1)
+    with pytest.raises(UserError, match="all 2 anomalous test rows would train: none would be left to test"):
+        semi_supervised(table({"0": 20}, {"0": 5, "1": 2}), rng(), "semi", labelled_ratio=0.1, holdout=0)
 
 
 @pytest.mark.parametrize("protocol, options, message", [
@@ -229,7 +260,7 @@ def test_all_kinds_are_known_however_many_there_are():
 
 
 def test_all_kinds_of_none_and_another_word_are_refused():
-    with pytest.raises(UserError, match="no anomalous training rows: use protocol=one_class"):
-        semi_supervised(table({"0": 90}, {"1": 5}), rng(), "semi", labelled_ratio=0.05, labelled_classes="all")
+    with pytest.raises(UserError, match="no anomalous test rows: use protocol=one_class"):
+        semi_supervised(table({"0": 90}, {"0": 5}), rng(), "semi", labelled_ratio=0.05, labelled_classes="all")
     with pytest.raises(UserError, match=r"is a number, a list of kinds such as \[1, 2, 3\], or all; got every"):
         semi_supervised(CLASSES, rng(), "semi", labelled_ratio=0.05, labelled_classes="every")
