@@ -142,25 +142,8 @@ def semi_supervised(
     for name, share, count in zip(SHARES, shares, counts, strict=True):
         if share > 0 and count == 0:
             raise UserError(f"protocol.{name}={share} of {len(train)} normal training rows is less than one row")
-    pool = _split_with_anomalies(records, anomalies)
-    anomalous = rng.permutation(np.flatnonzero((records.split == pool) & (records.label == 1)))
-    kinds = _known_kinds(records, anomalous, rng, 0 if wanted.known_anomalous == 0 else labelled_classes, WORDS[pool])
-    of_known_kind = np.isin(records.defect[anomalous], kinds)
-    known = anomalous[of_known_kind][: wanted.known_anomalous]
-    # Drawn anew: at the front of the first draw the known kinds are thinned out.
-    left = rng.permutation(anomalous[~np.isin(anomalous, known)])
-    unknown = left[: wanted.unknown_anomalous]
-    if len(known) < wanted.known_anomalous:
-        raise UserError(
-            f"protocol.labelled_ratio={labelled_ratio} asks for {wanted.known_anomalous} known anomalies, and the "
-            f"{WORDS[pool]} rows hold {len(known)} of {', '.join(kinds)}; lower it, or know more "
-            "protocol.labelled_classes"
-        )
-    if len(unknown) < wanted.unknown_anomalous:
-        raise UserError(
-            f"protocol.pollution_ratio={pollution_ratio} asks for {wanted.unknown_anomalous} unlabelled anomalies, and "
-            f"{len(unknown)} anomalous {WORDS[pool]} rows are left; lower protocol.pollution_ratio"
-        )
+    drawn = labelled_ratio, pollution_ratio, 0 if wanted.known_anomalous == 0 else labelled_classes
+    known, unknown = _anomalies(records, rng, wanted, _split_with_anomalies(records, anomalies), *drawn)
     tested = _without_moved(records, np.concatenate([known, unknown]))
     known_normal = rng.permutation(train)[: wanted.known_normal]
     rows = np.sort(np.concatenate([train, known, unknown]))
@@ -177,6 +160,39 @@ def _split_with_anomalies(records: Records, wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "train" if ((records.split == "train") & (records.label == 1)).any() else "test"
+
+
+def _anomalies(
+    records: Records,
+    rng: np.random.Generator,
+    wanted: SemiSupervisedCounts,
+    pool: str,
+    labelled_ratio: float,
+    pollution_ratio: float,
+    labelled_classes: int | str | Sequence[str | int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The known and the unknown anomalies among the rows of the split `pool`; the shares are for messages.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    word = WORDS[pool]
+    anomalous = rng.permutation(np.flatnonzero((records.split == pool) & (records.label == 1)))
+    kinds = _known_kinds(records, anomalous, rng, labelled_classes, word)
+    known = anomalous[np.isin(records.defect[anomalous], kinds)][: wanted.known_anomalous]
+    if len(known) < wanted.known_anomalous:
+        raise UserError(
+            f"protocol.labelled_ratio={labelled_ratio} asks for {wanted.known_anomalous} known anomalies, and the "
+            f"{word} rows hold {len(known)} of {', '.join(kinds)}; lower it, or know more protocol.labelled_classes"
+        )
+    # Drawn anew: at the front of the first draw the known kinds are thinned out.
+    left = rng.permutation(anomalous[~np.isin(anomalous, known)])
+    if len(left) < wanted.unknown_anomalous:
+        raise UserError(
+            f"protocol.pollution_ratio={pollution_ratio} asks for {wanted.unknown_anomalous} unlabelled anomalies, and "
+            f"{len(left)} anomalous {word} rows are left; lower protocol.pollution_ratio"
+        )
+    return known, left[: wanted.unknown_anomalous]
 
 
 def _without_moved(records: Records, moved: np.ndarray) -> np.ndarray:

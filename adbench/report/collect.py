@@ -382,7 +382,7 @@ def _own_protocol(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any]
         return ("protocol", name), ("ratio", shares["ratio"])
     if name == "semi_supervised":
         labelled = shares["labelled_ratio"] > 0 and classes != 0
-        parts = {"labelled_ratio": shares["labelled_ratio"] * labelled}
+        parts: dict[str, Any] = {"labelled_ratio": shares["labelled_ratio"] * labelled}
         parts["labelled_classes"] = (len(classes) if isinstance(classes, list) else classes) if labelled else 0
         parts |= {key: shares[key] for key in ("pollution_ratio", "labelled_normal_ratio")}
         parts = {key: value for key, value in parts.items() if value}
