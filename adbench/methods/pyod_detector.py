@@ -76,7 +76,7 @@ DETECTORS = {
     "KNN": Known("knn"),
     "KPCA": Known("kpca"),
     "LMDD": Known("lmdd", "company", alone=False),
-    "LOCI": Known("loci"),
+    "LOCI": Known("loci", "company", alone=False),
     "LODA": Known("loda"),
     "LOF": Known("lof"),
     "LSCP": Known("lscp"),
@@ -93,7 +93,7 @@ DETECTORS = {
     "SO_GAAL": Known("so_gaal"),
     "SOD": Known("sod", "company", alone=False),
     "SOS": Known("sos", "company", alone=False),
-    "SUOD": Known("suod", "together", needs="suod"),
+    "SUOD": Known("suod", "together", needs="suod", alone=False),
     "VAE": Known("vae", "together"),
     "XGBOD": Known("xgbod", labels=True, needs="xgboost"),
 }
@@ -267,7 +267,7 @@ class PyOD(Shallow):
         return np.concatenate(scores)
 
     def _call(self, detector: Any, rows: np.ndarray) -> np.ndarray:
-        with _repeatable(self.seed, "score"):
+        with _repeatable(self.seed, "score"), _generators_unchanged(detector):
             return np.asarray(detector.decision_function(rows), dtype=np.float64).reshape(len(rows))
 
 
@@ -378,6 +378,18 @@ def _repeatable(seed: int, purpose: str) -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextlib.contextmanager
+def _generators_unchanged(detector: Any) -> Iterator[None]:
+    """A detector that draws while it scores, from a generator of its own, draws the same in each call."""
+    own = [part for part in vars(detector).values() if isinstance(part, np.random.RandomState)]
+    states = [generator.get_state() for generator in own]
+    try:
+        yield
+    finally:
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)
 
 
 def _first_line(error: BaseException) -> str:
