@@ -124,6 +124,11 @@ def save_graph(
     Raises:
         UserError: the method cannot be exported, or the difference is `TOLERANCE` or more.
     """
+    if not method.traceable:
+        raise UserError(
+            f"{card['method']} computes its scores outside torch, so there is no graph of it to export; "
+            "--format safetensors writes what adbench.load and predict --model take"
+        )
     inputs = card["input"]
     module = Graph(_with_safe_names(method), inputs).eval()
     image = _example(inputs, input_size, 1)

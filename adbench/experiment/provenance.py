@@ -12,7 +12,8 @@ from pathlib import Path
 from adbench import __version__
 from adbench.experiment.record import Commit, Hardware
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy",
+            "pyod")  # fmt: skip
 
 
 def versions() -> dict[str, str]:

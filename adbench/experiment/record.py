@@ -106,6 +106,7 @@ class RunRecord:
     normal_class: Annotated[Any, "the normal class of a class data set, else null"] = UNKNOWN
     data_report: Annotated[dict[str, Any], "what is odd about the data, by kind, counted and named"] = UNKNOWN
     pretraining_weights: Annotated[dict[str, Any], "weights that the pretraining loaded: name and origin"] = UNKNOWN
+    transductive: Annotated[bool, "true where a row's score depends on the rows that are scored with it"] = UNKNOWN
     pretraining_images: Annotated[dict[str, Any], "images that a teacher was distilled on"] = UNKNOWN
     threshold: Annotated[Threshold | None, "above which a row is called anomalous; null without held-out rows"] = (
         UNKNOWN

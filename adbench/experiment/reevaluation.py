@@ -163,6 +163,8 @@ def _test(
         counts=count(datamodule, method), data_report=datamodule.data_report(),
         hardware=hardware(threads), versions=versions(), git=git(),
     )  # fmt: skip
+    if method.transductive:
+        result.transductive = True
     result.take(measurement)
     result.time |= {"finished": now(), "total_s": round(time.perf_counter() - started, 2)}
     target.write_metrics(result.as_json())

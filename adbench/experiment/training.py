@@ -110,12 +110,15 @@ def prepare(
     datamodule.rank_and_world = rank, world
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
+    _refuse_missing_anomalies(method, datamodule)
     # A sweep has one budget for all its methods; those without training steps (PCA, OC-SVM) do not need it.
     total = total_batches(cfg, datamodule) if is_overridden("training_step", method) else 0
     method.total_batches = total
     record.hardware = hardware(threads) | {"ranks": world}
     record.budget = Budget(name=cfg.budget.name, batches=total, batch_size=cfg.data.batch_size)
     _describe_data(record, cfg, method, datamodule)
+    if method.transductive:
+        record.transductive = True
     if rank == 0:
         _warn_about_data(record)
     if hasattr(pretraining, "weights_used"):
@@ -250,6 +253,7 @@ def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epo
 
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
+    _refuse_missing_anomalies(method, datamodule)
     total = max_batches if max_batches is not None else datamodule.batches_of(max_epochs)
     total = total if is_overridden("training_step", method) else 0
     plain: dict[str, Any] = {
@@ -323,6 +327,15 @@ def _refuse_far_rows(method: Any, datamodule: Any) -> None:
         split = datamodule.split
         scored = torch.cat([torch.from_numpy(rows) for rows in (split.train, split.holdout, split.test)])
         refuse_far_rows(method, torch.from_numpy(datamodule.source.features), torch.from_numpy(split.train), scored)
+
+
+def _refuse_missing_anomalies(method: Any, datamodule: Any) -> None:
+    """Refuse to train a method that learns from known anomalies on a split without any."""
+    if method.needs_known_anomalies and not (datamodule.split.semi_label == -1).any():
+        raise UserError(
+            f"{getattr(method, 'detector', type(method).__name__)} learns from known anomalies, and the protocol gives "
+            "none; type protocol=semi_supervised (protocol.labelled_ratio says how many)"
+        )
 
 
 def _describe_data(record: RunRecord, cfg: DictConfig, method: Any, datamodule: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -39,13 +39,17 @@ class Method(LightningModule):
     """
 
     #: "unsupervised" methods never receive rows with semi_label -1; "semi" ones do.
-    supervision: ClassVar[str] = "unsupervised"
+    supervision: str = "unsupervised"
+    #: Whether it cannot be trained without known anomalies.
+    needs_known_anomalies: bool = False
     #: Names (or prefixes) of parameters whose gradient is exactly zero by construction.
     gradient_free: tuple[str, ...] = ()
     #: Whether `score` returns anomaly maps.
     has_maps: bool = True
     #: Whether the score of a row depends on the rows that are scored with it; only detectors of others may.
     transductive: bool = False
+    #: Whether `score` is made of torch's operations, so that a graph of it can be exported.
+    traceable: bool = True
     #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
     takes_bytes: bool = False
 

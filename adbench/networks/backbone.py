@@ -112,6 +112,7 @@ class Backbone(nn.Module):
         stages: places in the model's list of feature maps, 0 for the finest. In ResNets and EfficientNets map i has a
             stride of 2^(i + 1).
         image_size: side, or [height, width], of the images.
+        option: what a message calls the name.
 
     Raises:
         UserError: timm has no such model, or the model no such stage.
@@ -119,10 +120,12 @@ class Backbone(nn.Module):
 
     network: Any  # a timm model
 
-    def __init__(self, name: str, stages: Sequence[int], image_size: int | Sequence[int]) -> None:
+    def __init__(
+        self, name: str, stages: Sequence[int], image_size: int | Sequence[int], option: str = "method.backbone"
+    ) -> None:
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.network = timm_model(name, "method.backbone", size)
+        self.network = timm_model(name, option, size)
         maps = [(info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         if not stages or any(stage not in range(len(maps)) for stage in stages):
             places = ", ".join(

@@ -24,6 +24,8 @@ COUNTS = ("train", "holdout", "test_normal", "test_anomalous", "parameters")
 TRIVIAL = ("brightness", "pca", "nearest_neighbour")
 REFERENCE = ("patchcore", "padim", "knn")  # detectors on pretrained features, their presets too
 KIND_NAMES = {"": "", "reference": "reference", "trivial": "trivial baseline"}  # in the order of a table's rows
+DAGGER = "†"  # behind the name of a method that is transductive
+TRANSDUCTIVE = "transductive: the score of a row depends on the rows that were scored with it"
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
@@ -68,6 +70,7 @@ class Variant(NamedTuple):
     budget: str  # "paper", "quick", "quick, 400 batches", ...
     changed: tuple[tuple[str, str], ...]  # other values that differ from the files' defaults, as JSON
     holdout: float = HELD_OUT  # share of the normal training rows that was kept from training
+    transductive: bool = False  # the score of a row depends on the rows that were scored with it
 
     @property
     def kind(self) -> str:
@@ -86,8 +89,9 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Method and pretraining, and what else was changed."""
-        name = self.method if self.pretraining == "none" else f"{self.method} + {self.pretraining}"
+        """Method, marked where it is transductive, and pretraining, and what else was changed."""
+        name = self.method + (DAGGER if self.transductive else "")
+        name = name if self.pretraining == "none" else f"{name} + {self.pretraining}"
         return name + (f" [{self.changes}]" if self.changed else "")
 
     @property
@@ -250,6 +254,8 @@ def read_run(path: Path, results: Path) -> Run:
     classes = _at(config, "protocol", "labelled_classes")
     if isinstance(classes, list) and "labelled_classes" in dict(run.variant.protocol):
         run.experiment = f"{data} knowing {', '.join(map(str, classes))}"
+    if run.variant.transductive:
+        notes.append(TRANSDUCTIVE)
     if run.status == "finished":
         if run.stale:
             notes.append("stale: the code has changed since; overwrite=stale trains such runs anew")
@@ -335,6 +341,7 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         budget=_budget(record, config, changed),
         changed=tuple(sorted(others.items())),
         holdout=_holdout(record, values),
+        transductive=record.get("transductive") is True,
     )
 
 

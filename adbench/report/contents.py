@@ -16,7 +16,9 @@ from adbench.evaluation import curves
 from adbench.report import statistics
 from adbench.report.charts import COLOURS, Series, thinned
 from adbench.report.collect import (
+    DAGGER,
     PROTOCOLS,
+    TRANSDUCTIVE,
     TRIVIAL,
     NotARun,
     Run,
@@ -159,6 +161,8 @@ def _notes(runs: list[Run]) -> list[str]:
     stale = sum(run.status == "finished" and run.stale for run in runs)
     if stale:
         notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
+    if any(run.variant.transductive for run in runs):
+        notes.append(f"{DAGGER} {TRANSDUCTIVE}. Figures of other methods are of rows that were scored by themselves.")
     return notes
 
 

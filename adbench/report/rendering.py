@@ -15,7 +15,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "≤": r"$\leq$",
-    "λ": r"$\lambda$", "γ": r"$\gamma$",
+    "†": r"\textdagger{}", "λ": r"$\lambda$", "γ": r"$\gamma$",
 }  # fmt: skip
 
 

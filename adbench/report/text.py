@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from adbench.files import whole, write_text
 from adbench.report import rendering
 from adbench.report.charts import critical_difference, lines, standalone
-from adbench.report.collect import KIND_NAMES, mapping, tidy
+from adbench.report.collect import DAGGER, KIND_NAMES, TRANSDUCTIVE, mapping, tidy
 from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness
 from adbench.report.published import Cell, columns, display, published_marks
 from adbench.report.rendering import Emphasis, file_name
@@ -276,7 +276,8 @@ def latex(contents: Contents) -> str:
     for start in range(0, len(data), COLUMNS):
         block = data[start : start + COLUMNS]
         body = [[row.texts[0], *row.texts[1 + start : 1 + start + COLUMNS]] for row in rows]
-        tables.append({"caption": "Image AUROC, one_class", "header": ["method", *block], "rows": body, "notes": []})
+        notes = [(DAGGER, TRANSDUCTIVE)] if any(DAGGER in name for name, *_ in body) else []
+        tables.append({"caption": "Image AUROC, one_class", "header": ["method", *block], "rows": body, "notes": notes})
     for (paper, table), cells in contents.answers.items():
         if not cells:
             continue

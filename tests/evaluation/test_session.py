@@ -123,7 +123,12 @@ def test_every_key_of_a_run_and_of_an_evaluation_is_documented_and_no_other_is(f
     run = finished("method=cbigan/small", "data=mvtec/bottle")
     assert evaluate([str(run)]) == 0
     keys = set(inner(metrics_of(run))) | set(inner(metrics_of(run / "evaluations" / "mvtec" / "bottle")))
-    elsewhere = {"pretraining_weights", "pretraining_images", "time.pretraining_s"}  # this run has no pretraining
+    elsewhere = {
+        "pretraining_weights",
+        "pretraining_images",
+        "time.pretraining_s",
+        "transductive",
+    }  # this run has no pretraining
     if metrics_of(run)["git"] is None:  # no checkout
         elsewhere |= {"git.commit", "git.modified"}
     assert set(record.keys()) == keys | elsewhere
