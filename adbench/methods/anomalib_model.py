@@ -90,6 +90,7 @@ class AnomalibModel(Method):
         with host.unfilled() as found:
             self.inner: Any = self._made(maker)
         self._unfilled = found
+        self._normalise_for_backbone()
         self._weights_known = not found
         if self.known.bank:
             self.inner.requires_grad_(False)
@@ -136,6 +137,15 @@ class AnomalibModel(Method):
         if self.model == "Patchcore":
             inner.model.__class__ = type("PatchcoreModel", (_Nearest, type(inner.model)), {})
         return inner.eval()
+
+    def _normalise_for_backbone(self) -> None:
+        """Pixels as the backbone's weights want them. anomalib takes ImageNet's constants for every backbone, which
+        are those of its own backbones; a model that takes pixels as they are keeps them."""
+        known = [getattr(part.network, "pretrained_cfg", None) for part in self._unfilled]
+        constants = {(tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in known if cfg}
+        if len(constants) == 1 and self.get_buffer("std").min() < 1 and self.model != "Glass":
+            for name, value in zip(("mean", "std"), constants.pop(), strict=True):
+                self.get_buffer(name).copy_(torch.tensor(value).reshape(3, 1, 1))
 
     @property
     def _asking(self) -> Any:
