@@ -59,7 +59,13 @@ class AnomalibModel(Method):
 
     gradient_free = ("inner",)  # anomalib's optimizers leave out what its models do not train
 
-    def __new__(cls, model: str | None = None, *_: Any, **__: Any) -> AnomalibModel:
+    def __new__(
+        cls,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        image_size: int | Sequence[int] = 256,
+        images: str | None = None,
+    ) -> AnomalibModel:
         trained = model is not None and cls is AnomalibModel and not known(model).bank
         return super().__new__(AnomalibTraining if trained else cls)
 
@@ -72,10 +78,11 @@ class AnomalibModel(Method):
     ) -> None:
         super().__init__()
         self.known = known(model)
+        self.automatic_optimization = self.known.bank  # the model's own optimizers step as it says
         self.model, self.options, self.images = str(model), dict(options or {}), images
         self.size = sides(image_size)
-        if self.known.square not in (None, *self.size):
-            raise UserError(f"{model} takes images of side {self.known.square} alone: data.image_size={self.known.square}")
+        if self.model == "Uflow" and self.options.get("backbone", "mcait") == "mcait" and self.size != (448, 448):
+            raise UserError("Uflow's backbone mcait takes images of side 448 alone: data.image_size=448")
         self.has_maps = self.known.maps and self.options.get("score_type") != "nll"
         self.schedulers: list[Any] = []
         self._intervals: list[str] = []
@@ -292,10 +299,6 @@ BACKBONES = ("feature_extractor", "feature_encoder", "dino")  # names of the fro
 
 class AnomalibTraining(AnomalibModel):
     """A model of anomalib that learns by gradients."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.automatic_optimization = False
 
     def term(self, name: str, value: Any) -> None:
         """What the model logs."""

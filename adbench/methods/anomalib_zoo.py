@@ -19,7 +19,6 @@ class Model:
         alone: its own scoring lets a row depend on the others of its batch, so rows are scored one by one.
         images: what it learns from beside the training rows: a folder of images that anomalib would download.
         noise: whether procedural noise can take the place of those images.
-        square: the one side of images that it takes; None for any.
         refused: why it cannot be a method here; None for those that can.
     """
 
@@ -28,7 +27,6 @@ class Model:
     alone: bool = False
     images: str | None = None
     noise: bool = False
-    square: int | None = None
     refused: str | None = None
 
 
@@ -63,7 +61,7 @@ MODELS: dict[str, Model] = {
     "Stfpm": Model(),
     "SuperADD": Model(bank=True),
     "Supersimplenet": Model(),
-    "Uflow": Model(square=448),
+    "Uflow": Model(),
     "UniNet": Model(),
     "VlmAd": Model(refused="it asks a language model, which is a service or a download of gigabytes"),
     "WinClip": Model(refused="it is not trained: it needs open_clip and CLIP's weights, which anomalib downloads"),
