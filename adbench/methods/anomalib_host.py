@@ -32,7 +32,7 @@ def nothing(*_: Any, **__: Any) -> None:
     """Stands for a call that is not wanted here."""
 
 
-# -- networks without weights -------------------------------------------------------------------------------------------
+# -- networks without weights ----------------------------------------------------------------------------------------
 
 
 class Unfilled:
@@ -113,7 +113,7 @@ def _twin(architecture: str, weights: str) -> str | None:
         return None
 
 
-# -- the trainer --------------------------------------------------------------------------------------------------------
+# -- the trainer ------------------------------------------------------------------------------------------------------
 
 
 class Rows:
@@ -234,7 +234,7 @@ def borrowed(maker: type) -> type:
     return type(maker.__name__, (Borrowed, maker), {"__module__": maker.__module__})
 
 
-# -- optimizers ---------------------------------------------------------------------------------------------------------
+# -- optimizers -------------------------------------------------------------------------------------------------------
 
 
 def listed(found: Any) -> tuple[list[Any], list[tuple[Any, str]]]:

@@ -414,7 +414,7 @@ class AnomalibTraining(AnomalibModel):
             setattr(self.inner.get_submodule(name), key, value.to(self.device))
 
 
-# -- parts --------------------------------------------------------------------------------------------------------------
+# -- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _maker(model: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the models of anomalib keep of a method's promises, found out by running them; and the tables of docs/adapters.md.
+"""What the models of anomalib keep of a method's promises, found out by running them, for docs/adapters.md.
 
     python tests/adapters/contract.py            # print the table
     python tests/adapters/contract.py --write    # and put it into the page
@@ -113,7 +113,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-# -- the cells ------------------------------------------------------------------------------------------------------------
+# -- the cells --------------------------------------------------------------------------------------------------------
 
 
 def cells(model: str, place: Path) -> dict[str, str]:
@@ -243,7 +243,7 @@ def together(model: str, place: Path) -> str:
     return "yes"
 
 
-# -- the processes --------------------------------------------------------------------------------------------------------
+# -- the processes ----------------------------------------------------------------------------------------------------
 
 
 def work(rank: int, models: list[str], out: Path, place: Path) -> None:
@@ -284,23 +284,15 @@ def measured(models: list[str]) -> dict[str, dict]:
         port = probe.getsockname()[1]
         probe.close()
         outs = [Path(place) / f"{rank}.json" for rank in range(2)]
-        running = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--rank", str(rank), "--out", str(outs[rank]), "--place", place, *models],
-                env=os.environ
-                | {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "NODE_RANK": "0",
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": "1",
-                    "HF_HUB_OFFLINE": "1",
-                },
-            )  # fmt: skip
-            for rank in range(2)
-        ]
+        common = os.environ | {
+            "WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        running = []
+        for rank in range(2):
+            command = [sys.executable, __file__, "--rank", str(rank), "--out", str(outs[rank]), "--place", place]
+            env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            running.append(subprocess.Popen([*command, *models], env=env))
         codes = [one.wait() for one in running]
         assert codes == [0, 0], f"the processes ended with {codes}"
         found: dict[str, dict] = {}
@@ -309,7 +301,7 @@ def measured(models: list[str]) -> dict[str, dict]:
     return dict(sorted(found.items()))
 
 
-# -- the page -------------------------------------------------------------------------------------------------------------
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def as_markdown(table: dict[str, dict]) -> str:
@@ -337,8 +329,8 @@ def settings() -> str:
     for path in sorted(folder.rglob("*.yaml")):
         name = path.relative_to(folder.parent).with_suffix("").as_posix()
         values = yaml.safe_load(path.read_text())
-        head = re.split(r"(?<=[a-z)])[.:] ", path.read_text().split("\n_target_")[0].split("\ndefaults")[0])[0]
-        what = " ".join(head.replace("\n# ", " ").removeprefix("# ").split())
+        head = re.split(r"\n_target_|\ndefaults", path.read_text())[0].removeprefix("# ").replace("\n# ", " ")
+        what = re.split(r"(?<!al)\.(?: |$)", head)[0]
         base = values if "recipe" in values else yaml.safe_load((folder / f"{path.parent.name}.yaml").read_text())
         recipe = base["recipe"]
         ((unit, length),) = recipe["budget"]["paper"].items()
