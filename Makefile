@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-slow test-distributed reproduce lint audit format bench lock build clean
+.PHONY: help setup run test test-slow test-distributed test-adapters reproduce lint audit format bench lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,13 +34,20 @@ format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff format .
 
 test: $(STAMP) lint  ## lint, and all tests but those of the next two targets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not slow and not adapters"
 
 test-slow: $(STAMP)  ## every method exported, runs killed over and over, every experiment matched with its table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-distributed: $(STAMP)  ## tests of launchers, killed sweeps and several devices: minutes, real processes
 	$(BIN)/python -m pytest -m distributed
+
+# The extras stay out of .venv: importing them costs seconds, and what users install need not have them.
+test-adapters: $(STAMP)  ## detectors of other libraries, in an environment of their own: about twenty minutes
+	rm -rf .venv-adapters
+	$(BIN)/uv venv --quiet --python $(BIN)/python .venv-adapters
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-adapters/bin/python --constraint requirements.lock --editable ".[anomalib,export,weights]" pytest
+	OMP_NUM_THREADS=1 .venv-adapters/bin/python -m pytest -m adapters
 
 PAPER ?= cbigan
 BUDGET ?= quick

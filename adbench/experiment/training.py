@@ -105,6 +105,7 @@ def prepare(
     check_devices(cfg, world)
     method = build_method(cfg)
     method.log_every = cfg.log_every
+    method.check_inputs()
     pretraining = _pretraining(cfg, method)
     datamodule = build_datamodule(cfg, method.supervision, None if source is None else source())
     datamodule.rank_and_world = rank, world
@@ -251,6 +252,7 @@ def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epo
     from pytorch_lightning import Trainer
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
+    method.check_inputs()
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
     _refuse_missing_anomalies(method, datamodule)

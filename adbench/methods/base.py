@@ -70,6 +70,10 @@ class Method(LightningModule):
 
     # -- what a method may define ---------------------------------------------------------------------------------
 
+    def check_inputs(self) -> None:
+        """Raise a `UserError` for what a training needs and does not find, before any data are read; scoring, which
+        may happen on another machine, never asks."""
+
     def before_pretraining(self, batches: Iterable[Batch]) -> None:
         """Fit, on the training rows, what stands between data and encoder, so that pretraining sees it too."""
 

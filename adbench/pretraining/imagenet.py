@@ -161,14 +161,16 @@ class ImageNet:
     def check(self, method: Any) -> None:
         """Find every file now: what is missing is said before any data is read."""
         for name, encoder in encoders_of(method, self.name).items():
-            if encoder.published is None:
+            if encoder.published is None and self.checkpoint is None:
                 raise UserError(
                     f"there are no published weights for the encoder '{name}' of {type(method).__name__}; use "
-                    "pretraining=imagenet_kd, which distils them into any encoder"
+                    "pretraining=imagenet_kd, which distils them into any encoder, or pass a file that fits it, "
+                    "pretraining.checkpoint=FILE"
                 )
-            self._files[name] = weights_file(encoder.published, self.checkpoint)
+            published = encoder.published or name
+            self._files[name] = weights_file(published, self.checkpoint)
             fill(encoder.network, read_weights(self._files[name]), self._files[name])
-            self._used[name] = weights_used(encoder.published, self._files[name], self.checkpoint)
+            self._used[name] = weights_used(published, self._files[name], self.checkpoint)
 
     def weights_used(self) -> dict[str, dict[str, str]]:
         """Name, origin and sha256 of each encoder's weights, for metrics.json; known after `check`."""
