@@ -15,6 +15,7 @@ from adbench.experiment.values import flat
 # Counted in the papers' tables: methods of ours x settings x classes or categories x seeds.
 RUNS = {
     "compare/robustness": 9 * 5 * 2,
+    "compare/robustness_tables": 6 * 5 * 2,
     "cbigan/alpha_textures": 2 * 5 * 3,
     "cbigan/table2": 2 * 15 * 3,
     "cbigan/table3": 2 * 15 * 3,
