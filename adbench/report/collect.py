@@ -321,6 +321,8 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
             method = layout["is"]
             changed = {key: value for key, value in changed.items() if key not in its_own}
             break
+    if changed.get("method.image_size") == changed.get("data.image_size"):
+        changed.pop("method.image_size", None)  # which is made of the other
     others = {
         key: json.dumps(value, sort_keys=True)
         for key, value in changed.items()

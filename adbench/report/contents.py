@@ -356,6 +356,44 @@ def _over_seeds(
     return course, sorted(shared)
 
 
+class Settings(NamedTuple):
+    """One metric of methods under several protocols on one data set."""
+
+    data: str
+    protocols: list[str]
+    rows: list[tuple[Variant, list[Estimate | None]]]  # in the order of `protocols`
+
+
+def by_protocol(lines: Iterable[Line], metric: str = "image_auroc") -> list[Settings]:
+    """One table for each data set on which a method ran under more than one protocol: methods down, protocols across.
+
+    A method that ran on several experiments of one data set under one protocol has no single value there.
+    """
+    cells: dict[str, dict[Variant, dict[Variant, list[Estimate | None]]]] = {}
+    for line in lines:
+        base = line.variant._replace(protocol=())
+        protocol = Variant("", "", line.variant.protocol, "", ())
+        row = cells.setdefault(line.data, {}).setdefault(base, {})
+        row.setdefault(protocol, []).append(line.values[metric])
+    tables = []
+    for data, rows in sorted(cells.items()):
+        order = list(PROTOCOLS)
+        names = {protocol for row in rows.values() for protocol in row}
+        across = sorted(
+            names,
+            key=lambda v: (order.index(v.protocol[0][1]) if v.protocol[0][1] in order else len(order), str(v.protocol)),
+        )
+        if all(len(row) < 2 for row in rows.values()):
+            continue
+        body = []
+        for base, row in sorted(rows.items(), key=lambda item: (item[0].place, item[0])):
+            values = [row[p][0] if len(row.get(p, ())) == 1 else None for p in across]
+            if any(value is not None for value in values):
+                body.append((base, values))
+        tables.append(Settings(data, [one.protocol_label for one in across], body))
+    return tables
+
+
 # -- curves of one run --------------------------------------------------------------------------------------------
 
 

@@ -26,10 +26,12 @@ from adbench.report.text import (
     LEGEND,
     SETTINGS_COLUMNS,
     WEIGHTS_COLUMNS,
+    MethodRow,
     heading,
     interval_text,
     matrix,
     mean_text,
+    protocol_tables,
     ranking_chart,
     ranking_text,
     robustness_chart,
@@ -96,12 +98,14 @@ def html(contents: Contents, pictures: int = 40, progress: Progress = lambda ite
     script = rendering.asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data_sets, unpictured = _data_sets(contents, pictures, progress)
+    protocols = _by_protocol(contents)
     parts: dict[str, Any] = {
         "Overview": {"tiles": _tiles(contents), "notes": contents.notes, "matrices": _matrices(contents)},
         "Published tables": {"legend": LEGEND, "papers": _papers(contents)},
         "Ranks": contents.ranking
         and {"ranks": ranking_text(contents.ranking), "ranking": ranking_chart(contents.ranking)},
-        "Robustness": contents.robustness and {"robustness": [robustness_chart(c) for c in contents.robustness]},
+        "Robustness": (contents.robustness or protocols)
+        and {"robustness": [robustness_chart(c) for c in contents.robustness], "protocols": protocols},
         "Data sets": data_sets and {"data_sets": data_sets, "unpictured": unpictured, "limit": pictures},
         "All settings": {"settings": _settings(contents)},
         "Pretrained weights": contents.weights and {"weights": _weights(contents)},
@@ -145,18 +149,30 @@ def _matrices(contents: Contents) -> list[tuple[str, Table]]:
     pairs = []
     for metric in MATRICES:
         data, rows = matrix(contents, metric)
-        best = [max((row.values[at].mean for row in rows if row.values[at]), default=None) for at in range(len(data))]  # type: ignore[union-attr]
-        body = []
-        for row in rows:
-            cells = [
-                value_td(value)._replace(classes="num best" if value and value.mean == best[at] else "num")
-                for at, value in enumerate(row.values)
-            ]
-            body.append(Tr([Td(row.name, row.name, marks=(KIND_NAMES[row.kind],) * bool(row.kind)), *cells], row.kind))
         if rows:
-            table = Table(f"matrix-{metric}", [Column("method"), *(Column(one, True) for one in data)], body)
-            pairs.append((METRICS[metric], table))
+            pairs.append((METRICS[metric], _of_methods(f"matrix-{metric}", data, rows)))
     return pairs
+
+
+def _by_protocol(contents: Contents) -> list[tuple[str, Table]]:
+    """Data set and table of each set with methods under several protocols: methods down, protocols across."""
+    return [
+        (data, _of_methods(f"protocols-{file_name(data)}", across, rows))
+        for data, across, rows in protocol_tables(contents)
+    ]
+
+
+def _of_methods(name: str, across: Sequence[str], rows: Sequence[MethodRow]) -> Table:
+    """Values of methods; the highest of a column is bold."""
+    body = []
+    best = [max((row.values[at].mean for row in rows if row.values[at]), default=None) for at in range(len(across))]  # type: ignore[union-attr]
+    for row in rows:
+        cells = [
+            value_td(value)._replace(classes="num best" if value and value.mean == best[at] else "num")
+            for at, value in enumerate(row.values)
+        ]
+        body.append(Tr([Td(row.name, row.name, marks=(KIND_NAMES[row.kind],) * bool(row.kind)), *cells], row.kind))
+    return Table(name, [Column("method"), *(Column(one, True) for one in across)], body)
 
 
 def _papers(contents: Contents) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from adbench.files import whole, write_text
 from adbench.report import rendering
 from adbench.report.charts import critical_difference, lines, standalone
 from adbench.report.collect import DAGGER, KIND_NAMES, TRANSDUCTIVE, mapping, tidy
-from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness
+from adbench.report.contents import MATRICES, METRICS, Contents, Line, Ranking, Robustness, by_protocol
 from adbench.report.published import Cell, columns, display, published_marks
 from adbench.report.rendering import Emphasis, file_name
 from adbench.report.statistics import Estimate
@@ -154,6 +154,18 @@ def matrix(contents: Contents, metric: str) -> tuple[list[str], list[MethodRow]]
     return data, rows
 
 
+def protocol_tables(contents: Contents) -> list[tuple[str, list[str], list[MethodRow]]]:
+    """Data set, protocols across, and a row for each method, of each data set with methods under several protocols."""
+    tables = []
+    for found in by_protocol(contents.lines):
+        rows = [
+            MethodRow(f"{base.label} ({base.budget})" if not base.kind else base.label, base.kind, values)
+            for base, values in found.rows
+        ]
+        tables.append((found.data, found.protocols, rows))
+    return tables
+
+
 def heading(paper: str, table: str, cells: Sequence[Cell]) -> str:
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     data = list(dict.fromkeys(cell.dataset for cell in cells))
@@ -232,9 +244,13 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
         path = charts[f"robustness {chart.title} over {chart.key}"]
         header = ["method", chart.key, "image AUROC", "seeds"]
         robustness.append({"title": chart.title, "path": path, "header": header, "rows": points})
+    protocols = [
+        (data, ["method", *across], [row.texts for row in rows]) for data, across, rows in protocol_tables(contents)
+    ]
     return rendering.markdown(
         "report.md", summary=summary_line(contents), notes=contents.notes, skipped=contents.skipped, legend=LEGEND,
-        matrices=matrices, papers=papers, ranking=ranking, robustness=robustness, lists=_lists(contents),
+        matrices=matrices, papers=papers, ranking=ranking, robustness=robustness, protocols=protocols,
+        lists=_lists(contents),
         empty=", ".join(f"{paper} {table}" for (paper, table), cells in contents.answers.items() if not cells),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from adbench.report.contents import pixel_series, roc_series
+from adbench.report.contents import by_protocol, pixel_series, roc_series
 
 
 def test_the_interval_of_a_mean_over_seeds_resamples_the_same_images(results, gather):
@@ -67,6 +67,31 @@ def test_a_robustness_curve_averages_only_over_sets_that_all_its_points_have(res
     (chart,) = gather(results).robustness
     assert chart.series[0].x.tolist() == [0.2, 1.0]
     assert chart.series[0].y == pytest.approx([0.7, 0.8])
+
+
+def test_methods_under_several_protocols_stand_side_by_side(results, gather):
+    for method, plain, polluted in (("igd", 0.9, 0.7), ("ssae", 0.8, 0.75)):
+        for seed in (0, 1):
+            results.run(method, seed=seed, metrics={"image_auroc": plain + 0.02 * seed})
+            results.run(method, seed=seed, metrics={"image_auroc": polluted}, protocol="contaminated",
+                        values={"ratio": 0.1})  # fmt: skip
+    results.run("igd", metrics={"image_auroc": 0.6}, protocol="small_train", values={"fraction": 0.1})
+    results.run("igd", "mvtec/screw")
+    (table,) = by_protocol(gather(results).lines)
+    assert (table.data, table.protocols) == (
+        "mvtec/bottle",
+        ["one_class", "small_train fraction=0.1", "contaminated ratio=0.1"],
+    )
+    means = {base.method: [value and round(value.mean, 3) for value in values] for base, values in table.rows}
+    assert means == {"igd": [0.91, 0.6, 0.7], "ssae": [0.81, None, 0.75]}
+
+
+def test_an_image_size_that_was_made_of_another_is_one_change(results, gather):
+    results.run("igd", changed={"data.image_size": 128, "method.image_size": 128})
+    results.run("igd", seed=1, changed={"data.image_size": 128, "method.image_size": 64})
+    assert {line.variant.changes for line in gather(results).lines} == {
+        "data.image_size=128", "data.image_size=128, method.image_size=64"
+    }  # fmt: skip
 
 
 def test_labelled_and_pollution_ratio_are_two_curves(results, gather):
