@@ -14,6 +14,7 @@ import copy
 import importlib
 import inspect
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -424,7 +425,9 @@ def _maker(model: str) -> Any:
         UserError: anomalib is not installed, or its version has no such model.
     """
     try:
-        zoo = importlib.import_module("anomalib.models.image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what anomalib says of its own modules is no news to the user
+            zoo = importlib.import_module("anomalib.models.image")
     except ImportError as error:
         raise UserError(f"method=anomalib needs anomalib: {EXTRA} ({error})") from None
     maker = getattr(zoo, model, None)
