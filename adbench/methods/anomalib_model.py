@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ class AnomalibModel(Method):
             _check_layers(backbone, layers)
 
     def _made(self, maker: type) -> Any:
-        """The wrapped module, in eval mode."""
+        """The wrapped module."""
         from anomalib.pre_processing import PreProcessor
         from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -144,7 +145,7 @@ class AnomalibModel(Method):
             inner.model.load_pretrained_discrete_model_weights = host.nothing
         if self.model == "Patchcore":
             inner.model.__class__ = type("PatchcoreModel", (_Nearest, type(inner.model)), {})
-        return inner.eval()
+        return inner
 
     def _normalise_for_backbone(self) -> None:
         """Pixels as the backbone's weights want them. anomalib takes ImageNet's constants for every backbone, which
@@ -401,6 +402,8 @@ class AnomalibTraining(AnomalibModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        for key in ("lr_schedulers", "optimizer_states"):  # a checkpoint is read back without running any code in it
+            checkpoint[key] = _plain(checkpoint.get(key, []))
         checkpoint["attributes"] = {
             f"{name}:{key}": value.detach()
             for name, module in self.inner.named_modules()
@@ -467,6 +470,15 @@ def _check_layers(backbone: str, layers: Sequence[str]) -> None:
         raise UserError(
             f"method.options.layers: {backbone} has no {', '.join(missing)}; its layers are {', '.join(there)}"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A state with numbers and lists in the place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(one) for one in value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _pictures(folder: str) -> list[Path]:

@@ -34,7 +34,7 @@ SMALL: dict[str, dict] = {
     "AnomalyDINO": {"side": 56},
     "Cfa": {"options": RESNET},
     "Cflow": {"options": RESNET | {"coupling_blocks": 2, "layers": ["layer2", "layer3"]}},
-    "Csflow": {"side": 128, "options": {"cross_conv_hidden_channels": 32, "n_coupling_blocks": 2}},
+    "Csflow": {"side": 96, "options": {"cross_conv_hidden_channels": 32, "n_coupling_blocks": 2}},
     "Dfkde": {"options": {"n_pca_components": 4}},
     "Dfm": {"options": RESNET},
     "Dinomaly": {"side": 56, "options": {"encoder_name": DINO, "decoder_depth": 8}},
@@ -60,6 +60,8 @@ NOTES: dict[str, str] = {}  # why a cell is not "yes", in a few words
 
 
 def quiet() -> None:
+    import lightning  # noqa: F401  (which sets its loggers' levels)
+    import pytorch_lightning  # noqa: F401
     import torch
 
     warnings.simplefilter("ignore")
