@@ -328,6 +328,9 @@ class AnomalibTraining(AnomalibModel):
 
     def configure_optimizers(self) -> Any:
         optimizers, plans = host.listed(self._asking.configure_optimizers())
+        for plan, _ in plans:
+            if getattr(plan, "step_size", None) == 0:  # a share of a training of one epoch; it would divide by it
+                plan.step_size = 1
         self.schedulers, self._intervals = [plan for plan, _ in plans], [interval for _, interval in plans]
         return optimizers, [{"scheduler": plan, "interval": "epoch"} for plan in self.schedulers]
 

@@ -33,12 +33,12 @@ DINO = "vit_small_patch14_dinov2"
 SMALL: dict[str, dict] = {
     "AnomalyDINO": {"side": 56},
     "Cfa": {"options": RESNET},
-    "Cflow": {"options": RESNET | {"coupling_blocks": 2, "layers": ["layer2", "layer3"]}},
-    "Csflow": {"side": 96, "options": {"cross_conv_hidden_channels": 32, "n_coupling_blocks": 2}},
+    "Cflow": {"options": RESNET | {"coupling_blocks": 2, "layers": ["layer2", "layer3"], "fiber_batch_size": 16}},
+    "Csflow": {"side": 128, "options": {"cross_conv_hidden_channels": 32, "n_coupling_blocks": 2}},
     "Dfkde": {"options": {"n_pca_components": 4}},
     "Dfm": {"options": RESNET},
     "Dinomaly": {"side": 56, "options": {"encoder_name": DINO, "decoder_depth": 8}},
-    "Draem": {"images": "noise"},
+    "Draem": {"images": "noise", "side": 32},
     "EfficientAd": {"images": "pictures", "rows": 1, "side": 256},
     "FoundAD": {"side": 56, "options": {"encoder_name": "dinov2_vit_small_14"}},
     "Fre": {"options": RESNET | {"input_dim": 1024, "latent_dim": 20}},
@@ -77,7 +77,7 @@ class Subject:
     def __init__(self, model: str, place: Path) -> None:
         small = SMALL.get(model, {})
         self.model, self.place, self.side = model, place, small.get("side", 64)
-        self.options, self.rows, self.images = small.get("options"), small.get("rows", 4), small.get("images")
+        self.options, self.rows, self.images = small.get("options"), small.get("rows", 3), small.get("images")
         if self.images == "pictures":
             self.images = str(pictures(place / "pictures"))
 
@@ -222,8 +222,7 @@ def together(model: str, place: Path) -> str:
     method = subject.build()
     data = subject.data(method)
     rank, world = int(os.environ["RANK"]), 2
-    if subject.rows == 1:
-        data.batch_size = world
+    data.batch_size = 2 * world if subject.rows > 1 else world
     data.rank_and_world = rank, world
     method.total_batches = 2
     data.set_budget(2)
