@@ -53,9 +53,9 @@ SMALL: dict[str, dict] = {
     "Rad": {"options": {"backbone": "vit_small_patch16_dinov3", "layers": [3, 6, 9, 11]}},
     "ReverseDistillation": {"options": RESNET},
     "SuperADD": {"options": {"backbone": "vit_small_patch16_dinov3", "layers": [3, 6, 9, 11], "patch_size": 64}},
-    "Supersimplenet": {"options": RESNET},
+    "Supersimplenet": {"side": 128, "options": RESNET},
     "Uflow": {"side": 256, "options": RESNET | {"flow_steps": 1}},
-    "UniNet": {"options": {"student_backbone": "resnet18", "teacher_backbone": "resnet18"}},
+    "UniNet": {"options": {"student_backbone": "resnet50", "teacher_backbone": "resnet50"}},
 }
 FIXED = "its code takes the number of images for a constant"
 # Why a cell is not "yes", in a few words.
@@ -67,7 +67,7 @@ NOTES: dict[str, str] = {
     "Glass": FIXED,
     "InpFormer": "its gradients are changed by hooks that know float32 alone",
     "MHPatchcore": FIXED,
-    "Rad": "it retrieves images for a whole batch, so rows are scored one by one, which is no graph",
+    "Rad": "rows are scored one by one, which is no graph",
 }
 
 
