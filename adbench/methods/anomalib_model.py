@@ -83,6 +83,9 @@ class AnomalibModel(Method):
         self.automatic_optimization = self.known.bank  # the model's own optimizers step as it says
         self.model, self.options, self.images = str(model), dict(options or {}), images
         self.size = sides(image_size)
+        if min(self.size) < self.known.least:
+            least = self.known.least
+            raise UserError(f"{self.model} takes images of side {least} or more: data.image_size={least}")
         if self.model == "Uflow" and self.options.get("backbone", "mcait") == "mcait" and self.size != (448, 448):
             raise UserError("Uflow's backbone mcait takes images of side 448 alone: data.image_size=448")
         self.has_maps = self.known.maps and self.options.get("score_type") != "nll"

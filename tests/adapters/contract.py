@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -274,7 +275,7 @@ def work(rank: int, models: list[str], out: Path, place: Path) -> None:
         except Exception as error:
             table[model] = dict.fromkeys(COLUMNS, "no") | {"reasons": {"all": f"{type(error).__name__}: {error}"[:300]}}
         print(f"{model} {time.perf_counter() - started:.1f} s {table[model]}", flush=True)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(minutes=10))
     for model in models:
         try:
             answer, reason = together(model, place), ""
