@@ -102,6 +102,7 @@ class AnomalibModel(Method):
         with host.unfilled() as found:
             self.inner: Any = self._made(maker)
         self._unfilled = found
+        self._modes = {name: module.training for name, module in self.inner.named_modules()}
         self._normalise_for_backbone()
         self._weights_known = not found
         if self.known.bank:
@@ -158,6 +159,11 @@ class AnomalibModel(Method):
         if len(constants) == 1 and self.get_buffer("std").min() < 1 and self.model != "Glass":
             for name, value in zip(("mean", "std"), constants.pop(), strict=True):
                 self.get_buffer(name).copy_(torch.tensor(value).reshape(3, 1, 1))
+
+    def _training_mode(self) -> None:
+        """Training mode as the model was built: anomalib keeps frozen teachers in evaluation mode."""
+        for name, module in self.inner.named_modules():
+            module.training = self._modes.get(name, True)
 
     @property
     def _asking(self) -> Any:
@@ -251,7 +257,7 @@ class AnomalibModel(Method):
         inner = self._asking
         passes = int(inner.trainer_arguments.get("max_epochs", 1))
         rows = batches if passes == 1 else list(batches)
-        inner.train()
+        self._training_mode()
         with self._seeded("bank"), _our_coreset():
             for _ in range(passes):
                 for k, batch in enumerate(rows):
@@ -324,7 +330,7 @@ class AnomalibTraining(AnomalibModel):
             return rows
 
         inner = self._asking
-        inner.train()
+        self._training_mode()
         with torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every):
             inner.on_train_start()
         inner.eval()
@@ -339,6 +345,7 @@ class AnomalibTraining(AnomalibModel):
 
     def on_train_start(self) -> None:
         """Attach what is read from disk; what the model computes at its start, `prepare` has computed."""
+        self._training_mode()
         if self.images in (None, NOISE):
             return
         files = _pictures(str(self.images))
