@@ -59,6 +59,8 @@ class AnomalibModel(Method):
             download of its own.
     """
 
+    mean: Tensor  # (3, 1, 1), of pixels in [0, 1]
+    std: Tensor
     gradient_free = ("inner",)  # anomalib's optimizers leave out what its models do not train
 
     def __new__(
@@ -156,7 +158,7 @@ class AnomalibModel(Method):
         are those of its own backbones; a model that takes pixels as they are keeps them."""
         known = [getattr(part.network, "pretrained_cfg", None) for part in self._unfilled]
         constants = {(tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in known if cfg}
-        if len(constants) == 1 and self.get_buffer("std").min() < 1 and self.model != "Glass":
+        if len(constants) == 1 and self.std.min() < 1 and self.model != "Glass":
             for name, value in zip(("mean", "std"), constants.pop(), strict=True):
                 self.get_buffer(name).copy_(torch.tensor(value).reshape(3, 1, 1))
 
@@ -221,7 +223,7 @@ class AnomalibModel(Method):
 
     def normalize(self, image: Tensor) -> Tensor:
         """From [0, 1] to what the model takes."""
-        return (image - self.get_buffer("mean")) / self.get_buffer("std")
+        return (image - self.mean) / self.std
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -290,8 +292,10 @@ class AnomalibModel(Method):
     def score(self, image: Tensor) -> Scores:
         if self.known.alone and len(image) > 1:
             rows = [self.score(row[None]) for row in image]
-            maps = [row.maps for row in rows if row.maps is not None]
-            return Scores(torch.cat([row.image for row in rows]), torch.cat(maps) if maps else None)
+            drawn = [row.maps for row in rows if row.maps is not None]
+            return Scores(torch.cat([row.image for row in rows]), torch.cat(drawn) if drawn else None)
+        maps: Tensor | None
+        score: Tensor | None
         found = self.inner.model(self.normalize(image))
         if isinstance(found, Tensor):
             maps, score = (found, None) if found.ndim > 2 else (None, found)
@@ -301,8 +305,10 @@ class AnomalibModel(Method):
             maps = maps.float().unflatten(0, (-1, 1)) if maps.ndim == 3 else maps.float()
             if maps.shape[-2:] != image.shape[-2:]:
                 maps = F.interpolate(maps, image.shape[-2:], mode="bilinear", align_corners=False)
-        score = maps.flatten(1).amax(1) if score is None else score.float().reshape(-1)
-        return Scores(score, maps if self.has_maps else None)
+        if score is None:
+            assert maps is not None  # every model of anomalib gives one of the two
+            score = maps.flatten(1).amax(1)
+        return Scores(score.float().reshape(-1), maps if self.has_maps else None)
 
 
 BACKBONES = ("feature_extractor", "feature_encoder", "dino")  # names of the frozen networks in the memory banks
@@ -364,7 +370,7 @@ class AnomalibTraining(AnomalibModel):
         with self._seeded("step", self.batches_seen, self.rank):
             numbered = len(inspect.signature(inner.training_step).parameters) > 1
             found = inner.training_step(self.theirs(batch), *([batch_idx] if numbered else []))
-            loss = found.get("loss") if isinstance(found, Mapping) else found
+            loss: Any = found.get("loss") if isinstance(found, Mapping) else found
             if inner.automatic_optimization:
                 self._step(loss)
         if not self._terms and isinstance(loss, Tensor):
@@ -472,6 +478,7 @@ def _check_layers(backbone: str, layers: Sequence[str]) -> None:
     """
     import timm
 
+    network: Any
     try:
         with torch.device("meta"):
             network = timm.create_model(backbone, pretrained=False, features_only=True, exportable=True)
