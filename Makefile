@@ -47,7 +47,7 @@ test-adapters: $(STAMP)  ## detectors of other libraries, in an environment of t
 	rm -rf .venv-adapters
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv-adapters
 	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-adapters/bin/python --constraint requirements.lock --editable ".[anomalib,export,weights]" pytest
-	OMP_NUM_THREADS=1 .venv-adapters/bin/python -m pytest -m adapters
+	OMP_NUM_THREADS=1 .venv-adapters/bin/python -m pytest -m adapters tests/adapters
 
 PAPER ?= cbigan
 BUDGET ?= quick

@@ -14,11 +14,13 @@ import copy
 import importlib
 import inspect
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,8 @@ class AnomalibModel(Method):
             download of its own.
     """
 
+    mean: Tensor  # (3, 1, 1), of pixels in [0, 1]
+    std: Tensor
     gradient_free = ("inner",)  # anomalib's optimizers leave out what its models do not train
 
     def __new__(
@@ -81,6 +85,9 @@ class AnomalibModel(Method):
         self.automatic_optimization = self.known.bank  # the model's own optimizers step as it says
         self.model, self.options, self.images = str(model), dict(options or {}), images
         self.size = sides(image_size)
+        if min(self.size) < self.known.least:
+            least = self.known.least
+            raise UserError(f"{self.model} takes images of side {least} or more: data.image_size={least}")
         if self.model == "Uflow" and self.options.get("backbone", "mcait") == "mcait" and self.size != (448, 448):
             raise UserError("Uflow's backbone mcait takes images of side 448 alone: data.image_size=448")
         self.has_maps = self.known.maps and self.options.get("score_type") != "nll"
@@ -97,6 +104,7 @@ class AnomalibModel(Method):
         with host.unfilled() as found:
             self.inner: Any = self._made(maker)
         self._unfilled = found
+        self._modes = {name: module.training for name, module in self.inner.named_modules()}
         self._normalise_for_backbone()
         self._weights_known = not found
         if self.known.bank:
@@ -122,7 +130,7 @@ class AnomalibModel(Method):
             _check_layers(backbone, layers)
 
     def _made(self, maker: type) -> Any:
-        """The wrapped module, in eval mode."""
+        """The wrapped module."""
         from anomalib.pre_processing import PreProcessor
         from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -143,16 +151,21 @@ class AnomalibModel(Method):
             inner.model.load_pretrained_discrete_model_weights = host.nothing
         if self.model == "Patchcore":
             inner.model.__class__ = type("PatchcoreModel", (_Nearest, type(inner.model)), {})
-        return inner.eval()
+        return inner
 
     def _normalise_for_backbone(self) -> None:
         """Pixels as the backbone's weights want them. anomalib takes ImageNet's constants for every backbone, which
         are those of its own backbones; a model that takes pixels as they are keeps them."""
         known = [getattr(part.network, "pretrained_cfg", None) for part in self._unfilled]
         constants = {(tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in known if cfg}
-        if len(constants) == 1 and self.get_buffer("std").min() < 1 and self.model != "Glass":
+        if len(constants) == 1 and self.std.min() < 1 and self.model != "Glass":
             for name, value in zip(("mean", "std"), constants.pop(), strict=True):
                 self.get_buffer(name).copy_(torch.tensor(value).reshape(3, 1, 1))
+
+    def _training_mode(self) -> None:
+        """Training mode as the model was built: anomalib keeps frozen teachers in evaluation mode."""
+        for name, module in self.inner.named_modules():
+            module.training = self._modes.get(name, True)
 
     @property
     def _asking(self) -> Any:
@@ -210,7 +223,7 @@ class AnomalibModel(Method):
 
     def normalize(self, image: Tensor) -> Tensor:
         """From [0, 1] to what the model takes."""
-        return (image - self.get_buffer("mean")) / self.get_buffer("std")
+        return (image - self.mean) / self.std
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -246,7 +259,7 @@ class AnomalibModel(Method):
         inner = self._asking
         passes = int(inner.trainer_arguments.get("max_epochs", 1))
         rows = batches if passes == 1 else list(batches)
-        inner.train()
+        self._training_mode()
         with self._seeded("bank"), _our_coreset():
             for _ in range(passes):
                 for k, batch in enumerate(rows):
@@ -279,8 +292,10 @@ class AnomalibModel(Method):
     def score(self, image: Tensor) -> Scores:
         if self.known.alone and len(image) > 1:
             rows = [self.score(row[None]) for row in image]
-            maps = [row.maps for row in rows if row.maps is not None]
-            return Scores(torch.cat([row.image for row in rows]), torch.cat(maps) if maps else None)
+            drawn = [row.maps for row in rows if row.maps is not None]
+            return Scores(torch.cat([row.image for row in rows]), torch.cat(drawn) if drawn else None)
+        maps: Tensor | None
+        score: Tensor | None
         found = self.inner.model(self.normalize(image))
         if isinstance(found, Tensor):
             maps, score = (found, None) if found.ndim > 2 else (None, found)
@@ -290,8 +305,10 @@ class AnomalibModel(Method):
             maps = maps.float().unflatten(0, (-1, 1)) if maps.ndim == 3 else maps.float()
             if maps.shape[-2:] != image.shape[-2:]:
                 maps = F.interpolate(maps, image.shape[-2:], mode="bilinear", align_corners=False)
-        score = maps.flatten(1).amax(1) if score is None else score.float().reshape(-1)
-        return Scores(score, maps if self.has_maps else None)
+        if score is None:
+            assert maps is not None  # every model of anomalib gives one of the two
+            score = maps.flatten(1).amax(1)
+        return Scores(score.float().reshape(-1), maps if self.has_maps else None)
 
 
 BACKBONES = ("feature_extractor", "feature_encoder", "dino")  # names of the frozen networks in the memory banks
@@ -319,18 +336,22 @@ class AnomalibTraining(AnomalibModel):
             return rows
 
         inner = self._asking
-        inner.train()
+        self._training_mode()
         with torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every):
             inner.on_train_start()
         inner.eval()
 
     def configure_optimizers(self) -> Any:
         optimizers, plans = host.listed(self._asking.configure_optimizers())
+        for plan, _ in plans:
+            if getattr(plan, "step_size", None) == 0:  # a share of a training of one epoch; it would divide by it
+                plan.step_size = 1
         self.schedulers, self._intervals = [plan for plan, _ in plans], [interval for _, interval in plans]
         return optimizers, [{"scheduler": plan, "interval": "epoch"} for plan in self.schedulers]
 
     def on_train_start(self) -> None:
         """Attach what is read from disk; what the model computes at its start, `prepare` has computed."""
+        self._training_mode()
         if self.images in (None, NOISE):
             return
         files = _pictures(str(self.images))
@@ -349,7 +370,7 @@ class AnomalibTraining(AnomalibModel):
         with self._seeded("step", self.batches_seen, self.rank):
             numbered = len(inspect.signature(inner.training_step).parameters) > 1
             found = inner.training_step(self.theirs(batch), *([batch_idx] if numbered else []))
-            loss = found.get("loss") if isinstance(found, Mapping) else found
+            loss: Any = found.get("loss") if isinstance(found, Mapping) else found
             if inner.automatic_optimization:
                 self._step(loss)
         if not self._terms and isinstance(loss, Tensor):
@@ -400,6 +421,8 @@ class AnomalibTraining(AnomalibModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        for key in ("lr_schedulers", "optimizer_states"):  # a checkpoint is read back without running any code in it
+            checkpoint[key] = _plain(checkpoint.get(key, []))
         checkpoint["attributes"] = {
             f"{name}:{key}": value.detach()
             for name, module in self.inner.named_modules()
@@ -424,7 +447,9 @@ def _maker(model: str) -> Any:
         UserError: anomalib is not installed, or its version has no such model.
     """
     try:
-        zoo = importlib.import_module("anomalib.models.image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what anomalib says of its own modules is no news to the user
+            zoo = importlib.import_module("anomalib.models.image")
     except ImportError as error:
         raise UserError(f"method=anomalib needs anomalib: {EXTRA} ({error})") from None
     maker = getattr(zoo, model, None)
@@ -453,6 +478,7 @@ def _check_layers(backbone: str, layers: Sequence[str]) -> None:
     """
     import timm
 
+    network: Any
     try:
         with torch.device("meta"):
             network = timm.create_model(backbone, pretrained=False, features_only=True, exportable=True)
@@ -464,6 +490,15 @@ def _check_layers(backbone: str, layers: Sequence[str]) -> None:
         raise UserError(
             f"method.options.layers: {backbone} has no {', '.join(missing)}; its layers are {', '.join(there)}"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A state with numbers and lists in the place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(one) for one in value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _pictures(folder: str) -> list[Path]:

@@ -19,6 +19,7 @@ class Model:
         alone: its own scoring lets a row depend on the others of its batch, so rows are scored one by one.
         images: what it learns from beside the training rows: a folder of images that anomalib would download.
         noise: whether procedural noise can take the place of those images.
+        least: the smallest side of images that it takes.
         refused: why it cannot be a method here; None for those that can.
     """
 
@@ -27,6 +28,7 @@ class Model:
     alone: bool = False
     images: str | None = None
     noise: bool = False
+    least: int = 1
     refused: str | None = None
 
 
@@ -60,7 +62,7 @@ MODELS: dict[str, Model] = {
     "ReverseDistillation": Model(),
     "Stfpm": Model(),
     "SuperADD": Model(bank=True),
-    "Supersimplenet": Model(),
+    "Supersimplenet": Model(least=128),
     "Uflow": Model(),
     "UniNet": Model(),
     "VlmAd": Model(refused="it asks a language model, which is a service or a download of gigabytes"),

@@ -192,8 +192,8 @@ def test_a_run_trains_predicts_evaluates_and_exports_by_the_commands(tmp_path):
     assert record["versions"]["anomalib"].startswith("2.7.")
     assert record["pretraining_weights"]["backbone"]["name"] == "tf_efficientnet_lite0.in1k"
     images = str(tmp_path / "data" / "mvtec" / "bottle" / "test" / "broken")
-    assert predict.main([str(folder), images, "--out", str(tmp_path / "p.csv")]) == 0
-    with (folder / "scores.csv").open() as one, (tmp_path / "p.csv").open() as two:
+    assert predict.main([str(folder), images, "--out", str(tmp_path / "p")]) == 0
+    with (folder / "scores.csv").open() as one, (tmp_path / "p" / "scores.csv").open() as two:
         tested = {
             Path(row["path"]).name: float(row["score"]) for row in csv.DictReader(one) if row["defect"] == "broken"
         }

@@ -45,6 +45,12 @@ def test_a_model_that_there_is_not_is_answered_with_those_that_there_are(model, 
     assert all(name in str(refusal.value) for name in usable())
 
 
+def test_the_command_takes_a_model_and_its_options_by_name(without_anomalib, capsys, tmp_path):
+    words = ["method=anomalib", "method.model=Padim", "method.options={backbone: resnet18, layers: [layer1]}"]
+    assert main([*words, "data=mvtec/bottle", "data_root=/nowhere", f"results={tmp_path}"]) == 1
+    assert "adbench-vision[anomalib]" in "".join(capsys.readouterr()).replace("\n", " ")
+
+
 @pytest.mark.parametrize("model", REFUSED)
 def test_a_model_that_needs_a_download_of_its_own_is_refused_before_any_data_are_read(model, capsys, tmp_path):
     words = ["method=anomalib", f"method.model={model}", "data=mvtec/bottle", "data_root=/nowhere"]
