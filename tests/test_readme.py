@@ -147,7 +147,10 @@ def test_the_readme_has_at_most_a_hundred_lines():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 100
 
 
-METHODS = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "methods").glob("*.md"))
+METHODS = "\n".join(
+    page.read_text(encoding="utf-8")
+    for page in [*(ROOT / "docs" / "methods").glob("*.md"), ROOT / "docs" / "adapters.md"]
+)
 
 
 def test_every_preset_stands_on_a_methods_page():

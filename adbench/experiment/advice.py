@@ -4,6 +4,7 @@ from __future__ import annotations
 
 AT_ONCE = "one pass over the images, no training"
 MINUTES = "training; minutes on two cores with the preset NAME/small, far longer as published"
+ADAPTED = "detectors of other libraries, which install them; see docs/adapters.md"
 
 # The first part of a method's name -> what it is for, and what it costs.
 PURPOSES: dict[str, tuple[str, str]] = {
@@ -25,6 +26,7 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "kde": ("tables, a baseline", AT_ONCE),
     "nearest_neighbour": ("tables, and images as they are, a baseline", AT_ONCE),
     "pca": ("a check of any data set: how far does a linear fit come?", AT_ONCE),
+    "pyod": ("tables, and images by a backbone's features: method=pyod/NAME", ADAPTED),
     "brightness": ("a check of any images: does the mean brightness tell them apart?", AT_ONCE),
 }
 

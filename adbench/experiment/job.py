@@ -143,7 +143,7 @@ def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, sta
         **{group: choices[group] for group in GROUPS},
         seed=cfg.seed, config_hash=identity.hash, status="running", error=None, selection="last batch",
         time={"started": before.get("time", {}).get("started") or now(), "finished": None},
-        versions=versions(), git=git(), code=_code(before, code_hash(cfg)),
+        versions=versions(str(cfg.method.get("_target_"))), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
         changed=identity.changed,

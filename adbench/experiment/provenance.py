@@ -12,16 +12,21 @@ from pathlib import Path
 from adbench import __version__
 from adbench.experiment.record import Commit, Hardware
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy",
-            "pyod")  # fmt: skip
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "kornia", "pytorch-msssim", "timm", "numpy")
+# Other libraries whose detectors are methods: named where the method is one of theirs.
+ADAPTED = {"adbench.methods.pyod_": "pyod"}
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, of this one, Python, and what figures may depend on."""
+def versions(method: str = "") -> dict[str, str]:
+    """Package -> version, of this one, Python, and what figures may depend on.
+
+    Args:
+        method: the dotted name of the method's class or module.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     numbers = {"adbench": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *(package for home, package in ADAPTED.items() if method.startswith(home))):
         with suppress(PackageNotFoundError):
             numbers[name] = version(name)
     return numbers

@@ -161,7 +161,7 @@ def _test(
         **{key: record[key] for key in ("method", "protocol", "pretraining", "seed", "config_hash")},
         data=cfg.data.id, data_id=cfg.data.id, trained_on=trained_on, status="evaluation", threshold=threshold,
         counts=count(datamodule, method), data_report=datamodule.data_report(),
-        hardware=hardware(threads), versions=versions(), git=git(),
+        hardware=hardware(threads), versions=versions(type(method).__module__), git=git(),
     )  # fmt: skip
     if method.transductive:
         result.transductive = True

@@ -129,11 +129,12 @@ def page_rows() -> dict[str, dict[str, str]]:
     inside = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in inside.strip().splitlines()]
     assert tuple(cells[0]) == HEADER
-    return {re.sub(r"\W*(\w+)\W.*", r"\1", row[0]): dict(zip(HEADER, row, strict=True)) for row in cells[2:]}
+    names = {linked(name): name for name in DETECTORS}
+    return {names[row[0]]: dict(zip(HEADER, row, strict=True)) for row in cells[2:]}
 
 
 def linked(name: str) -> str:
-    return f"[`{name}`](../conf/method/pyod/{name.lower()}.yaml)"
+    return f"[`pyod/{name.lower()}`](../conf/method/pyod/{name.lower()}.yaml)"
 
 
 def test_the_page_has_every_detector():
