@@ -161,6 +161,8 @@ def test_every_detector_has_a_preset_and_every_preset_a_detector():
     assert features["encoder"]
     assert {stem: values["detector"] for stem, values in files.items()} == {name.lower(): name for name in DETECTORS}
     for values in files.values():
+        assert values["defaults"] == ["/method/pyod@_here_", "_self_"]
+        assert set(values) <= {"defaults", "detector", "options"}
         assert not {"random_state", "random_seed", "contamination", "device"} & set(values.get("options", {}))
 
 
