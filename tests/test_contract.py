@@ -13,7 +13,7 @@ from adbench.methods.trivial import PCAResidual
 from adbench.testing import check_method, fit, images_under_test, stripes
 
 CYCLE = 12  # batches of one full cycle of phases of every method, and some before and after an interruption
-ADAPTERS = ("anomalib",)  # other libraries' detectors have a contract table of their own: tests/adapters
+ADAPTERS = ("anomalib", "pyod")  # other libraries' detectors have a contract table of their own: tests/adapters
 WITHOUT_PHASES = 3  # for the full size of a method that does the same in every batch
 
 

@@ -27,6 +27,7 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "nearest_neighbour": ("tables, and images as they are, a baseline", AT_ONCE),
     "pca": ("a check of any data set: how far does a linear fit come?", AT_ONCE),
     "anomalib": ("objects and textures: method=anomalib/NAME, most with ImageNet weights", ADAPTED),
+    "pyod": ("tables, and images by a backbone's features: method=pyod/NAME", ADAPTED),
     "brightness": ("a check of any images: does the mean brightness tell them apart?", AT_ONCE),
 }
 

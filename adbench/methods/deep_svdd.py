@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ class DeepSAD(_Hypersphere):
         others: see `_Hypersphere`.
     """
 
-    supervision: ClassVar[str] = "semi"
+    supervision = "semi"
 
     def __init__(
         self,

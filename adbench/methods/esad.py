@@ -61,7 +61,7 @@ class ESAD(SeveralSteps):
         optimizer, schedule, rows_per_step, clip: see `SeveralSteps`.
     """
 
-    supervision: ClassVar[str] = "semi"
+    supervision = "semi"
     has_maps = False
     labelled_share: Tensor  # ()
 

@@ -370,13 +370,12 @@ def _one_thread() -> Iterator[None]:
 @contextlib.contextmanager
 def _repeatable(seed: int, purpose: str) -> Iterator[None]:
     """Everything random is a function of seed and purpose; gradients are there, for detectors that learn or query by
-    them; what PyOD prints and what its libraries deprecate is no news to the user."""
+    them; what PyOD and its libraries print is no news to the user."""
     with (
         seeded_globals(seed, "pyod", purpose), torch.inference_mode(False), torch.enable_grad(),
-        contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(),
     ):  # fmt: skip
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         yield
 
 
