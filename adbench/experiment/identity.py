@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
+from adbench.experiment.precision import AUTO
 from adbench.experiment.values import as_mapping, flat
 from adbench.files import shortened
 
@@ -41,6 +42,9 @@ AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "data.label": (None,),
     "data.source.label": (None,),
 }
+
+
+PRECISION = "trainer.precision"
 
 
 LONGEST_NAME = 120  # bytes of a folder's name; file systems take 255, and files beside it may bear it too
@@ -185,6 +189,9 @@ def changed_settings(folder: RunFolder, record: Mapping[str, Any], identity: Ide
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
         return None
     now = identity.values
+    if now.get(PRECISION) == AUTO:  # it takes what the run began with, which its record says
+        then.pop(PRECISION, None)
+        now = {key: value for key, value in now.items() if key != PRECISION}
     shown = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
     return [
         f"{key} was {shown(then, key)} and is {shown(now, key)} now"

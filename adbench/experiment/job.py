@@ -24,7 +24,7 @@ from adbench.experiment.identity import GROUPS, Identity, identity_of
 from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
 from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
-from adbench.experiment.record import RunRecord
+from adbench.experiment.record import UNKNOWN, RunRecord
 from adbench.experiment.signals import StopRequest, signals_as_request
 from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
@@ -82,7 +82,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         world = number_of_ranks(cfg.trainer)
         threads = _threads(cfg, world)
         set_threads(threads)
-        record = _record(cfg, choices, identity, standing)
+        record = _record(cfg, folder, choices, identity, standing)
         job = prepare(
             cfg, folder, record, request, threads=threads, world=world, checkpoint=standing.checkpoint, source=source
         )
@@ -136,7 +136,9 @@ def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder,
     return Outcome(1, "failed" if not begun else status, reason, begun)
 
 
-def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, standing: Standing) -> RunRecord:
+def _record(
+    cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], identity: Identity, standing: Standing
+) -> RunRecord:
     """What metrics.json holds of a run from its first batch on."""
     before = standing.record if standing.action == "resume" else {}
     return RunRecord(
@@ -146,8 +148,16 @@ def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, sta
         versions=versions(), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
-        changed=identity.changed,
+        changed=identity.changed, precision=_precision(folder, standing),
     )  # fmt: skip
+
+
+def _precision(folder: RunFolder, standing: Standing) -> Any:
+    """The precision that a run which goes on began with; unknown for one that starts."""
+    if standing.action != "resume":
+        return UNKNOWN
+    # A record without it is of before `auto`, when the configuration said it.
+    return standing.record.get("precision") or str(folder.config().trainer.precision)
 
 
 def _code(before: Mapping[str, Any], now: str) -> str:

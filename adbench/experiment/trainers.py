@@ -25,19 +25,22 @@ def build_trainer(
         path: where Lightning may write.
         callbacks, loggers: of the trainer.
         world: number of ranks.
-        changes: options in place of those in `cfg.trainer`.
+        changes: options in place of those in `cfg.trainer`; `precision` where that is `auto` and the trainer trains.
     """
     import torch
     from pytorch_lightning import Trainer
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from adbench.experiment.checkpoints import WholeFiles
+    from adbench.experiment.precision import AUTO, FLOAT32
 
     options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | changes | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1, "callbacks": list(callbacks),
     }  # fmt: skip
+    if options["precision"] == AUTO:
+        options["precision"] = FLOAT32  # a trainer that trains is told what was chosen
     if cfg.data.kind == "tabular" and cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available():
         options["accelerator"] = "cpu"  # features are float64, which MPS does not have
     if world > 1:

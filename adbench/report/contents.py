@@ -159,6 +159,12 @@ def _notes(runs: list[Run]) -> list[str]:
     stale = sum(run.status == "finished" and run.stale for run in runs)
     if stale:
         notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
+    capabilities = sorted({run.capability for run in runs if run.counts_in_tables and run.capability})
+    if len(capabilities) > 1:
+        notes.append(
+            f"These runs are of processors with different instructions ({', '.join(capabilities)}): their times compare "
+            "machines, not methods (cpu_capability in runs.csv)."
+        )
     return notes
 
 
