@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
+from adbench.experiment.identity import remember
 from adbench.experiment.values import TRAINER, accepted, as_mapping
 from adbench.types import UserError
 
@@ -202,6 +204,8 @@ class Known:
         self.loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.chosen: dict[str, list[str]] = {}
+        self._groups: dict[str, bool] = {}
+        self._others: dict[tuple[str, str], Mapping[str, Any] | None] = {}
         for override in overrides:
             if self.is_group(override.key_or_group) and not isinstance(_value(override), Mapping):
                 self.chosen[str(override.input_line).partition("=")[0]] = self.values(str(override.input_line))
@@ -215,7 +219,9 @@ class Known:
         self.params: dict[str, str] = {k: str(v) for k, v in (hydra["sweeper"].get("params") or {}).items()}
 
     def is_group(self, key: str) -> bool:
-        return bool(self.loader.get_group_options(key))
+        if key not in self._groups:  # which reads folders
+            self._groups[key] = bool(self.loader.get_group_options(key))
+        return self._groups[key]
 
     def values(self, text: str) -> list[str]:
         """The values of one argument, in words: several of a sweep, the start of an interval."""
@@ -231,12 +237,21 @@ class Known:
     def others(self) -> Iterator[Mapping[str, Any]]:
         """What else a job of the sweep may have: each further choice of each swept group."""
         swept = {group: self.values(f"{group}={values}") for group, values in self.params.items() if group[0] != "+"}
-        for group, names in (swept | self.chosen).items():
+        further = {group: names[1:] for group, names in self.chosen.items()}  # the first is in the base
+        for group, names in (swept | further).items():
             for name in names if self.is_group(group.lstrip("+")) else ():
-                try:
-                    yield self._composed({group: name})[0]
-                except UserError:
-                    continue  # that job says so
+                other = self._other(group, name)
+                if other is not None:
+                    yield other
+
+    def _other(self, group: str, name: str) -> Mapping[str, Any] | None:
+        """The configuration with one choice in place of the base's; None if it does not compose: that job says so."""
+        if (group, name) not in self._others:  # composing takes a tenth of a second, and each key asks for it
+            try:
+                self._others[group, name] = self._composed({group: name})[0]
+            except UserError:
+                self._others[group, name] = None
+        return self._others[group, name]
 
     def _composed(self, other: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {group: names[0] for group, names in self.chosen.items() if names} | other
@@ -245,6 +260,8 @@ class Known:
             cfg = self.loader.load_configuration("config", lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error)) from None
+        if not other:
+            remember(self.loader, self.chosen, cfg)
         return as_mapping(cfg, resolve=False), dict(cfg.hydra.runtime.choices)
 
 
@@ -313,7 +330,7 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
     if _has(known.base, key):
         if override.is_add() and not isinstance(value, dict | list):
             raise UserError(f"{key} exists already: type {str(override.input_line).lstrip('+')}")
-        if not added and not any(_feeds(key, configuration) for configuration in (known.base, *known.others())):
+        if not added and not any(_feeds(key, one) for one in chain([known.base], known.others())):
             method, name = known.choices.get("method"), key.split(".")[2]
             raise UserError(
                 f"nothing reads {key} with method={method}, whose method.{name} is one value; type method.{name}=VALUE"
@@ -323,8 +340,7 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
         return False  # another value is made of it
     if added and _read(key, known.base):
         return False
-    others = list(known.others())
-    if any(_has(other, key) or (added and _read(key, other)) for other in others):
+    if any(_has(other, key) or (added and _read(key, other)) for other in known.others()):
         return True
     raise UserError(_unknown(key, value, added, known))
 

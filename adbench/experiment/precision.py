@@ -82,9 +82,10 @@ def bfloat16_cost() -> float:
     def seconds(low: bool) -> float:
         x, w = image.clone().requires_grad_(), weight.clone().requires_grad_()
         start = time.perf_counter()
-        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-            y = torch.nn.functional.conv2d(x, w, padding=1)
-        y.float().sum().backward()
+        with torch.enable_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                y = torch.nn.functional.conv2d(x, w, padding=1)
+            y.float().sum().backward()
         return time.perf_counter() - start
 
     for low in (False, True):
