@@ -132,8 +132,8 @@ def second_job() -> dict[str, Any]:
     return {
         "name": "start-up, second job of a sweep", "value": round(statistics.median(waits), 3), "unit": "s",
         "baseline": 1.0, "ratio": round(statistics.median(waits), 3),
-        "note": "processor seconds from the end of a job to the first training batch of the next, esad/small on digits, "
-        "median of 3; baseline: one second, the most that is asked",
+        "note": "processor seconds from the end of a job to the first training batch of the next, esad/small on "
+        "digits, median of 3; baseline: one second, the most that is asked",
     }  # fmt: skip
 
 

@@ -367,7 +367,7 @@ def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None =
     bins: Any = np.linspace(shown.min(), shown.max(), count) if len(shown) else 10
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
         chosen = values[labels == value]
-        axes.hist(chosen, bins, color=colour, alpha=0.3)
+        axes.hist(chosen, bins, color=colour, histtype="stepfilled", alpha=0.3)
         axes.hist(chosen, bins, color=colour, histtype="step", linewidth=1.4, label=f"{name} ({len(chosen)})")
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.4g}")
@@ -388,7 +388,7 @@ def _plot(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _finish(axes: Axes, title: str, across: str, up: str) -> None:
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_title(title, fontsize=10, color=INK, loc="left", y=1.0)  # else every tick is measured to place it
     axes.set_xlabel(across, fontsize=9, color=INK)
     axes.set_ylabel(up, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)

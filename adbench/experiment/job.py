@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.errors import UserError
 from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.console import announce, log_error, one_line, quietly, summary
@@ -31,7 +32,7 @@ from adbench.experiment.states import Outcome
 from adbench.experiment.trainers import set_threads
 from adbench.experiment.training import Job, prepare, train_and_test
 from adbench.experiment.values import as_mapping, flat, refuse_absent_devices
-from adbench.types import UserError
+from adbench.imports import import_quickly
 
 log = logging.getLogger("adbench")
 
@@ -42,6 +43,7 @@ def execute(cfg: DictConfig) -> Outcome:
     Errors never escape: a sweep goes on with its next job. Only a job of a sweep that is stopped by a signal exits.
     A command that is refused, or that fails before its training begins, leaves the folder as it was.
     """
+    import_quickly("torch", "pytorch_lightning")  # in a sweep's worker; the command has them
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     choices = dict(hydra.runtime.choices)

@@ -24,11 +24,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
 from adbench.experiment.identity import remember
 from adbench.experiment.values import TRAINER, accepted, as_mapping
-from adbench.types import UserError
 
 KINDS = ("object", "texture", "small", "tabular")
 PATHS = ("root", "file", "results", "data_root", "cache_dir", "folder", "checkpoint", "images")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import time
 from functools import cache
-from typing import Any
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "32-true", "bf16-mixed"
 #: The convolution below takes 0.8 times as long in bfloat16 as in float32 where the processor computes in it, 2.9 times

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adbench.errors import UserError
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.placement import stop_when_orphaned
 from adbench.files import write_json
-from adbench.types import UserError
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job

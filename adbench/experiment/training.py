@@ -167,9 +167,7 @@ def _train(job: Job, ranks: Ranks) -> Any:
     method, started = job.method, time.perf_counter()
     saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.attempt)
     callbacks = [signal_callback(job.request), _first_batch_callback(job, saver), saver, *job.callbacks, progress_bar()]
-    trainer = build_trainer(
-        job.cfg, job.folder.path, callbacks, world=ranks.world, precision=job.record.precision
-    )
+    trainer = build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world, precision=job.record.precision)
     if job.pretraining is not None and job.checkpoint is None:
         _pretrain(job, trainer.strategy.root_device)
         job.record.time["pretraining_s"] = round(time.perf_counter() - started, 2)

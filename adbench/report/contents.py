@@ -162,8 +162,8 @@ def _notes(runs: list[Run]) -> list[str]:
     capabilities = sorted({run.capability for run in runs if run.counts_in_tables and run.capability})
     if len(capabilities) > 1:
         notes.append(
-            f"These runs are of processors with different instructions ({', '.join(capabilities)}): their times compare "
-            "machines, not methods (cpu_capability in runs.csv)."
+            f"These runs are of processors with different instructions ({', '.join(capabilities)}): their times "
+            "compare machines, not methods (cpu_capability in runs.csv)."
         )
     return notes
 
