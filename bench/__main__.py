@@ -5,8 +5,8 @@
 Each module here has `measure() -> list of {name, value, unit, baseline, ratio, note}`: what is measured and what it is
 compared with run side by side, in one process or in turns, because machines drift. A row may have `before`, its ratio
 before a change that it is the measure of. To each row come `capability`, the vector instructions of the processor, and
-`load`, the machine's when the measurement began, in processes that want to run. A row of another capability stays beside
-it: figures of different processors are not compared, and none takes the place of another's.
+`load`, the machine's when the measurement began, in processes that want to run. A row of another capability stays
+beside it: figures of different processors are not compared, and none takes the place of another's.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cells = [
-            row["name"], f"{_number(row['value'])} {row['unit']}", _number(row.get("baseline")), _number(row.get("ratio")),
-            _number(row.get("before")), row.get("capability") or "not recorded", _number(row.get("load")), row["note"],
+            row["name"], f"{_number(row['value'])} {row['unit']}", _number(row.get("baseline")),
+            _number(row.get("ratio")), _number(row.get("before")), row.get("capability") or "not recorded",
+            _number(row.get("load")), row["note"],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

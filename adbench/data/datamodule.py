@@ -394,7 +394,8 @@ class DataModule(LightningDataModule):
         return self._loader(fetch, _chunks(rows, self.eval_batch_size))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Part by part; Lightning's own looks for tensors in whatever a batch may be, which costs as much as a layer."""
+        """Part by part; Lightning's own looks for tensors in whatever a batch may be, which costs as much as a
+        layer."""
         if device.type == "cpu":
             return batch
         return Batch(*(part.to(device, non_blocking=device.type != "mps") for part in batch))
