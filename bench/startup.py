@@ -22,7 +22,7 @@ from typing import Any
 
 from pytorch_lightning import Callback
 
-TURNS = 5
+TURNS = 3
 IMPORTS = "import torch, pytorch_lightning"
 STARTED: list[float] = []  # when first batches began, in processor seconds
 BEFORE = {"a run of pca on digits": 1.37}  # of 6.57 s against 4.78 s of imports, before start-up was looked at
