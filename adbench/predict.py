@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 from adbench.errors import UserError
+from adbench.imports import import_quickly
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def _predict(options: argparse.Namespace) -> int:
     model, inputs = (options.model, options.inputs) if options.model else (Path(options.inputs[0]), options.inputs[1:])
     if not inputs:
         raise UserError("give the images after the run folder: python -m adbench.predict RUN IMAGE_OR_FOLDER --out DIR")
-    from adbench.detection.prediction import Options, predict  # imports torch: --help answers at once
+    import_quickly("torch")  # here, so that --help answers at once
+    from adbench.detection.prediction import Options, predict
 
     choices = Options(options.out, options.false_alarm_rate, options.maps, options.batch_size, options.max_pixels)
     return predict(model, [Path(entry).expanduser() for entry in inputs], choices, options.device, options.trust)

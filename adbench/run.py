@@ -12,6 +12,7 @@ from typing import Any
 
 from adbench.experiment.advice import table
 from adbench.experiment.groups import GROUPS, choices, conf_dir, own_trees, unknown_choice
+from adbench.imports import import_quickly
 
 EXAMPLES = """\
   python -m adbench.run                                                   the embedded default, minutes on a CPU
@@ -23,7 +24,8 @@ EXAMPLES = """\
 OPTIONS = """\
   seed=0                       of weights, batches and augmentation; the split has its own stream
   budget=quick|paper|smoke     length of training; budget.max_batches=N or budget.max_epochs=N sets it
-  trainer=default|cpu|gpu|ddp|smoke   where; also trainer.precision=bf16-mixed, trainer.devices=N, trainer.threads=N
+  trainer=default|cpu|gpu|ddp|smoke   where; also trainer.devices=N, trainer.threads=N,
+                               trainer.precision=auto|32-true|bf16-mixed
   logger=csv|tensorboard|wandb        wandb works offline and without an account
   data.normal_class=K          which class is normal (class data sets)
   data.batch_size=N data.eval_batch_size=N data.workers=N
@@ -95,9 +97,9 @@ def checked(arguments: list[str]) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
+    from adbench.errors import UserError
     from adbench.experiment.overrides import first_job, understood
     from adbench.experiment.own_images import with_method
-    from adbench.types import UserError
 
     options = get_args_parser().parse_intermixed_args(arguments)
     if options.hydra_help or options.shell_completion or options.experimental_rerun or options.config_path:
@@ -179,6 +181,7 @@ def _run(arguments: list[str]) -> int:
     first_time = not arguments
     sweeps.outcomes.clear()  # of an earlier call in this process
     arguments = checked(arguments)
+    import_quickly("torch", "pytorch_lightning")
     codes: list[int] = []
     results = []
 

@@ -1,7 +1,7 @@
 """Artificial defects beside the training step that they feed: a batch of 8 at 256 x 256 on the CPU.
 
-Run `python bench/corruption.py`. The step is SSAE's small preset: network forward, backward and Adam, in bfloat16 where
-that is what the preset is recommended with, so that the share is not flattered by a slow step.
+Run `python bench/corruption.py`. The step is SSAE's small preset: network forward, backward and Adam, in the precision
+that `trainer.precision=auto` takes here, so that the share is not flattered by a slow step.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def measure() -> list[dict[str, Any]]:
 
     from adbench.experiment.build import build_method
     from adbench.experiment.groups import conf_dir
+    from adbench.experiment.precision import BFLOAT16, chosen
     from adbench.transforms.corruption import Draws
     from adbench.types import Batch
 
@@ -51,8 +52,10 @@ def measure() -> list[dict[str, Any]]:
     batch = Batch(clean, none, none, torch.zeros(ROWS, 1, SIDE, SIDE, dtype=torch.bool), none)
     optimizer = method.configure_optimizers()
 
+    precision = chosen("auto", "cpu", trains=True, tabular=False)
+
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == BFLOAT16):
             terms = method.objective(batch)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
@@ -64,7 +67,7 @@ def measure() -> list[dict[str, Any]]:
     training = _median_ms(step, 3)
     note = (
         f"batch of {ROWS} at {SIDE}x{SIDE}, {torch.get_num_threads()} threads; baseline: a training step of ssae/small "
-        f"in bfloat16, corruption included; at most {SHARE:.0%} asked of the default (elastic)"
+        f"in {precision}, corruption included; at most {SHARE:.0%} asked of the default (elastic)"
     )
     return [
         {

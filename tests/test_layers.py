@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "adbench"
-BASE = {"errors", "types", "streams", "files", "__init__", "__version__"}
+BASE = {"errors", "types", "streams", "files", "imports", "__init__", "__version__"}
 CORE = BASE | {"losses", "networks", "transforms"}
 ROOMS = CORE | {"data", "methods", "pretraining", "evaluation", "experiment"}
 MAY_IMPORT = {
-    "errors": set(), "types": {"errors"}, "streams": set(), "files": set(),
+    "errors": set(), "types": {"errors"}, "streams": set(), "files": set(), "imports": set(),
     "losses": BASE, "networks": BASE | {"networks"}, "transforms": BASE,
     "data": CORE, "methods": CORE, "pretraining": CORE | {"data"}, "evaluation": CORE,
     "experiment": ROOMS, "detection": ROOMS, "report": ROOMS, "testing": ROOMS,

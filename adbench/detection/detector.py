@@ -396,7 +396,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
             "range": "float64 features as in the training table" if tabular else "uint8 0..255, RGB; grey is repeated",
         },
         "score": "higher is more anomalous, any range",
-        "precision": str(cfg.trainer.precision),
+        "precision": str(record.get("precision") or cfg.trainer.precision),
         "batches_seen": int(record.get("budget", {}).get("batches") or 0),
         "held_out_scores": held_out_scores(folder),
         "held_out_origin": f"{(record.get('threshold') or {}).get('origin') or HELD_OUT}, calibration.csv",

@@ -340,8 +340,7 @@ def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
 
 def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: float | None = None) -> Figure:
     """ROC curve of the images, AUROC in the title; the threshold is a point on it."""
-    figure = Figure(figsize=(4.6, 4.6), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _plot(4.6, 4.6)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
     axes.fill_between(c.fpr, c.tpr, color=NORMAL, alpha=0.12, linewidth=0)
     axes.plot(c.fpr, c.tpr, color=NORMAL, linewidth=1.8)
@@ -362,14 +361,13 @@ def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None =
     """Scores of normal and anomalous test images, with the threshold where there is one."""
     values, labels = np.asarray(score, dtype=float), np.asarray(label)
     labels, values = labels[np.isfinite(values)], values[np.isfinite(values)]
-    figure = Figure(figsize=(6.4, 3.6), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _plot(6.4, 3.6)
     shown = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
     count = int(np.clip(2 * len(values) ** 0.5, 10, 60)) + 1
     bins: Any = np.linspace(shown.min(), shown.max(), count) if len(shown) else 10
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
         chosen = values[labels == value]
-        axes.hist(chosen, bins, color=colour, alpha=0.3)
+        axes.hist(chosen, bins, color=colour, histtype="stepfilled", alpha=0.3)
         axes.hist(chosen, bins, color=colour, histtype="step", linewidth=1.4, label=f"{name} ({len(chosen)})")
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.4g}")
@@ -378,8 +376,19 @@ def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None =
     return figure
 
 
+def _plot(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes, with room for what `_finish` writes around them.
+
+    Margins are set rather than looked for: a layout engine draws the whole figure twice more to find them.
+    """
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    left, below, right, above = 0.62, 0.52, 0.12, 0.32  # inches
+    figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - above / height)
+    return figure, figure.add_subplot()
+
+
 def _finish(axes: Axes, title: str, across: str, up: str) -> None:
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_title(title, fontsize=10, color=INK, loc="left", y=1.0)  # else every tick is measured to place it
     axes.set_xlabel(across, fontsize=9, color=INK)
     axes.set_ylabel(up, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)

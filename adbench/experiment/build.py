@@ -19,6 +19,7 @@ from adbench.experiment import trust as trusting
 from adbench.experiment.console import one_line
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.values import as_mapping
+from adbench.imports import import_quickly
 
 FROZEN = (None, "adbench.pretraining.imagenet.ImageNet")  # pretraining that sees no image of the data set
 
@@ -158,6 +159,7 @@ def restored(
         origin: where the configuration comes from, for messages.
         trust: see `load_method`.
     """
+    import_quickly("torch", "pytorch_lightning")
     from adbench.methods.base import Method
 
     node = trusting.check_for_scoring({"method": OmegaConf.to_container(cfg.method, resolve=False)}, origin, trust)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adbench.errors import UserError
 from adbench.experiment.advice import purpose
 from adbench.experiment.own_images import kind_in_words
+from adbench.experiment.precision import FLOAT32
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job
@@ -51,6 +52,8 @@ def announce(job: Job) -> None:
         for line in folder_lines(record.data_report["folders"]):
             log.info(line)
     length = f"{job.total:,} batches of {cfg.data.batch_size}" if job.total else "no training steps"
+    if job.total and record.precision != FLOAT32:
+        length += f" in {record.precision}"
     published = f"{paper['max_batches']:,} batches" if paper.get("max_batches") else None
     published = published or (f"{paper['max_epochs']} epochs" if paper.get("max_epochs") else None)
     if cfg.budget.name != "paper" and published and job.total:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
+from adbench.experiment.precision import AUTO
 from adbench.experiment.values import as_mapping, flat
 from adbench.files import shortened
 
@@ -42,6 +43,9 @@ AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "data.label": (None,),
     "data.source.label": (None,),
 }
+
+
+PRECISION = "trainer.precision"
 
 
 LONGEST_NAME = 120  # bytes of a folder's name; file systems take 255, and files beside it may bear it too
@@ -83,11 +87,15 @@ def _named_by_id(cfg: DictConfig, group: str) -> list[str]:
 
 def defaults_of(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
     """The configuration of the same group choices with no value overridden."""
-    # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
-    overrides = (*(f"{group}={choices[group]}" for group in GROUPS), f"seed={cfg.seed}")
-    defaults = _composed(GlobalHydra.instance().config_loader(), overrides)
+    defaults = _composed(GlobalHydra.instance().config_loader(), _choosing(choices))
     OmegaConf.set_struct(defaults, False)
+    # The seed may be a value of a group too (the split of a data set that has none): it names the folder itself.
+    defaults.seed = cfg.seed
     return defaults
+
+
+def _choosing(choices: Mapping[str, str | None]) -> tuple[str, ...]:
+    return tuple(f"{group}={choices[group]}" for group in GROUPS)
 
 
 def reference_of(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
@@ -109,8 +117,30 @@ def _composed(loader: Any, overrides: tuple[str, ...]) -> DictConfig:
     """A copy of the composed configuration; composing takes half a second, and a job asks several times."""
     known = _compositions.setdefault(loader, {})
     if overrides not in known:
-        known[overrides] = loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
+        key = (str(loader.get_search_path()), overrides)
+        same = _checked is not None and _checked[0] == key
+        known[overrides] = (
+            _checked[1] if same and _checked else
+            loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
+        )  # fmt: skip
     return copy.deepcopy(known[overrides])
+
+
+_checked: tuple[tuple[str, tuple[str, ...]], DictConfig] | None = None
+
+
+def remember(loader: Any, chosen: Collection[str], cfg: DictConfig) -> None:
+    """Take over a composition of group choices alone that the check of the command line has made.
+
+    Args:
+        loader: that composed it.
+        chosen: the groups that the command line names; one that is no part of a run's name may set other values.
+        cfg: the composition.
+    """
+    global _checked
+    _checked = None
+    if set(chosen) <= set(GROUPS):
+        _checked = ((str(loader.get_search_path()), _choosing(cfg.hydra.runtime.choices)), cfg)
 
 
 class Identity(NamedTuple):
@@ -186,6 +216,9 @@ def changed_settings(folder: RunFolder, record: Mapping[str, Any], identity: Ide
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
         return None
     now = identity.values
+    if now.get(PRECISION) == AUTO:  # it takes what the run began with, which its record says
+        then.pop(PRECISION, None)
+        now = {key: value for key, value in now.items() if key != PRECISION}
     shown = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
     return [
         f"{key} was {shown(then, key)} and is {shown(now, key)} now"

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.errors import UserError
 from adbench.experiment.build import build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.console import announce, log_error, one_line, quietly, summary
@@ -24,14 +25,14 @@ from adbench.experiment.identity import GROUPS, Identity, identity_of
 from adbench.experiment.placement import cores, limit_to_worker_share, threads_per_job
 from adbench.experiment.provenance import git, now, versions
 from adbench.experiment.ranks import all_ranks, number_of_ranks
-from adbench.experiment.record import RunRecord
+from adbench.experiment.record import UNKNOWN, RunRecord
 from adbench.experiment.signals import StopRequest, signals_as_request
 from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
 from adbench.experiment.trainers import set_threads
 from adbench.experiment.training import Job, prepare, train_and_test
 from adbench.experiment.values import as_mapping, flat, refuse_absent_devices
-from adbench.types import UserError
+from adbench.imports import import_quickly
 
 log = logging.getLogger("adbench")
 
@@ -42,6 +43,7 @@ def execute(cfg: DictConfig) -> Outcome:
     Errors never escape: a sweep goes on with its next job. Only a job of a sweep that is stopped by a signal exits.
     A command that is refused, or that fails before its training begins, leaves the folder as it was.
     """
+    import_quickly("torch", "pytorch_lightning")  # in a sweep's worker; the command has them
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     choices = dict(hydra.runtime.choices)
@@ -82,7 +84,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
         world = number_of_ranks(cfg.trainer)
         threads = _threads(cfg, world)
         set_threads(threads)
-        record = _record(cfg, choices, identity, standing)
+        record = _record(cfg, folder, choices, identity, standing)
         job = prepare(
             cfg, folder, record, request, threads=threads, world=world, checkpoint=standing.checkpoint, source=source
         )
@@ -136,7 +138,9 @@ def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder,
     return Outcome(1, "failed" if not begun else status, reason, begun)
 
 
-def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, standing: Standing) -> RunRecord:
+def _record(
+    cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], identity: Identity, standing: Standing
+) -> RunRecord:
     """What metrics.json holds of a run from its first batch on."""
     before = standing.record if standing.action == "resume" else {}
     return RunRecord(
@@ -146,8 +150,16 @@ def _record(cfg: DictConfig, choices: Mapping[str, Any], identity: Identity, sta
         versions=versions(str(cfg.method.get("_target_"))), git=git(), code=_code(before, code_hash(cfg)),
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
-        changed=identity.changed,
+        changed=identity.changed, precision=_precision(folder, standing),
     )  # fmt: skip
+
+
+def _precision(folder: RunFolder, standing: Standing) -> Any:
+    """The precision that a run which goes on began with; unknown for one that starts."""
+    if standing.action != "resume":
+        return UNKNOWN
+    # A record without it is of before `auto`, when the configuration said it.
+    return standing.record.get("precision") or str(folder.config().trainer.precision)
 
 
 def _code(before: Mapping[str, Any], now: str) -> str:

@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
+from adbench.experiment.identity import remember
 from adbench.experiment.values import TRAINER, accepted, as_mapping
-from adbench.types import UserError
 from hydra_plugins.adbench_sweepers import alternatives
 
 KINDS = ("object", "texture", "small", "tabular")
@@ -204,6 +206,8 @@ class Known:
         self.loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.chosen: dict[str, list[str]] = {}
+        self._groups: dict[str, bool] = {}
+        self._others: dict[tuple[tuple[str, str], ...], Mapping[str, Any] | None] = {}
         for override in overrides:
             if self.is_group(override.key_or_group) and not isinstance(_value(override), Mapping):
                 self.chosen[str(override.input_line).partition("=")[0]] = self.values(str(override.input_line))
@@ -218,7 +222,9 @@ class Known:
         self.axes: Mapping[str, list[Mapping[str, Any]]] = hydra["sweeper"].get("axes") or {}
 
     def is_group(self, key: str) -> bool:
-        return bool(self.loader.get_group_options(key))
+        if key not in self._groups:  # which reads folders
+            self._groups[key] = bool(self.loader.get_group_options(key))
+        return self._groups[key]
 
     def values(self, text: str) -> list[str]:
         """The values of one argument, in words: several of a sweep, the start of an interval."""
@@ -234,18 +240,26 @@ class Known:
     def others(self) -> Iterator[Mapping[str, Any]]:
         """What else a job of the sweep may have: each further choice of each swept group."""
         swept = {group: self.values(f"{group}={values}") for group, values in self.params.items() if group[0] != "+"}
-        jobs = [
-            {group: name}
-            for group, names in (swept | self.chosen).items()
-            for name in (names if self.is_group(group.lstrip("+")) else ())
-        ]
-        for together in (values for axis in self.axes.values() for values in axis):
-            jobs.append({group: str(name) for group, name in together.items() if self.is_group(group)})
+        further = {group: names[1:] for group, names in self.chosen.items()}  # the first is in the base
+        jobs = [{group: name} for group, names in (swept | further).items() for name in names]
+        for values in (values for axis in self.axes.values() for values in axis):
+            first = {group: self.values(f"{group}={names}") for group, names in values.items() if self.is_group(group)}
+            jobs += [{group: names[0] for group, names in first.items() if names}]
+            jobs += [{group: name} for group, names in first.items() for name in names[1:]]
         for job in jobs:
+            if all(self.is_group(group.lstrip("+")) for group in job):
+                other = self._other(tuple(job.items()))
+                if other is not None:
+                    yield other
+
+    def _other(self, job: tuple[tuple[str, str], ...]) -> Mapping[str, Any] | None:
+        """The configuration with other choices in place of the base's; None if it does not compose: that job says so."""
+        if job not in self._others:  # composing takes a tenth of a second, and each key asks for it
             try:
-                yield self._composed(job)[0]
+                self._others[job] = self._composed(dict(job))[0]
             except UserError:
-                continue  # that job says so
+                self._others[job] = None
+        return self._others[job]
 
     def _composed(self, other: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {group: names[0] for group, names in self.chosen.items() if names} | other
@@ -254,6 +268,8 @@ class Known:
             cfg = self.loader.load_configuration("config", lines, RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error)) from None
+        if not other:
+            remember(self.loader, self.chosen, cfg)
         return as_mapping(cfg, resolve=False), dict(cfg.hydra.runtime.choices)
 
 
@@ -322,7 +338,7 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
     if _has(known.base, key):
         if override.is_add() and not isinstance(value, dict | list):
             raise UserError(f"{key} exists already: type {str(override.input_line).lstrip('+')}")
-        if not added and not any(_feeds(key, configuration) for configuration in (known.base, *known.others())):
+        if not added and not any(_feeds(key, one) for one in chain([known.base], known.others())):
             method, name = known.choices.get("method"), key.split(".")[2]
             raise UserError(
                 f"nothing reads {key} with method={method}, whose method.{name} is one value; type method.{name}=VALUE"
@@ -332,8 +348,7 @@ def _refuse_unknown(key: str, value: Any, override: Override, known: Known, text
         return False  # another value is made of it
     if added and _read(key, known.base):
         return False
-    others = list(known.others())
-    if any(_has(other, key) or (added and _read(key, other)) for other in others):
+    if any(_has(other, key) or (added and _read(key, other)) for other in known.others()):
         return True
     raise UserError(_unknown(key, value, added, known))
 

@@ -53,9 +53,12 @@ def hardware(threads: int) -> Hardware:
     """This machine; `threads` is what each process of the run may use."""
     import torch
 
+    from adbench.experiment.precision import cpu_capability
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": platform.processor() or platform.machine(),
+        "cpu_capability": cpu_capability(),
         "cores": os.cpu_count(),
         "threads": threads,
         "gpus": gpus,

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adbench.errors import UserError
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.placement import stop_when_orphaned
 from adbench.files import write_json
-from adbench.types import UserError
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job
@@ -115,7 +115,7 @@ def all_ranks(job: Job, world: int, threads: int) -> Iterator[Ranks]:
     others, pipes = [], []
     try:
         folder.write_config(job.cfg, folder.path / CONFIGURATION)
-        write_json(folder.path / ORDERS, {"attempt": job.record.attempt, "resume": job.checkpoint is not None})
+        write_json(folder.path / ORDERS, _orders(job))
         for rank, log in enumerate(logs, start=1):
             other, pipe = _start(folder, rank, threads, meeting, log)
             others.append(other)
@@ -143,6 +143,12 @@ def all_ranks(job: Job, world: int, threads: int) -> Iterator[Ranks]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _orders(job: Job) -> dict[str, Any]:
+    """What the other ranks must know beside the configuration."""
+    record = job.record
+    return {"attempt": record.attempt, "resume": job.checkpoint is not None, "precision": record.precision}
 
 
 def _start(
@@ -197,7 +203,7 @@ def main() -> None:
     orders = json.loads((folder.path / ORDERS).read_text(encoding="utf-8"))
     set_threads(threads)
     rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    record = RunRecord(attempt=orders["attempt"])
+    record = RunRecord(attempt=orders["attempt"], precision=orders["precision"])
     checkpoint = folder.newest_checkpoint(record.attempt) if orders["resume"] else None
     with quietly():
         job = prepare(cfg, folder, record, request, threads=threads, rank=rank, world=world, checkpoint=checkpoint)

@@ -44,6 +44,9 @@ class Hardware(TypedDict, total=False):
     """The machine."""
 
     cpu: Annotated[str, "name of the processor"]
+    cpu_capability: Annotated[
+        str, "vector instructions that torch computes with, `+bf16` if the processor has bfloat16 (`AVX512+bf16`)"
+    ]
     cores: Annotated[int | None, "cores of the machine"]
     threads: Annotated[int, "CPU threads of each of the run's processes"]
     gpus: Annotated[list[str], "names of the GPUs that the run could see"]
@@ -102,6 +105,9 @@ class RunRecord:
     data_fingerprint: Annotated[str, "hash of the data set's contents, labels and names of rows"] = UNKNOWN
     data_id: Annotated[str, "name of the data set with its class or, for `data=folder`, the user's own name"] = UNKNOWN
     budget: Annotated[Budget, "length of the training"] = UNKNOWN
+    precision: Annotated[
+        str, "number format of the training, as in `trainer.precision`; what `auto` found. Scores are float32 always"
+    ] = UNKNOWN
     data_kind: Annotated[str, "object, texture, small or tabular"] = UNKNOWN
     normal_class: Annotated[Any, "the normal class of a class data set, else null"] = UNKNOWN
     data_report: Annotated[dict[str, Any], "what is odd about the data, by kind, counted and named"] = UNKNOWN

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from adbench.errors import UserError
 from adbench.experiment.codehash import code_of, targets_of
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import Identity, changed_settings, digest
 from adbench.experiment.states import Action, Facts, decide
-from adbench.types import UserError
 
 if TYPE_CHECKING:
     from adbench.experiment.checkpoints import Checkpoint

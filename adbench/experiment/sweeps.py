@@ -21,6 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
+from adbench.errors import UserError
 from adbench.experiment.build import build
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.folder import RunFolder
@@ -29,7 +30,6 @@ from adbench.experiment.placement import cores, jobs_side_by_side
 from adbench.experiment.standing import Data, look
 from adbench.experiment.states import Outcome
 from adbench.experiment.values import as_mapping
-from adbench.types import UserError
 
 log = logging.getLogger("adbench")
 

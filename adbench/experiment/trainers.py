@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from adbench.errors import UserError
 from adbench.experiment.console import one_line
 
+NOTHING = nullcontext()
 STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
 
 
@@ -25,25 +27,42 @@ def build_trainer(
         path: where Lightning may write.
         callbacks, loggers: of the trainer.
         world: number of ranks.
-        changes: options in place of those in `cfg.trainer`.
+        changes: options in place of those in `cfg.trainer`; `precision` where that is `auto` and the trainer trains.
     """
     import torch
     from pytorch_lightning import Trainer
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from adbench.experiment.checkpoints import WholeFiles
+    from adbench.experiment.precision import AUTO, FLOAT32
 
     options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | changes | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1, "callbacks": list(callbacks),
     }  # fmt: skip
+    if options.get("profiler") is None:
+        options["profiler"] = _no_profiler()
+    if options["precision"] == AUTO:
+        options["precision"] = FLOAT32  # a trainer that trains is told what was chosen
     if cfg.data.kind == "tabular" and cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available():
         options["accelerator"] = "cpu"  # features are float64, which MPS does not have
     if world > 1:
         options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
         options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     return Trainer(**options)
+
+
+def _no_profiler() -> Any:
+    """A profiler that costs nothing: Lightning's own that profiles nothing makes a context of two calls around each of
+    fifty hooks of a batch."""
+    from pytorch_lightning.profilers import PassThroughProfiler
+
+    class NoProfiler(PassThroughProfiler):
+        def profile(self, action_name: str) -> Any:
+            return NOTHING
+
+    return NoProfiler()
 
 
 def check_devices(cfg: DictConfig, world: int = 1, **changes: Any) -> None:

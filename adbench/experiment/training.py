@@ -18,9 +18,10 @@ from adbench.experiment.console import progress_bar, quietly, without_seed_messa
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.loggers import build_loggers, close_loggers, log_results, log_settings
 from adbench.experiment.own_images import kind_report
+from adbench.experiment.precision import chosen, word_on_emulation
 from adbench.experiment.provenance import hardware
 from adbench.experiment.ranks import Ranks
-from adbench.experiment.record import Budget, Objectives, RunRecord, count
+from adbench.experiment.record import UNKNOWN, Budget, Objectives, RunRecord, count
 from adbench.experiment.signals import StopRequest, signal_callback
 from adbench.experiment.standing import Data
 from adbench.experiment.trainers import build_trainer, check_devices
@@ -113,8 +114,13 @@ def prepare(
     _refuse_far_rows(method, datamodule)
     _refuse_missing_anomalies(method, datamodule)
     # A sweep has one budget for all its methods; those without training steps (PCA, OC-SVM) do not need it.
-    total = total_batches(cfg, datamodule) if is_overridden("training_step", method) else 0
+    trains = is_overridden("training_step", method)
+    total = total_batches(cfg, datamodule) if trains else 0
     method.total_batches = total
+    record.precision = chosen(
+        str(cfg.trainer.precision), cfg.trainer.accelerator, trains=trains, tabular=cfg.data.kind == "tabular",
+        begun=None if record.precision is UNKNOWN else record.precision,
+    )  # fmt: skip
     record.hardware = hardware(threads) | {"ranks": world}
     record.budget = Budget(name=cfg.budget.name, batches=total, batch_size=cfg.data.batch_size)
     _describe_data(record, cfg, method, datamodule)
@@ -122,6 +128,8 @@ def prepare(
         record.transductive = True
     if rank == 0:
         _warn_about_data(record)
+        if trains and (word := word_on_emulation(record.precision, cfg.trainer.accelerator)):
+            log.warning(word)
     if hasattr(pretraining, "weights_used"):
         record.pretraining_weights = pretraining.weights_used()
     if hasattr(pretraining, "images_used"):
@@ -163,7 +171,7 @@ def _train(job: Job, ranks: Ranks) -> Any:
     method, started = job.method, time.perf_counter()
     saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.attempt)
     callbacks = [signal_callback(job.request), _first_batch_callback(job, saver), saver, *job.callbacks, progress_bar()]
-    trainer = build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world)
+    trainer = build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world, precision=job.record.precision)
     if job.pretraining is not None and job.checkpoint is None:
         _pretrain(job, trainer.strategy.root_device)
         job.record.time["pretraining_s"] = round(time.perf_counter() - started, 2)
@@ -237,7 +245,9 @@ def _test(job: Job, ranks: Ranks, held_out: session.HeldOut) -> None:
 
     def trainer_with(observers: list[Any]) -> Any:
         callbacks = [signal_callback(job.request), *observers, *job.callbacks, progress_bar()]
-        return build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world, loggers=job.loggers)
+        return build_trainer(
+            job.cfg, job.folder.path, callbacks, world=ranks.world, loggers=job.loggers, precision=job.record.precision
+        )
 
     measurement = session.test(
         job.method, job.datamodule, job.folder, session.Pictures.of(job.cfg.evaluation),

@@ -21,6 +21,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from adbench.errors import UserError
+from adbench.experiment.precision import AUTO
 
 TRAINER = "pytorch_lightning.Trainer"
 OWN: dict[str, Any] = {
@@ -102,9 +103,12 @@ def hints_of(target: str) -> dict[str, Any]:
     """The annotated types of what a `_target_` is called with; empty where they cannot be had."""
     try:
         called = get_object(target)
-        return typing.get_type_hints(called.__init__ if inspect.isclass(called) else called)
+        hints = typing.get_type_hints(called.__init__ if inspect.isclass(called) else called)
     except Exception:  # a name that does not exist is for the one who builds it to say
         return {}
+    if target == TRAINER:
+        hints["precision"] = hints["precision"] | Literal["auto"]  # the run's own word (experiment.precision)
+    return hints
 
 
 @cache
@@ -315,6 +319,8 @@ def refuse_absent_devices(trainer: Mapping[str, Any]) -> None:
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the run's own trainers tell what there is
     asked = {key: trainer[key] for key in ("accelerator", "devices", "precision")}
+    if asked["precision"] == AUTO:  # which takes what there is
+        del asked["precision"]
     silent: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )

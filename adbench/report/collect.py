@@ -30,6 +30,7 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Files that only a run leaves: a folder that holds one of them and no metrics.json is worth a word.
 TRACES = {"scores.csv", "calibration.csv", "split.json", ".lock"}
+FLOAT32 = "32-true"  # what runs train in that do not tell, unless they were asked for something else
 HELD_OUT = 0.05  # the protocols' default share, for runs that do not tell theirs
 PROTOCOLS = {  # ours -> the values that tell a run's protocol from another's
     "one_class": (),
@@ -163,6 +164,11 @@ class Run:
     def fingerprint(self) -> str:
         """Of its data's contents; "" for runs that do not tell."""
         return str(self.record.get("data_fingerprint") or "")
+
+    @property
+    def capability(self) -> str | None:
+        """The vector instructions of its processor; None for runs that do not tell."""
+        return (self.record.get("hardware") or {}).get("cpu_capability")
 
     @property
     def threshold(self) -> float | None:
@@ -328,6 +334,10 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         for key, value in changed.items()
         if not key.startswith(("budget.", "protocol.", *IDENTITY))
     }
+    if "precision" in record:  # runs are told apart by what they trained in, not by who chose it: auto or the user
+        others.pop("trainer.precision", None)
+        if record["precision"] != FLOAT32:
+            others["trainer.precision"] = json.dumps(record["precision"])
     images = (_at(config, "pretraining") or {}).get("images", "")
     if record["pretraining"] == "imagenet_kd" and images in (None, "own"):
         others["pretraining.images"] = '"own"'  # a departure, though no value was changed
@@ -459,6 +469,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             **{key: _whole(counts.get(key)) for key in COUNTS},
             **{key: number(time.get(key)) for key in ("pretraining_s", "train_s", "test_s", "total_s")},
             "started": time.get("started"), "finished": time.get("finished"),
+            "precision": record.get("precision"), "cpu_capability": run.capability,
             "commit": (record.get("git") or {}).get("commit"), "config_hash": record.get("config_hash"),
         })  # fmt: skip
     return table

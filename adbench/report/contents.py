@@ -163,6 +163,12 @@ def _notes(runs: list[Run]) -> list[str]:
         notes.append(f"{stale} runs are stale: other code than this trained them (overwrite=stale trains them anew).")
     if any(run.variant.transductive for run in runs):
         notes.append(f"{DAGGER} {TRANSDUCTIVE}. Figures of other methods are of rows that were scored by themselves.")
+    capabilities = sorted({run.capability for run in runs if run.counts_in_tables and run.capability})
+    if len(capabilities) > 1:
+        notes.append(
+            f"These runs are of processors with different instructions ({', '.join(capabilities)}): their times "
+            "compare machines, not methods (cpu_capability in runs.csv)."
+        )
     return notes
 
 

@@ -136,3 +136,10 @@ def test_torn_curves_are_left_out(results, gather, text):
     folder = results.run()
     (folder / "curves.json").write_text(text)
     assert pixel_series(gather(results).runs[0], "name", ("c0", False), "pro") is None
+
+
+def test_a_report_says_that_times_of_different_processors_do_not_compare(results, gather):
+    results.run("pca", "digits/8", seed=0, hardware={"cpu_capability": "AVX2"})
+    assert not [note for note in gather(results).notes if "AVX2" in note]
+    results.run("pca", "digits/8", seed=1, hardware={"cpu_capability": "AVX512+bf16"})
+    assert [note for note in gather(results).notes if "AVX2, AVX512+bf16" in note]
