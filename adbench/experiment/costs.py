@@ -9,8 +9,10 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.utils.flop_counter import FlopCounterMode
 
 from adbench.data.cache import resized
 from adbench.evaluation import session
@@ -340,7 +343,27 @@ def _wait(device: torch.device) -> None:
 # -- everything -------------------------------------------------------------------------------------------------------
 
 
-def measure(cfg: DictConfig, datamodule: Any, total: int, real: bool, threads: int) -> Cost:
+@contextmanager
+def _silently(seed: int) -> Iterator[Path]:
+    """A temporary folder to measure in, with seeds set; a few rows warn of what a whole data set would not."""
+    with (
+        quietly(), without_seed_message(), warnings.catch_warnings(),
+        tempfile.TemporaryDirectory(prefix="adbench-") as place,
+    ):  # fmt: skip
+        warnings.simplefilter("ignore")
+        seed_everything(seed, workers=True)
+        yield Path(place)
+
+
+def measure(
+    cfg: DictConfig,
+    datamodule: Any,
+    total: int,
+    real: bool,
+    threads: int,
+    *,
+    built: Callable[[Any], None] = lambda method: None,
+) -> Cost:
     """Time a configuration's parts on this machine.
 
     Args:
@@ -349,6 +372,7 @@ def measure(cfg: DictConfig, datamodule: Any, total: int, real: bool, threads: i
         total: its training batches; 0 for a method without training steps.
         real: whether rows of the data set are used.
         threads: CPU threads to compute with.
+        built: called with the method on its device, before anything is timed.
 
     Raises:
         UserError: the method cannot be built.
@@ -356,11 +380,56 @@ def measure(cfg: DictConfig, datamodule: Any, total: int, real: bool, threads: i
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with quietly(), without_seed_message(), tempfile.TemporaryDirectory(prefix="adbench-") as place:
-            seed_everything(cfg.seed, workers=True)
-            return _measured(cfg, datamodule, total, real, Path(place))
+        with _silently(cfg.seed) as place:
+            return _measured(cfg, datamodule, total, real, place, built)
     finally:
         torch.set_num_threads(before)
+
+
+class _Counted(Callback):
+    """Trains the same batches near a training's end three times: to warm up, timed, and with operations counted."""
+
+    def __init__(self, first: int, cycle: int) -> None:
+        self.first, self.cycle = first, cycle
+        self.seconds, self.operations = 0.0, 0
+        self._started, self._counter = 0.0, FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        pl_module.batches_seen = self.first + batch_idx % self.cycle  # type: ignore[assignment]
+        _wait(pl_module.device)
+        if batch_idx == self.cycle:
+            self._started = time.perf_counter()
+        if batch_idx == 2 * self.cycle:
+            self.seconds = time.perf_counter() - self._started
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 3 * self.cycle - 1:
+            self._counter.__exit__(None, None, None)
+            self.operations = int(self._counter.get_total_flops())
+
+
+def operations(cfg: DictConfig, datamodule: Any, total: int) -> tuple[int, float]:
+    """Arithmetic of a training batch near the end of the training, forward and backward, and the seconds it takes.
+
+    Source: torch counts those of matrix products and convolutions, a product and a sum as two.
+
+    Args:
+        cfg, datamodule, total: see `measure`.
+    """
+    with _silently(cfg.seed) as place:
+        method = build_method(cfg)
+        method.log_every = cfg.log_every
+        method.to(_trainer(cfg, place).strategy.root_device)
+        Passes(datamodule, max(SAMPLE, 2 * datamodule.eval_batch_size))
+        method.ensure_prepared(datamodule.training_batches(method.device))
+        method.total_batches, cycle = total, method.turns_repeat_after()
+        counted = _Counted(max(0, (total - 2) // cycle - 1) * cycle, cycle)
+        datamodule.set_budget(3 * cycle)
+        _trainer(cfg, place, [counted]).fit(method, datamodule=datamodule)
+    return counted.operations // cycle, counted.seconds / cycle
 
 
 class _Trained(NamedTuple):
@@ -373,12 +442,15 @@ class _Trained(NamedTuple):
     checkpoint: int  # bytes
 
 
-def _measured(cfg: DictConfig, datamodule: Any, total: int, real: bool, place: Path) -> Cost:
+def _measured(
+    cfg: DictConfig, datamodule: Any, total: int, real: bool, place: Path, built: Callable[[Any], None]
+) -> Cost:
     method = build_method(cfg)
     method.log_every = cfg.log_every
     device = _trainer(cfg, place).strategy.root_device
     passes = Passes(datamodule, max(SAMPLE, 2 * datamodule.eval_batch_size))
     method.to(device)
+    built(method)
     pretraining, problem = _pretrained(cfg, method, datamodule, place)
     trained, rhythm = None, Rhythm.of_method(method, total, datamodule.batches_per_epoch) if total else None
     if total:
