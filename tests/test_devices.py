@@ -31,7 +31,7 @@ def test_gpu_and_cuda_are_the_first_and_a_number_too_high_is_told_what_there_is(
     machine(2)
     assert devices.device("gpu") == devices.device("cuda") == torch.device("cuda:0")
     assert devices.trainer_options("cuda:1") == {"accelerator": "cuda", "devices": [1]}
-    with pytest.raises(UserError, match="device cuda:2 cannot be used: this machine has cpu, cuda:0, cuda:1$"):
+    with pytest.raises(UserError, match="device cuda:2 cannot be used: this machine has cpu, cuda:0, cuda:1"):
         devices.device("cuda:2")
 
 

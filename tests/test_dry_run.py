@@ -156,7 +156,7 @@ def test_a_command_without_a_folder_leaves_none(run, tmp_path, capsys):
     assert not (tmp_path / "other").exists() and not (tmp_path / "empty").exists()
 
 
-def test_data_that_are_not_in_reach_are_stood_in_for_and_said(run, tmp_path, capsys):
+def test_data_that_are_not_in_reach_are_stood_in_for_and_said(run, tmp_path, capsys, measured):
     code, _ = run(*TINY, "data_root=/nowhere", "--dry-run")
     out = capsys.readouterr().out
     assert code == 1
@@ -164,17 +164,22 @@ def test_data_that_are_not_in_reach_are_stood_in_for_and_said(run, tmp_path, cap
     assert "time: " in out
 
 
-def test_jobs_of_one_size_are_measured_once(run, capsys, monkeypatch):
-    measured = []
-    real = costs.measure
-    monkeypatch.setattr(costs, "measure", lambda *a, **k: measured.append(a) or real(*a, **k))
+@pytest.fixture
+def measured(cost, monkeypatch):
+    """The measurements that are asked for; each is `cost`."""
+    asked = []
+    monkeypatch.setattr(costs, "measure", lambda *a, **k: asked.append(a) or cost)
+    return asked
+
+
+def test_jobs_of_one_size_are_measured_once(run, capsys, measured):
     code, _ = run("-m", "method=pca,brightness", "data=mvtec/bottle,mvtec/screw", "seed=0,1", *BARE, "--dry-run")
     assert code == 0
     assert len(measured) == 2
     assert capsys.readouterr().out.startswith("8 jobs: 8 start")
 
 
-def test_a_job_that_does_not_compose_is_refused_and_the_others_are_not(run, capsys):
+def test_a_job_that_does_not_compose_is_refused_and_the_others_are_not(run, capsys, measured):
     code, _ = run("-m", "method=pca,ocsvm", "data=mvtec/bottle", *BARE, "--dry-run")
     out = capsys.readouterr().out
     assert code == 1
@@ -198,7 +203,7 @@ def test_what_does_not_go_with_a_dry_run_is_one_clear_line(run, capsys, words, s
     assert said in capsys.readouterr().err
 
 
-def test_a_tree_of_ones_own_is_known(run, tmp_path, capsys):
+def test_a_tree_of_ones_own_is_known(run, tmp_path, capsys, measured):
     tree = tmp_path / "tree"
     (tree / "method").mkdir(parents=True)
     (tree / "method" / "mine.yaml").write_text("defaults: [/method/pca@_here_, _self_]\n")
@@ -207,20 +212,31 @@ def test_a_tree_of_ones_own_is_known(run, tmp_path, capsys):
     assert "measured: mine on small images" in capsys.readouterr().out
 
 
-def test_a_pretraining_is_paid_for_once_a_seed(run, capsys):
-    run("-m", "method=autoencoder", "data=digits", "pretraining=autoencoder", "budget=quick", "seed=0,0", *BARE, "--dry-run",
-        smoke=False)  # fmt: skip
-    out = capsys.readouterr().out
-    assert "a batch of the pretraining" in out
-    assert "by then: an earlier table has this run" in out
+def test_a_pretraining_is_paid_for_once(run, measured):
+    words = ["method=autoencoder", "data=digits", "pretraining=autoencoder", "budget=quick", "budget.max_batches=7,9"]
+    plan = dry.Plan(say=lambda text: None)
+    jobs = plan.look([*words, "seed=0,1", "results=/nowhere/results"], multirun=True)
+    assert [job.size.batches for job in jobs] == [7, 7, 9, 9]
+    paid = [plan.seconds(job)["pretraining"] for job in jobs]
+    assert paid[0] == paid[1] == pytest.approx(0.1 * jobs[0].size.pretraining_batches) > 0
+    assert paid[2:] == [0, 0]
+    assert len(measured) == 1
 
 
-def test_the_dry_run_of_a_papers_tables_counts_shared_runs_once(run, tmp_path, capfd):
+def test_a_job_that_resumes_costs_what_is_left(cost):
+    plan = dry.Plan()
+    plan.costs["key"], plan.reading["key"] = cost, 0.0
+    parts = plan.seconds(dry.Planned("job", status="resume", done=15, size=SIZE, cost="key"))
+    assert parts["pretraining"] == parts["prepare"] == 0
+    assert parts["training"] == pytest.approx(5 * 2 + 1 * 10 + 2 * 0.5 + 1)
+
+
+def test_the_dry_run_of_a_papers_tables_counts_shared_runs_once(run, tmp_path, capfd, measured):
     code = reproduce.main(["cbigan", "--dry-run", "--runs", "2", "trainer=smoke", *BARE])
     out = capfd.readouterr().out
     assert code == 0
     assert "all tables: 2 runs" in out
-    assert out.count("by then: an earlier table has this run") == 2
+    assert out.count("by then: it is an earlier job too") == 2
     assert not list(tmp_path.rglob("metrics.json"))
 
 

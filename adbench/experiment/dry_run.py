@@ -314,7 +314,7 @@ class Plan:
         if job.status != "start" or job.cfg is None or job.folder is None:
             return
         if job.folder.absolute() in self.seen:
-            job.status, job.reason = "finished", "by then: an earlier table has this run"
+            job.status, job.reason = "finished", "by then: it is an earlier job too"
             return
         cfg, folder = job.cfg, RunFolder(job.folder)
         plain = _without_hydra(cfg)

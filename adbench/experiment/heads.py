@@ -32,6 +32,8 @@ from adbench.files import write_text
 BLOCK = re.compile(r"^# Runs:.*\n(?:# Length at .*\n(?:#     .*\n)*)*(?:# Cost: .*\n)?", re.M)
 COST = "# Cost: with --dry-run the command measures it on your machine."
 WIDTH = 118
+AXES = {"method": "methods", "data": "data sets", "seed": "seeds", "protocol": "protocols", "cell": "cells",
+        "pretraining": "pretrainings", "data.normal_class": "classes"}  # fmt: skip
 
 
 @cache
@@ -140,7 +142,7 @@ def block(name: str, text: str) -> str:
         text: of its file, whose first command with `budget=quick` is described too.
     """
     axes = {key: len(values) for key, values in swept(name).items() if len(values) > 1}
-    product = " x ".join(f"{count} {key}" for key, count in axes.items())
+    product = " x ".join(f"{count} {AXES.get(key, f'values of {key}')}" for key, count in axes.items())
     lines = [f"# Runs: {product} = {len(jobs(name)):,}", *lengths(name)]
     commands = re.findall(r"^#\s+python -m adbench\.run (.*)$", text.replace("\\\n#", " "), re.M)
     quick = [re.split(r"\s{4,}", line)[0].split() for line in commands if "budget=quick" in line]

@@ -159,10 +159,12 @@ def _test(
     """Test as a run does, on one device, and write the evaluation's folder."""
     started, threads = time.perf_counter(), cfg.trainer.threads or cores()
     set_threads(threads)
-    check_devices(cfg, devices=1, strategy="auto")
+    asked = cfg.trainer.devices
+    one: dict[str, Any] = {"devices": list(asked) if OmegaConf.is_list(asked) and len(asked) == 1 else 1}
+    check_devices(cfg, **one, strategy="auto")
 
     def trainer_with(callbacks: list[Any]) -> Any:
-        return build_trainer(cfg, target.path, [*callbacks, progress_bar()], devices=1, strategy="auto")
+        return build_trainer(cfg, target.path, [*callbacks, progress_bar()], **one, strategy="auto")
 
     device = trainer_with([]).strategy.root_device
     held_out = session.score_held_out(method.to(device), datamodule.holdout_batches(device))
