@@ -203,6 +203,15 @@ def test_what_does_not_go_with_a_dry_run_is_one_clear_line(run, capsys, words, s
     assert said in capsys.readouterr().err
 
 
+def test_a_method_whose_first_batches_fail_says_so_before_a_start_does(run, capsys, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(costs, "measure", broken)
+    assert run("method=pca", "data=digits", *BARE, "--dry-run")[0] == 1
+    assert "refused   its first batches fail: RuntimeError: out of memory" in capsys.readouterr().out
+
+
 def test_a_tree_of_ones_own_is_known(run, tmp_path, capsys, measured):
     tree = tmp_path / "tree"
     (tree / "method").mkdir(parents=True)
@@ -278,3 +287,17 @@ def test_a_folder_that_a_process_writes_is_looked_at_without_a_trace(tmp_path):
 def test_repeated_rows_are_those_of_the_sample():
     rows = np.arange(6).reshape(3, 2)
     assert costs.Repeated(rows, 100)[np.array([0, 4, 99])].tolist() == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_operations_are_counted_forward_and_backward_by_hand():
+    """A product of (3, 4) and (4, 5) has 3 x 4 x 5 multiplications and additions; its gradients have as many each."""
+    import torch
+
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    with costs._Operations() as counter:
+        (a @ b).sum().backward()
+    assert counter.total == 3 * 2 * 3 * 4 * 5
+    with costs._Operations() as counter:  # a penalty on a gradient, which torch's own counter cannot follow
+        (gradient,) = torch.autograd.grad((a @ b).square().sum(), a, create_graph=True)
+        gradient.square().sum().backward()
+    assert counter.total > 4 * 2 * 3 * 4 * 5

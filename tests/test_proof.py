@@ -48,7 +48,7 @@ def test_each_stage_leaves_a_row_and_a_second_command_does_nothing_again(places,
 def test_a_task_that_fails_is_listed_stops_no_other_and_is_tried_again(places, monkeypatch, capsys):
     done = []
 
-    def broken(words, compiled, small):
+    def broken(words, compiled):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(proof, "speed", broken)
@@ -75,13 +75,19 @@ def test_a_stopped_run_ends_the_command_and_is_no_result(places, monkeypatch):
 def test_what_is_soon_done_comes_first_and_paper_runs_go_round_by_round(places, data_root):
     setting = proof.Setting(places, ["cbigan", "ssae"], [], False, None)
     stages = [task.stage for task in proof.tasks(setting)]
-    assert stages == sorted(stages, key=["machine", "speed", "short", "paper"].index)
+    assert stages == sorted(stages, key=["machine", "speed", "short", "compiled", "paper"].index)
     paper = [task.key for task in proof.tasks(setting) if task.stage == "paper"]
     assert [key.partition(" on ")[2] for key in paper[::2]] == ["mvtec/bottle", "mvtec/carpet", "mvtec/screw"]
     places.mkdir()
     speeds = {"speed: cbigan, 32-true": {"paper_hours": 9.0}, "speed: ssae, 32-true": {"paper_hours": 2.0}}
     (places / "proof.json").write_text(json.dumps({"tasks": speeds, "seconds": 0.0}))
     assert next(task.key for task in proof.tasks(setting) if task.stage == "paper") == "paper: ssae on mvtec/bottle"
+
+
+def test_a_proof_with_other_arguments_is_not_mixed_into_this_one(places, capsys):
+    proof.write_json(places / "proof.json", {"tasks": {}, "seconds": 0.0, "asked": ["seed=1"]})
+    assert smoke(places) == 1
+    assert "holds a proof with other arguments (seed=1)" in capsys.readouterr().err
 
 
 def test_a_slip_is_said_before_any_task(places, capsys):

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from adbench.data.cache import resized
 from adbench.evaluation import session
@@ -386,13 +387,26 @@ def measure(
         torch.set_num_threads(before)
 
 
+class _Operations(TorchDispatchMode):
+    """While open, counts the operations of matrix products and convolutions; torch's own counter follows modules too,
+    and cannot where a loss holds a gradient (a penalty on one)."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 class _Counted(Callback):
     """Trains the same batches near a training's end three times: to warm up, timed, and with operations counted."""
 
     def __init__(self, first: int, cycle: int) -> None:
         self.first, self.cycle = first, cycle
         self.seconds, self.operations = 0.0, 0
-        self._started, self._counter = 0.0, FlopCounterMode(display=False)
+        self._started, self._counter = 0.0, _Operations()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         pl_module.batches_seen = self.first + batch_idx % self.cycle  # type: ignore[assignment]
@@ -408,7 +422,7 @@ class _Counted(Callback):
     ) -> None:
         if batch_idx == 3 * self.cycle - 1:
             self._counter.__exit__(None, None, None)
-            self.operations = int(self._counter.get_total_flops())
+            self.operations = self._counter.total
 
 
 def operations(cfg: DictConfig, datamodule: Any, total: int) -> tuple[int, float]:

@@ -27,6 +27,7 @@ from adbench.errors import UserError
 from adbench.experiment.build import build, build_datamodule, build_source
 from adbench.experiment.checks import refuse_cut_short, refuse_wrong_types
 from adbench.experiment.compose import composing
+from adbench.experiment.console import one_line
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import digest, identity_of
 from adbench.experiment.job import resolve
@@ -296,11 +297,10 @@ class Plan:
         try:
             with composing():
                 jobs, self.launcher = jobs_of(words, multirun)
-                if not jobs or jobs[0].cfg is None:
-                    return jobs
-                with _memory(jobs[0].cfg.cache_dir) as memory:
+                composed = [job for job in jobs if job.cfg is not None]
+                with _memory(composed[0].cfg.cache_dir if composed else "") as memory:  # type: ignore[union-attr]
                     sources = Sources(memory)
-                    for job in jobs:
+                    for job in composed:
                         self._judge(job, sources)
                         if job.folder is not None:
                             self.seen.add(job.folder.absolute())
@@ -357,7 +357,7 @@ class Plan:
             batches=total, batches_per_epoch=module.batches_per_epoch, checkpoint_every=cfg.budget.checkpoint_every,
             train=len(module.split.train), holdout=len(module.split.holdout), test_normal=int((label == 0).sum()),
             test_anomalous=int((label == 1).sum()), folds=len(module.folds),
-            pretraining_batches=_length(cfg, int((module.split.semi_label >= 0).sum())),
+            pretraining_batches=pretraining_batches(cfg, int((module.split.semi_label >= 0).sum())),
             panels=(cfg.evaluation.panels_anomalous, cfg.evaluation.panels_normal),
         )  # fmt: skip
         job.cost = _key(cfg, source, real)
@@ -370,6 +370,8 @@ class Plan:
                 self.costs[job.cost] = costs.measure(cfg, module, total, real, self.threads(cfg))
             except UserError as error:
                 self.costs[job.cost] = error
+            except Exception as error:  # of the method, of the machine's memory: a start would meet it too
+                self.costs[job.cost] = UserError(f"its first batches fail: {one_line(error)}")
         if isinstance(self.costs[job.cost], UserError):
             raise self.costs[job.cost]
         if job.size.pretraining_batches and job.status != "resume":
@@ -403,8 +405,8 @@ class Plan:
         return parts
 
 
-def _length(cfg: Any, rows: int) -> int:
-    """Batches of a pretraining; 0 where there is none that trains."""
+def pretraining_batches(cfg: Any, rows: int) -> int:
+    """Batches of a configuration's pretraining on so many images; 0 where there is none that trains."""
     node = {key: value for key, value in as_mapping(cfg.pretraining).items() if key != "id"}
     if node.get("_target_") is None or not hasattr(get_object(node["_target_"]), "length"):
         return 0
@@ -418,7 +420,7 @@ def _key(cfg: Any, source: Any, real: bool) -> str:
     data = [cfg.data.kind, cfg.data.image_size, cfg.data.batch_size, cfg.data.eval_batch_size, str(cfg.data.workers)]
     features = None if source.features is None else source.features.shape[1]
     others = [as_mapping(cfg[group]) for group in ("pretraining", "trainer", "evaluation")]
-    few = _published(cfg) if cfg.data.kind == "tabular" else None
+    few = len(source.records) if cfg.data.kind == "tabular" else None
     return digest([method, str(data), features, others, cfg.protocol._target_, real, few], 32)
 
 
@@ -430,7 +432,9 @@ def _in_words(method: str, cfg: Any, module: Any, real: bool) -> str:
         size = f"{cfg.data.kind} images of {height} px" if height == width else f"images of {height} x {width} px"
     pretraining = "" if cfg.pretraining.id == "none" else f", pretraining={cfg.pretraining.id}"
     data = f"rows of {cfg.data.id}" if real else "noise, the data are not in reach"
-    return f"{method} on {size}{pretraining} ({data})"
+    world = number_of_ranks(cfg.trainer)
+    devices = f", on one of the {world} devices" if world > 1 else ""
+    return f"{method} on {size}{pretraining} ({data}{devices})"
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from adbench.errors import UserError
 from adbench.experiment import costs
 from adbench.experiment.build import build, build_datamodule, build_method, build_source
 from adbench.experiment.compose import composed, composed_job
+from adbench.experiment.dry_run import pretraining_batches
 from adbench.experiment.groups import choices
 from adbench.experiment.placement import cores
 from adbench.experiment.provenance import git, hardware, now, versions
@@ -43,7 +44,7 @@ class Task(NamedTuple):
     """A part of the proof."""
 
     key: str
-    stage: str  # machine, speed, short or paper
+    stage: str  # machine, speed, short, compiled or paper
     work: Callable[[], dict[str, Any]]
 
 
@@ -70,6 +71,7 @@ class Setting:
     ) -> None:
         self.out, self.methods, self.words, self.smoke = out, list(methods), list(words), smoke
         self.images = images
+        self.asked = [*(["--smoke"] if smoke else []), *(["--images", images] if images else []), *words]
         self.reach: dict[str, str | None] = {}
         self._pretraining: dict[str, str] = {}
 
@@ -126,17 +128,16 @@ def tasks(setting: Setting) -> Iterator[Task]:
     """Every task in order: what is soon done and tells most comes first."""
     yield Task("machine", "machine", lambda: machine(setting.smoke))
     first = {method: setting.data(method)[0] for method in setting.methods}
-    for compiled in (False, True):
-        for precision in PRECISIONS:
-            for method in setting.methods:
-                name = f"{method}, {precision}{', compiled' if compiled else ''}"
-                words = setting.command(method, first[method], f"trainer.precision={precision}")
-                yield Task(f"speed: {name}", "speed", _bound(speed, words, compiled, setting.smoke))
+    yield from _speeds(setting, first, compiled=False)
     for method in setting.methods:
         for precision in PRECISIONS:
-            words = setting.command(method, first[method], f"trainer.precision={precision}")
-            words = [*words, f"budget.max_batches={2 if setting.smoke else SHORT}", "budget.max_epochs=null"]
+            length = 2 if setting.smoke else SHORT
+            words = setting.command(
+                method, first[method], f"trainer.precision={precision}", f"budget.max_batches={length}",
+                "budget.max_epochs=null", f"budget.pretraining_batches={length}",
+            )  # fmt: skip
             yield Task(f"short: {method}, {precision}", "short", _bound(trained, words, setting.out))
+    yield from _speeds(setting, first, compiled=True)
     rounds = max(len(setting.data(method)) for method in setting.methods)
     for number in range(1 if setting.smoke else rounds):
         for method in _cheapest_first(setting):
@@ -144,6 +145,14 @@ def tasks(setting: Setting) -> Iterator[Task]:
             if number < len(data):
                 words = setting.command(method, data[number])
                 yield Task(f"paper: {method} on {data[number]}", "paper", _bound(trained, words, setting.out))
+
+
+def _speeds(setting: Setting, data: Mapping[str, str], compiled: bool) -> Iterator[Task]:
+    for precision in PRECISIONS:
+        for method in setting.methods:
+            words = setting.command(method, data[method], f"trainer.precision={precision}")
+            key = f"speed: {method}, {precision}{', compiled' if compiled else ''}"
+            yield Task(key, "compiled" if compiled else "speed", _bound(speed, words, compiled))
 
 
 def _bound(work: Callable[..., dict[str, Any]], *arguments: Any) -> Callable[[], dict[str, Any]]:
@@ -181,12 +190,13 @@ def machine(smoke: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def speed(words: Sequence[str], compiled: bool, smoke: bool) -> dict[str, Any]:
+def speed(words: Sequence[str], compiled: bool) -> dict[str, Any]:
     """How fast a preset trains and scores, and what share of its time is arithmetic.
 
     Returns:
         `images_per_second` of training, `scored_per_second`, `operations` of a training batch (forward and backward)
-        and `operations_seconds` that it takes, `memory` in bytes (of a GPU), `paper_hours` of a run at this length.
+        and `operations_seconds` that it takes, `memory` in bytes (of a GPU), `paper_hours` of a run at this length, its
+        pretraining included.
     """
     import torch
 
@@ -210,7 +220,7 @@ def speed(words: Sequence[str], compiled: bool, smoke: bool) -> dict[str, Any]:
     size = costs.Size(
         batches=total, batches_per_epoch=datamodule.batches_per_epoch, checkpoint_every=cfg.budget.checkpoint_every,
         train=len(datamodule.split.train), holdout=len(datamodule.split.holdout), test_normal=0, test_anomalous=0,
-        folds=0, pretraining_batches=0, panels=(0, 0),
+        folds=0, pretraining_batches=pretraining_batches(cfg, len(datamodule.split.train)), panels=(0, 0),
     )  # fmt: skip
     return {
         "method": cfg.method._target_.rpartition(".")[2], "data": cfg.data.id, "batch": cost.batch_size,
@@ -353,7 +363,19 @@ def _paper_table(rows: Mapping[str, Any]) -> list[str]:
 
 def carry_out(setting: Setting, minutes: float | None) -> int:
     """Do every task that is not done yet; returns the exit code."""
+    import torch
+
+    if not (torch.cuda.is_available() or setting.smoke):
+        print(
+            "there is no GPU here: the speeds are the CPU's, and runs at the papers' length take days", file=sys.stderr
+        )
     found, started = results(setting.out), time.perf_counter()
+    found.setdefault("asked", setting.asked)
+    if found["asked"] != setting.asked:
+        raise UserError(
+            f"{setting.out} holds a proof with other arguments ({' '.join(found['asked']) or 'none'}); give the "
+            "same, or another place with --out DIR"
+        )
     before, code = found["seconds"], 0
     for task in tasks(setting):  # one after the other: the order of the last ones follows from what was measured
         if task.key in found["tasks"] and "error" not in found["tasks"][task.key]:
@@ -370,6 +392,7 @@ def carry_out(setting: Setting, minutes: float | None) -> int:
         except Exception as error:  # of a compiler, of memory, of data: this task only, and said in the table
             row, code = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}, 1
             print(f"error: {row['error']}", file=sys.stderr)
+        _forget()
         found["tasks"][task.key] = {**row, "finished": now()}
         found["seconds"] = before + time.perf_counter() - started
         found["left"] = sum(one.key not in found["tasks"] for one in tasks(setting))
@@ -378,6 +401,18 @@ def carry_out(setting: Setting, minutes: float | None) -> int:
     print(table(found))
     print(f"-> {setting.out / 'proof.md'}, {setting.out / 'proof.json'}")
     return code
+
+
+def _forget() -> None:
+    """Give back what a task has left in the memory of this process and of its GPU."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main(arguments: list[str] | None = None) -> int:
