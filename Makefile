@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-slow test-distributed test-adapters reproduce lint audit format bench lock build clean
+.PHONY: help setup run test test-slow test-distributed test-adapters reproduce proof heads lint audit format bench lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,12 @@ PAPER ?= cbigan
 BUDGET ?= quick
 reproduce: $(STAMP)  ## a paper's tables on the data in reach, and the report: PAPER=cbigan BUDGET=quick|paper
 	$(BIN)/python -m adbench.reproduce $(PAPER) --budget $(BUDGET) $(ARGS)
+
+proof: $(STAMP)  ## on a machine with a GPU: the papers' presets, speed first, then figures, hour by hour; resumable: ARGS="data_root=DIR"
+	$(BIN)/python -m adbench.proof $(ARGS)
+
+heads: $(STAMP)  ## write the counts and lengths in the heads of conf/experiment anew
+	$(BIN)/python -m adbench.experiment.heads
 
 bench: $(STAMP)  ## measure what docs/speed.md claims about speed and memory; writes bench.json
 	$(BIN)/python -m bench

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("adbench.evaluate", "test a finished run again, on its own or on other data"),
     "report": ("adbench.report.__main__", "tables and a page from a folder of runs"),
     "reproduce": ("adbench.studies.reproduce", "a paper's tables on the data in reach"),
+    "proof": ("adbench.studies.proof", "speed and figures of the papers' presets on this machine, hour by hour"),
     "corruptions": ("adbench.studies.corruptions", "pictures of a method's training corruptions"),
     "orthogonality": ("adbench.studies.orthogonality", "SSAE's Figure 9 for a finished run"),
 }

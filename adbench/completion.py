@@ -8,8 +8,9 @@ KEYS = ("seed=", "results=", "data_root=", "cache_dir=", "resume=", "overwrite="
         "trainer.devices=", "trainer.threads=", "budget.max_batches=", "budget.max_epochs=", "data.normal_class=",
         "data.batch_size=", "data.workers=", "data.root=", "data.name=", "protocol.holdout=")  # fmt: skip
 OPTIONS = {"serve": ("--host", "--port", "--false-alarm-rate", "--max-batch", "--queue", "--max-bytes", "--max-images",
-                     "--max-pixels", "--device", "--trust", "--help")}  # fmt: skip
-
+                     "--max-pixels", "--device", "--trust", "--help"),
+           "train": ("--dry-run", "--multirun", "--cfg", "--config-dir", "--help"),
+           "reproduce": ("--budget", "--runs", "--dry-run", "--help")}  # fmt: skip
 BASH = """\
 _adbench() {
     local IFS=$'\\n' line="${COMP_LINE:0:$COMP_POINT}"
@@ -44,8 +45,11 @@ def candidates(line: str, commands: tuple[str, ...]) -> list[str]:
     """
     words = line.split(" ")
     word, before = words[-1], [w for w in words[1:-1] if w]
-    if before and before[0] in OPTIONS:
-        return [option for option in OPTIONS[before[0]] if word.startswith("-") and option.startswith(word)]
+    command = before[0] if before and before[0] in commands else "train"
+    if word.startswith("-"):
+        return [option for option in OPTIONS.get(command, ()) if option.startswith(word)]
+    if command == "serve":
+        return []
     if not before and "=" not in word:
         first = [name for name in commands if name.startswith(word)]
         if first:

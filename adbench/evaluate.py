@@ -32,6 +32,7 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="data=..., data.KEY=..., data_root=DIR, cache_dir=DIR, as for adbench.run")  # fmt: skip
+    parser.add_argument("--device", help="cpu, gpu, cuda:1, ... (as the run's own trainer says)")
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",
                         help="a package whose classes may be built from the run folder")  # fmt: skip
     parser.add_argument("--config-dir", action="append", metavar="DIR",
@@ -41,7 +42,7 @@ def _evaluate(arguments: list[str]) -> int:
     from adbench.experiment.console import summary
     from adbench.experiment.reevaluation import evaluate
 
-    record, folder = evaluate(options.run, options.overrides, options.trust)
+    record, folder = evaluate(options.run, options.overrides, options.trust, options.device)
     print(summary(record, folder))
     return 0
 

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-pixels", type=int, metavar="N",
                         help="refuse larger images (as in the run: 200 million)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=32, help="images scored together (32)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, cuda:1, ... (cpu)")
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",
                         help="a package whose classes may be built from the run folder")  # fmt: skip
     return parser

@@ -35,6 +35,8 @@ OPTIONS = """\
                                whatever is there, stale what other code has trained
   --config-dir DIR             a tree of your own with method/NAME.yaml, data/NAME.yaml, ...; also ADBENCH_CONF=DIR
   -m, --multirun               every combination of comma-separated values
+  --dry-run                    list the jobs, which of them are finished, and what the others cost on this machine in
+                               time and disk, from a few timed steps; nothing is written
   --cfg job                    print the composed configuration and stop; with -m that of the first job
   'data.root=/my images (1)'   a value with spaces, brackets or = goes into single quotes for the shell
   --hydra-help                 Hydra's own options"""
@@ -164,6 +166,32 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def dry_run(arguments: list[str], plan: Any = None, total: Any = None) -> int:
+    """`--dry-run`: print the jobs of a command line and their cost; returns the exit code.
+
+    Args:
+        arguments: without `--dry-run`.
+        plan, total: `experiment.dry_run.Plan` and `Total`, where several commands share what is measured.
+
+    Raises:
+        UserError: another option on the command line prints something else, or the jobs cannot be listed.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from adbench.experiment import dry_run as dry
+    from adbench.types import UserError
+
+    options = get_args_parser().parse_intermixed_args(arguments)
+    others = ("cfg", "info", "hydra_help", "shell_completion", "experimental_rerun", "resolve", "package")
+    if given := [name for name in others if getattr(options, name)]:
+        raise UserError(f"--dry-run and --{given[0].replace('_', '-')} are two things to print: give one of them")
+    words = get_args_parser().parse_intermixed_args(checked(arguments)).overrides
+    plan = dry.Plan() if plan is None else plan
+    jobs = plan.look(words, options.multirun)
+    print(dry.report(plan, jobs, total))
+    return dry.exit_code(jobs)
+
+
 def _run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(help_text())
@@ -172,6 +200,9 @@ def _run(arguments: list[str]) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)
         return 1
+
+    if "--dry-run" in arguments:
+        return dry_run([argument for argument in arguments if argument != "--dry-run"])
 
     import hydra
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-images", type=_number(1), default=16, metavar="N", help="in a request (16)")
     parser.add_argument("--max-pixels", type=_number(1), default=50_000_000, metavar="N",
                         help="of an image (50 million, or the run's own limit if that is lower)")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, cuda:1, ... (cpu)")
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",
                         help="a package whose classes may be built from the run folder")  # fmt: skip
     return parser

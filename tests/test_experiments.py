@@ -8,6 +8,7 @@ from compositions import composed, jobs_of, multirun, resolved
 from omegaconf import OmegaConf
 
 from adbench.data.protocols import semi_supervised_counts
+from adbench.experiment import heads
 from adbench.experiment.groups import conf_dir
 from adbench.experiment.identity import config_hash
 from adbench.experiment.values import flat
@@ -115,6 +116,47 @@ def test_the_header_says_command_runs_cost_and_number(name):
     assert re.search(rf"\b{RUNS[name]:,}\b|\b{RUNS[name]}\b", header), f"the header does not say {RUNS[name]} runs"
     assert "Cost" in header
     assert "aper" in header or name == "first_look"
+
+
+QUICK = ("cbigan/table2", "esad/table4", "igd/tableS2", "first_look")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RUNS])
+def test_the_counts_and_lengths_in_a_head_are_those_that_compose(name):
+    text = FILES[name].read_text()
+    assert heads.rewritten(name, text) == text, "make heads writes them anew"
+
+
+def test_a_count_or_a_length_that_is_wrong_is_mended_and_the_prose_stays():
+    text = FILES["cbigan/table2"].read_text()
+    wrong = text.replace("= 90", "= 91").replace("200,000 batches", "2,500 batches")
+    assert wrong != text
+    assert heads.rewritten("cbigan/table2", wrong) == text
+    assert heads.rewritten("esad/preset", FILES["esad/preset"].read_text()) == FILES["esad/preset"].read_text()
+
+
+def test_a_head_says_the_length_of_each_method_where_they_differ():
+    (line,) = [line for line in heads.block("first_look", "").splitlines() if line.startswith("# Length")]
+    assert "300 batches of 8 (cbigan/small on object" in heads.block("first_look", "").replace("\n#     ", " ")
+    assert line.startswith("# Length at budget=quick: ")
+
+
+def test_the_commands_of_a_head_are_told_to_be_out_of_date_by_check(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "table2.yaml"
+    file.write_text(FILES["cbigan/table2"].read_text().replace("= 90", "= 91"))
+    monkeypatch.setattr(heads, "files", lambda: {"cbigan/table2": file})
+    assert heads.main(["--check"]) == 1
+    assert "= 91" in file.read_text()
+    assert heads.main([]) == 0
+    assert heads.main(["--check"]) == 0
+    assert file.read_text() == FILES["cbigan/table2"].read_text()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_head_tells_hours_that_nobody_measured(name):
+    head = "".join(line for line in FILES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "an assumption" not in head
+    assert not re.search(r"\b(hours?|days?|weeks?|minutes?) (of|for)\b", head)
 
 
 @pytest.mark.parametrize("name", RUNS)

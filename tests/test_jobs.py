@@ -366,3 +366,19 @@ def test_sigterm_saves_marks_the_run_interrupted_and_exits_143(tmp_path, data_ro
     out, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, out
     assert (folder / "scores.csv").read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("method", ["pca", "deep_svdd"])
+def test_the_time_of_the_preparation_is_recorded(run, method):
+    _, folder = run(f"method={method}", "data=digits")
+    time_ = metrics_of(folder)["time"]
+    assert 0 <= time_["prepare_s"] <= time_["total_s"]
+
+
+def test_a_resumed_run_that_does_not_prepare_again_has_no_time_for_it(run):
+    _, folder = run("method=deep_svdd", "data=digits")
+    record = metrics_of(folder)
+    (folder / "metrics.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    run("method=deep_svdd", "data=digits")
+    assert metrics_of(folder)["status"] == "finished"
+    assert "prepare_s" not in metrics_of(folder)["time"]

@@ -20,7 +20,15 @@ MAY_IMPORT = {
     "serving": ROOMS | {"detection"}, "serve": ROOMS | {"serving"},
     "api": ROOMS | {"detection", "report"},
 }  # fmt: skip
-COMMANDS = {"__main__", "corruptions", "figures", "fuse", "orthogonality", "reproduce"}  # which import one thing each
+COMMANDS = {
+    "__main__",
+    "corruptions",
+    "figures",
+    "fuse",
+    "orthogonality",
+    "proof",
+    "reproduce",
+}  # which import one thing each
 KNOW_HYDRA = {"experiment", "run", "studies"}
 
 

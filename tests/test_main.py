@@ -48,6 +48,9 @@ def test_the_version_is_the_packages(capsys):
         ("adbench ser", ["serve"]),
         ("adbench serve --max-b", ["--max-batch", "--max-bytes"]),
         ("adbench serve me", []),
+        ("adbench --dr", ["--dry-run"]),
+        ("adbench train -m seed=0,1 --dr", ["--dry-run"]),
+        ("adbench reproduce cbigan --d", ["--dry-run"]),
         ("adbench train data.root=/ho", []),
     ],
 )

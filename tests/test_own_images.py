@@ -310,3 +310,66 @@ def test_an_export_goes_into_a_folder_and_not_to_a_name_that_cannot_be_loaded(ru
     assert [file.suffix for file in sorted((tmp_path / "new").iterdir())] == [".json", ".onnx"]
     assert export([str(folder), "--out", str(tmp_path / "detector")]) == 1
     assert f"type --out {tmp_path / 'detector.onnx'}" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_folder_is_named_and_the_folder_is_asked_for(run, tmp_path, capfd):
+    picture = next((write(tmp_path / "parts") / "good").iterdir())
+    code, _ = run("data=folder", f"data.root={picture}", "method=pca")
+    assert code == 1
+    said = capfd.readouterr().err
+    assert f"{picture} is a file; give the folder that your images lie in as data.root={picture.parent}" in said
+
+
+@pytest.mark.parametrize("key", ["results", "data_root", "cache_dir"])
+def test_a_file_where_a_folder_belongs_is_refused_by_name(run, tmp_path, capfd, key):
+    file = tmp_path / "file"
+    file.write_text("")
+    for value in (file, file / "inside"):
+        code, _ = run("data=digits", "method=pca", f"{key}={value}")
+        assert code == 1
+        assert f"{key}={value}: {file} is a file; give a folder" in capfd.readouterr().err
+
+
+def test_a_file_in_the_environment_is_refused_by_the_variables_name(run, tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ADBENCH_DATA", str(tmp_path / "file"))
+    assert run("data=mvtec/bottle", "method=pca")[0] == 1
+    assert f"ADBENCH_DATA={tmp_path / 'file'}" in capfd.readouterr().err
+
+
+def test_an_evaluation_on_another_undivided_folder_tests_all_of_its_good_images(run, tmp_path, capsys):
+    from adbench.evaluate import main as evaluate
+
+    _, folder = run("method=pca", "data=folder", f"data.root={write(tmp_path / 'parts', count=20)}")
+    other = write(tmp_path / "other", count=10, defects=3)
+    assert evaluate([str(folder), "data=folder", f"data.root={other}"]) == 0
+    record = metrics_of(folder / "evaluations" / "other")
+    assert (record["counts"]["test_normal"], record["counts"]["test_anomalous"]) == (10, 3)
+    assert record["counts"]["train"] == 0
+    assert len(rows_of(folder / "evaluations" / "other", "scores.csv")) == 13
+    assert evaluate([str(folder)]) == 0  # the run's own rows stay as they were divided
+    assert metrics_of(folder / "evaluations" / "parts")["counts"]["test_normal"] == 4
+    divided = write(tmp_path / "divided" / "test", count=4, defects=3).parent
+    write(divided / "train", count=9, defects=0)
+    assert evaluate([str(folder), "data=folder", f"data.root={divided}"]) == 0
+    assert metrics_of(folder / "evaluations" / "divided")["counts"]["test_normal"] == 4
+
+
+def test_a_run_ends_with_what_its_threshold_makes_of_the_test_rows(run, tmp_path, capsys):
+    _, folder = run("method=pca", "data=folder", f"data.root={write(tmp_path / 'parts', count=40, defects=5)}")
+    record, rows = metrics_of(folder), rows_of(folder, "scores.csv")
+    above = [float(row["score"]) > record["threshold"]["value"] for row in rows]
+    label = [int(row["label"]) for row in rows]
+    wanted = {
+        "found": sum(a and y for a, y in zip(above, label, strict=True)), "anomalous": 5,
+        "false_alarms": sum(a and not y for a, y in zip(above, label, strict=True)), "normal": 8,
+    }  # fmt: skip
+    assert record["decisions"] == wanted
+    said = capsys.readouterr().out
+    assert f"at the threshold: found {wanted['found']} of 5 defects, called {wanted['false_alarms']} of 8 good" in said
+
+
+def test_without_a_threshold_there_are_no_decisions(run, capsys):
+    _, folder = run("method=pca", "data=digits", "protocol.holdout=0")
+    assert metrics_of(folder)["decisions"] is None
+    assert "at the threshold" not in capsys.readouterr().out

@@ -158,7 +158,7 @@ def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path
         (("/nowhere/x.png",), "there is no /nowhere/x.png"),
         ((), "give the images after the run folder"),
         (("EMPTY",), "no file with .png"),
-        (("IMAGE", "--device", "nonsense"), "device nonsense"),
+        (("IMAGE", "--device", "nonsense"), "device nonsense cannot be used: this machine has cpu"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_message_and_writes_nothing(

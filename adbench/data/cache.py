@@ -92,17 +92,9 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry
     source.cache_dir = cache_dir
     folder = Path(cache_dir).expanduser() / "images"
     fingerprint = source.fingerprint()
-    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
     masked = np.flatnonzero(source.records.mask != "")
-    rows, channels = len(source.records), 3 if source.array is None else source.array.shape[-1]
-    shapes: Shapes = {
-        "images": ((rows, channels, *size), np.dtype(np.uint8)),
-        "pixels": ((rows, HASH), np.dtype(np.uint8)),
-    }
-    if len(masked):
-        shapes["masks"] = ((len(masked), *size), np.dtype(bool))
-    paths = {name: folder / f"{key}.{name}.npy" for name in shapes}
-    meta = folder / f"{key}.json"
+    shapes = _shapes(source, size)
+    key, paths, meta = _files(folder, fingerprint, size, shapes)
     if not _whole(meta, paths, shapes):
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +112,38 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry
             kept = found.images.places[source.records.mask != ""]
             found.masks.places = np.searchsorted(masked, kept)
     return found
+
+
+def missing(source: Source, size: tuple[int, int], cache_dir: Path | str) -> int:
+    """Bytes that `entry` would write: 0 where it is there already. Nothing is written.
+
+    Args:
+        source: its own `cache_dir` is where the hashes of its files are remembered.
+        size, cache_dir: see `entry`.
+    """
+    shapes = _shapes(source, size)
+    folder = Path(cache_dir).expanduser() / "images"
+    if folder.is_dir():
+        _, paths, meta = _files(folder, source.fingerprint(), size, shapes)
+        if _whole(meta, paths, shapes):
+            return 0
+    return sum(int(np.prod(shape)) for shape, _ in shapes.values())
+
+
+def _shapes(source: Source, size: tuple[int, int]) -> Shapes:
+    rows, channels = len(source.records), 3 if source.array is None else source.array.shape[-1]
+    masked = int(np.count_nonzero(source.records.mask != ""))
+    shapes: Shapes = {
+        "images": ((rows, channels, *size), np.dtype(np.uint8)),
+        "pixels": ((rows, HASH), np.dtype(np.uint8)),
+    }
+    return shapes | ({"masks": ((masked, *size), np.dtype(bool))} if masked else {})
+
+
+def _files(folder: Path, fingerprint: str, size: tuple[int, int], shapes: Shapes) -> tuple[str, dict[str, Path], Path]:
+    """An entry's key, its arrays' files by name, and the file that tells that they are whole."""
+    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
+    return key, {name: folder / f"{key}.{name}.npy" for name in shapes}, folder / f"{key}.json"
 
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,35 @@ class DataModule(LightningDataModule):
                 self.records, self.has_masks = self.source.records, self.source.has_masks
                 split = self._divided()
             content = pixels[np.arange(len(self.records))]
+        self._content = same(content)
+        self._take(self._without_duplicates(split, self._content))
+
+    def set_up_on(self, images: Any, masks: Any) -> None:
+        """Set up on stand-ins for what the data set's files hold: no file is read, and no cache is written.
+
+        Args:
+            images: (N, C, H, W) uint8 or (N, D) float64, indexed by rows of the record table.
+            masks: (M, H, W) bool of the M rows that have one; None without masks.
+        """
+        self._images, self._masks = images, masks
+        self._content = np.arange(len(self.records))
+        self._duplicates: dict[str, Any] = {"policy": self.duplicates, "dropped": 0}
+        self._take(self._divided())
+
+    def _take(self, split: Split) -> None:
         masked = self.records.mask != ""
         self._mask_place = np.where(masked, np.cumsum(masked) - 1, -1)
-        self._content = same(content)
-        split = self._without_duplicates(split, self._content)
         self._semi_label = np.zeros(len(self.records), dtype=np.int64)
         self._semi_label[split.train] = split.semi_label
         self._split = split
+
+    def test_all(self) -> None:
+        """Test every row and train on none: data that another data set's detector is tested on."""
+        self._split = replace(
+            self.split, train=self.split.train[:0], semi_label=self.split.semi_label[:0],
+            test=np.arange(len(self.records)),
+        )  # fmt: skip
+        self._semi_label[:] = 0
 
     def _divided(self) -> Split:
         try:

@@ -59,6 +59,7 @@ class Folder(ImageFiles):
 
     Attributes:
         good_alone: whether all images are normal and none is to be tested.
+        undivided: whether nothing but a share says which of the normal images are tested.
     """
 
     def __init__(
@@ -74,16 +75,28 @@ class Folder(ImageFiles):
         seed: int = 0,
     ) -> None:
         root = Path(root).expanduser()
+        if root.is_file():
+            raise UserError(
+                f"data.root: {printable(root)} is a file; give the folder that your images lie in as "
+                f"data.root={printable(root.parent)}"
+            )
         if not root.is_dir():
             raise UserError(
                 f"data.root: there is no folder {printable(root)}; give the folder of your images as data.root=DIR"
             )
         notes = Notes()
-        self._rows = lambda notes, left_out: (
-            mvtec_rows(root, "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'", notes)
-            if normal is None and anomalous is None and in_mvtec_layout(root)
-            else _Rows(root, masks, notes, left_out).of(normal, anomalous, normal_test, seed)
-        )
+        self.undivided = False
+
+        def rows(notes: Notes, left_out: Collection[str]) -> list[Row]:
+            if normal is None and anomalous is None and in_mvtec_layout(root):
+                advice = "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'"
+                return mvtec_rows(root, advice, notes)
+            by_names = _Rows(root, masks, notes, left_out)
+            found = by_names.of(normal, anomalous, normal_test, seed)
+            self.undivided = by_names.by_share
+            return found
+
+        self._rows = rows
         records = Records.of(self._rows(notes, ()))
         super().__init__(root, records, bits, max_pixels, unreadable, notes)
         self.good_alone = not records.label.any() and not (records.split == "test").any()
@@ -156,6 +169,7 @@ class _Rows:
     masks: str | None
     notes: Notes
     left_out: Collection[str]
+    by_share: bool = False  # whether a share of the normal images is tested; known after `of`
 
     def of(
         self,
@@ -229,6 +243,7 @@ class _Rows:
             raise UserError(f"data.normal_test is a pattern or a share in [0, 1), got {normal_test}")
         if named or not defects:  # nothing can be measured without anomalous images: all train
             return named
+        self.by_share = True
         return [train[i] for i in evenly(len(train), round(normal_test * len(train)), seed)]
 
     def kinds(self, anomalous: Patterns) -> dict[Path, str]:

@@ -22,6 +22,7 @@ from adbench.data.tables import as_numbers
 from adbench.detection.maps import LONGEST_SIDE, thumbnail
 from adbench.evaluation.overlay import map_scale, overlay
 from adbench.evaluation.thresholds import Threshold, conformal_p_value, held_out_threshold
+from adbench.experiment import devices
 from adbench.experiment.build import how_far, load_method, restored
 from adbench.experiment.folder import RunFolder, held_out_scores
 from adbench.experiment.trust import plain_values
@@ -291,8 +292,8 @@ class MethodEngine:
     """A method of this package, with the data layer's own decoding and resizing."""
 
     def __init__(self, method: Any, inputs: Mapping[str, Any], device: str) -> None:
+        self.device = devices.device(device)
         try:
-            self.device = torch.device(device)
             self.method = method.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device} cannot be used: {error}") from error
@@ -425,8 +426,10 @@ def _load_onnx(path: Path, device: str) -> Detector:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-    providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in onnxruntime.get_available_providers()]
+    wanted = [] if devices.device(device).type == "cpu" else ["CUDAExecutionProvider"]
+    if missing := set(wanted) - set(onnxruntime.get_available_providers()):
+        raise UserError(f"device {device} cannot be used: this onnxruntime has no {missing.pop()}; take --device cpu")
+    providers = [*wanted, "CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         card = json.loads(session.get_modelmeta().custom_metadata_map["adbench"])

@@ -73,6 +73,17 @@ class Evaluator(Observer):
             results[str(kind)] = curve(table["score"][rows], table["label"][rows]).auroc()  # type: ignore[union-attr]
         return results
 
+    def decisions(self) -> dict[str, int] | None:
+        """Test rows above the threshold: `found` of the `anomalous` ones, `false_alarms` among the `normal` ones; None
+        without a threshold."""
+        if self.threshold is None:
+            return None
+        label, above = self.table()["label"] == 1, self.table()["score"].astype(np.float64) > self.threshold["value"]
+        return {
+            "found": int((above & label).sum()), "anomalous": int(label.sum()),
+            "false_alarms": int((above & ~label).sum()), "normal": int((~label).sum()),
+        }  # fmt: skip
+
     def interval(self) -> tuple[float, float] | None:
         """95 % bootstrap interval of the image AUROC, or None where it is undefined."""
         return bootstrap_auroc(self.table()["score"], self.table()["label"])

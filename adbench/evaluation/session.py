@@ -74,6 +74,7 @@ class Measurement(NamedTuple):
     per_defect: dict[str, float]  # defect kind -> image AUROC against all normal rows
     interval: tuple[float, float] | None  # 95 % bootstrap interval of the image AUROC
     seconds: float  # of the test, pictures included
+    decisions: dict[str, int] | None = None  # see `Evaluator.decisions`
 
 
 def score_held_out(method: Any, batches: Iterable[Batch]) -> HeldOut:
@@ -189,8 +190,9 @@ def test(
     table = evaluator.table()
     folder.write_scores("scores.csv", named_rows(datamodule.records, table["index"], table["score"]))
     return Measurement(
-        evaluator.results() | extra.results(), evaluator.per_defect(), evaluator.interval(), round(seconds, 2)
-    )
+        evaluator.results() | extra.results(), evaluator.per_defect(), evaluator.interval(), round(seconds, 2),
+        evaluator.decisions(),
+    )  # fmt: skip
 
 
 def named_rows(records: Any, index: NDArray[np.int64], score: NDArray[np.float32]) -> Iterator[Row]:

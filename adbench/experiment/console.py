@@ -105,6 +105,11 @@ def summary(record: Mapping[str, Any], folder: Path) -> str:
             lines.append(f"picture: {picture}")
     main = [f"{k} {metrics[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_pro") if metrics.get(k) is not None]
     title = f"{record['method']} on {_data_name(record['data'], record.get('data_id'))}, seed {record['seed']}"
+    if decisions := record.get("decisions"):
+        lines.append(
+            f"at the threshold: found {decisions['found']:,} of {decisions['anomalous']:,} defects, called "
+            f"{decisions['false_alarms']:,} of {decisions['normal']:,} good rows anomalous"
+        )
     if tested:
         lines.append(f"{title}: {', '.join(main) or 'no metric is defined'} -> {folder}")
         return "\n".join([*lines, _next(folder)] if record["data"] == "folder" else lines)

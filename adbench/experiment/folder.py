@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import logging
 import os
@@ -64,13 +65,17 @@ class RunFolder:
 
     def owned(self) -> bool:
         """Whether a process is writing the folder at this moment."""
-        if not (self.path / ".lock").exists():
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDWR)  # a lock of filelock would truncate the file
+        except FileNotFoundError:
             return False
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        finally:
+            os.close(descriptor)  # which releases it
+        return False
 
     @property
     def checkpoint(self) -> Path:

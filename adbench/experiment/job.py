@@ -70,7 +70,7 @@ def attempt(cfg: DictConfig, folder: RunFolder, choices: Mapping[str, Any], requ
     job: Job | None = None
     started = time.perf_counter()
     try:
-        _resolve(cfg)
+        resolve(cfg)
         source = cache(lambda: build_source(cfg))
         identity = identity_of(cfg, choices)
         standing = look(folder, cfg, identity, lambda: Data.of(source()))
@@ -168,7 +168,7 @@ def _code(before: Mapping[str, Any], now: str) -> str:
     return began if began == now or "+" in began else f"{began}+{now}"
 
 
-def _resolve(cfg: DictConfig) -> None:
+def resolve(cfg: DictConfig) -> None:
     """Fail now, with one message, if a value of the configuration cannot be had."""
     missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
     if missing:

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ from hydra_plugins.adbench_sweepers import alternatives
 
 KINDS = ("object", "texture", "small", "tabular")
 PATHS = ("root", "file", "results", "data_root", "cache_dir", "folder", "checkpoint", "images")
+FOLDERS = {"results": "ADBENCH_RESULTS", "data_root": "ADBENCH_DATA", "cache_dir": "ADBENCH_CACHE"}
 NAMES = ("name", "masks", "normal", "anomalous")  # what may hold anything that a file's name may
 FUNCTIONS = ("choice", "range", "glob", "interval", "tag", "sort", "shuffle", "int", "float", "str", "bool",
              "json_str", "extend_list")  # fmt: skip  # of Hydra's grammar
@@ -75,6 +77,7 @@ def understood(arguments: Iterable[str], multirun: bool = False) -> list[str]:
         texts = [text for text in texts if text != "data.kind=auto"]
     parsed = [_parsed(texts, place, multirun) for place in range(len(texts))]
     texts = [str(override.input_line) for override in parsed]
+    _refuse_files_for_folders(parsed)
     if any(override.key_or_group == "hydra.searchpath" for override in parsed):
         return texts  # there may be anything
     message = unknown_choice(texts)
@@ -97,6 +100,18 @@ def understood(arguments: Iterable[str], multirun: bool = False) -> list[str]:
                 name, _, value = texts[place].partition("=")
                 texts[place] = f"{name}=choice({value})"
     return texts
+
+
+def _refuse_files_for_folders(parsed: Iterable[Override]) -> None:
+    """Refuse a file where results, data or the cache are to lie, on the command line or in the environment."""
+    given = {override.key_or_group: _value(override) for override in parsed}
+    for key, variable in FOLDERS.items():
+        value = given.get(key, os.environ.get(variable))
+        where = key if key in given else variable
+        place = Path(value).expanduser() if isinstance(value, str) and value else None
+        for folder in () if place is None else (place, *place.parents):
+            if folder.is_file():
+                raise UserError(f"{where}={value}: {folder} is a file; give a folder, such as {where}={folder.parent}")
 
 
 # -- one argument -----------------------------------------------------------------------------------------------------
@@ -253,7 +268,7 @@ class Known:
                     yield other
 
     def _other(self, job: tuple[tuple[str, str], ...]) -> Mapping[str, Any] | None:
-        """The configuration with other choices in place of the base's; None if it does not compose: that job says so."""
+        """The configuration with other choices in place of the base's; None where that job does not compose."""
         if job not in self._others:  # composing takes a tenth of a second, and each key asks for it
             try:
                 self._others[job] = self._composed(dict(job))[0]

@@ -35,6 +35,10 @@ class Times(TypedDict, total=False):
     started: Annotated[str, "when the run began first; a resumed run keeps it"]
     finished: Annotated[str | None, "when it ended, whatever the status"]
     pretraining_s: Annotated[float, "seconds of the pretraining, where there is one"]
+    prepare_s: Annotated[
+        float,
+        "seconds of the pass through the training rows before the first batch, a part of `train_s`, or in place of any",
+    ]
     train_s: Annotated[float, "seconds of the training by the last command"]
     test_s: Annotated[float, "seconds of the test, pictures included"]
     total_s: Annotated[float, "seconds of the last command from start to end"]
@@ -66,6 +70,15 @@ class Budget(TypedDict):
     name: Annotated[str, "name of the budget, `budget=NAME`"]
     batches: Annotated[int, "training batches; 0 for a method that does not learn by gradients"]
     batch_size: Annotated[int, "rows of a batch, over all ranks"]
+
+
+class Decisions(TypedDict):
+    """What the run's threshold makes of the test rows. A report: nothing is chosen by it."""
+
+    found: Annotated[int, "anomalous test rows above the threshold"]
+    anomalous: Annotated[int, "anomalous test rows"]
+    false_alarms: Annotated[int, "normal test rows above it"]
+    normal: Annotated[int, "normal test rows"]
 
 
 class Objectives(TypedDict):
@@ -121,6 +134,9 @@ class RunRecord:
         list[float] | None, "median and 99.8 % quantile of the pixels of held-out normal maps: where overlays begin"
     ] = UNKNOWN
     objectives: Annotated[Objectives, "what a tuner may look at"] = UNKNOWN
+    decisions: Annotated[
+        Decisions | None, "what the threshold makes of the test rows; null without a threshold or without test rows"
+    ] = UNKNOWN
     per_defect_image_auroc: Annotated[
         dict[str, float], "defect kind -> image AUROC of its rows against all normal rows"
     ] = UNKNOWN
@@ -134,6 +150,7 @@ class RunRecord:
         self.metrics = measurement.metrics
         self.per_defect_image_auroc = measurement.per_defect
         self.image_auroc_interval_95 = measurement.interval
+        self.decisions = measurement.decisions
         self.time["test_s"] = measurement.seconds
 
     def as_json(self) -> dict[str, Any]:

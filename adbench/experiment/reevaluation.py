@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adbench.errors import UserError
 from adbench.evaluation import session
+from adbench.experiment import devices
 from adbench.experiment.build import load_method, stored_datamodule
 from adbench.experiment.console import progress_bar, quietly
 from adbench.experiment.folder import RunFolder, held_out_scores
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
 ALLOWED = ("data=", "data.", "data_root=", "cache_dir=", "evaluation.")
 
 
-def evaluate(run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+def evaluate(
+    run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str] = (), device: str | None = None
+) -> tuple[dict[str, Any], Path]:
     """Test a finished run; returns what metrics.json of the evaluation holds, and its folder.
 
     Args:
         run: its folder.
         overrides: `data=NAME`, `data.KEY=VALUE`, `data_root=DIR`, `cache_dir=DIR`, as on the command line.
         trust: packages whose classes may be built from the folder, beside this one and installed plug-ins.
+        device: to score on, see `devices.device`; None takes what the run's trainer says.
 
     Raises:
         UserError: the run is not finished, or the data cannot be had or are of another kind than the run's.
@@ -47,17 +51,28 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), trust: Sequence[str
     cfg, record = folder.config(), folder.metrics()
     _check(record, list(overrides), run)
     method = load_method(folder, trust)
-    trained_on = cfg.data.id
+    trained_on, own_root = cfg.data.id, _root(cfg)
     if overrides:
         cfg = _with_data(cfg, record, list(overrides))
+    if device is not None:
+        with open_dict(cfg):
+            cfg.trainer.update(devices.trainer_options(device))
     target = RunFolder(folder.path / "evaluations" / safe_id(cfg.data.id))
     datamodule = stored_datamodule(cfg, method.supervision, folder.config_file, trust)
     datamodule.rank_and_world = 0, 1
     with quietly():
         datamodule.setup()
+        if _root(cfg) != own_root and getattr(datamodule.source, "undivided", False):
+            datamodule.test_all()  # nothing of it was trained on
         if not len(datamodule.split.test):
             raise UserError("there is no test image: all are normal; name a folder with anomalous ones: data.root=DIR")
         return _test(method, cfg, record, folder, target, trained_on, datamodule), target.path
+
+
+def _root(cfg: Any) -> Path | None:
+    """The folder that a configuration's data lie in; None where it names none."""
+    root = cfg.data.source.get("root")
+    return None if root is None else Path(root).expanduser().resolve()
 
 
 def _check(record: dict[str, Any], overrides: list[str], run: Path | str) -> None:
@@ -144,10 +159,12 @@ def _test(
     """Test as a run does, on one device, and write the evaluation's folder."""
     started, threads = time.perf_counter(), cfg.trainer.threads or cores()
     set_threads(threads)
-    check_devices(cfg, devices=1, strategy="auto")
+    asked = cfg.trainer.devices
+    one: dict[str, Any] = {"devices": list(asked) if OmegaConf.is_list(asked) and len(asked) == 1 else 1}
+    check_devices(cfg, **one, strategy="auto")
 
     def trainer_with(callbacks: list[Any]) -> Any:
-        return build_trainer(cfg, target.path, [*callbacks, progress_bar()], devices=1, strategy="auto")
+        return build_trainer(cfg, target.path, [*callbacks, progress_bar()], **one, strategy="auto")
 
     device = trainer_with([]).strategy.root_device
     held_out = session.score_held_out(method.to(device), datamodule.holdout_batches(device))

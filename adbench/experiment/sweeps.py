@@ -107,11 +107,7 @@ class Recorder:
     def _compose(self, job: Job) -> None:
         """Find the job's folder, and whether it is finished already."""
         try:
-            cfg = self.config_loader.load_sweep_config(self.config, list(job.overrides))
-            with open_dict(cfg):
-                cfg.hydra.job.id = cfg.hydra.job.num = job.number
-            job.name = str(cfg.hydra.sweep.subdir)
-            job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
+            cfg = self.composed(job)
             refuse_wrong_types(cfg, cfg.hydra.runtime.choices)
             refuse_cut_short(cfg)
             self._compare(job, cfg)
@@ -123,6 +119,15 @@ class Recorder:
             job.status, job.reason = "failed", f"does not compose: {str(error).strip().splitlines()[0]}"
             log.error(f"#{job.number} {job.name} {job.reason}")
             return
+
+    def composed(self, job: Job) -> Any:
+        """A job's configuration; fills in its name and its folder."""
+        cfg = self.config_loader.load_sweep_config(self.config, list(job.overrides))
+        with open_dict(cfg):
+            cfg.hydra.job.id = cfg.hydra.job.num = job.number
+        job.name = str(cfg.hydra.sweep.subdir)
+        job.folder = Path(str(cfg.hydra.sweep.dir)) / job.name
+        return cfg
 
     def _compare(self, job: Job, cfg: Any) -> None:
         """Settle a job whose folder holds a finished run; what is not finished is the job's own to look at.

@@ -149,6 +149,8 @@ def train_and_test(job: Job, ranks: Ranks) -> None:
         device = trainer.strategy.root_device
         folds = session.cross_validated(job.method, job.datamodule, device)
         complete(job.method, job.datamodule, device)
+        if job.method.prepare_seconds is not None:
+            job.record.time["prepare_s"] = round(job.method.prepare_seconds, 2)
         if trainer.is_global_zero:
             _save_calibrated(job)
         held_out = _hold_out(job, device, folds)

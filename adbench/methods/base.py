@@ -7,6 +7,7 @@ manual optimisation) and names the losses that act on its networks; `score` turn
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Method(LightningModule):
         seed: of everything that training draws.
         total_batches: length of the training. None until it is set or, by any `Trainer.fit`, read off the trainer.
         batches_seen: training batches finished; the index k of the next one.
+        prepare_seconds: how long `prepare` took; None where it has not been run.
     """
 
     #: "unsupervised" methods never receive rows with semi_label -1; "semi" ones do.
@@ -67,6 +69,7 @@ class Method(LightningModule):
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         self._recent: list[tuple[int, Terms]] = []
         self.latest_terms: dict[str, float] = {}
+        self.prepare_seconds: float | None = None  # None: it was prepared when it came
 
     # -- what a method may define ---------------------------------------------------------------------------------
 
@@ -284,7 +287,11 @@ class Method(LightningModule):
             rows: the training rows on the module's device; None asks the trainer for them.
         """
         if not bool(self.prepared):
+            started = time.perf_counter()
             self._fill(self.prepare, self.training_rows() if rows is None else rows, self.prepared)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.prepare_seconds = time.perf_counter() - started
 
     def ensure_calibrated(self, rows: Iterable[Batch] | None = None) -> None:
         """Run `calibrate` on the held-out rows, in eval mode and without gradients, unless it has been run since the
@@ -306,6 +313,19 @@ class Method(LightningModule):
 
     def after_batch(self) -> None:
         """Called when a training batch is over and counted in `batches_seen`, before any checkpoint is written."""
+
+    def rhythm(self, batches_per_epoch: int | None = None) -> int | None:
+        """Training batches between two at which training does more than a step (a validation, an E-step), beginning
+        with the end of so many; None: never. How long a training takes is estimated with it.
+
+        Args:
+            batches_per_epoch: None asks the trainer.
+        """
+        return None
+
+    def turns_repeat_after(self) -> int:
+        """Training batches after which the same networks take their turns again."""
+        return 1
 
     def optimizer_steps(self, k: int) -> int:
         """Optimizer steps of training batch k that the trainer counts for its `max_steps`."""
@@ -549,6 +569,9 @@ class Adversarial(Method):
 
     def optimizer_steps(self, k: int) -> int:
         return sum(phase.acts(k) for phase in self._phases)
+
+    def turns_repeat_after(self) -> int:
+        return math.lcm(*(phase.cycle for phase in self._phases or self.phases()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.record(self.turns(self.admitted(batch, first=batch_idx == 0)))

@@ -228,13 +228,18 @@ class IGD(Adversarial):
     def prepare(self, batches: Iterable[Batch]) -> None:
         self.e_step(batches, first=True)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def rhythm(self, batches_per_epoch: int | None = None) -> int | None:
+        if not self.gaussian:
+            return None
         if self.e_steps is None:
-            every = max(1, round(self.e_step_every * self.batches_per_epoch))
-        else:
-            assert self.total_batches is not None  # set when the training began
-            every = max(1, math.ceil(self.total_batches / self.e_steps))
-        if self.gaussian and self.batches_seen and self.batches_seen % every == 0:
+            epoch = self.batches_per_epoch if batches_per_epoch is None else batches_per_epoch
+            return max(1, round(self.e_step_every * epoch))
+        assert self.total_batches is not None  # set when the training began
+        return max(1, math.ceil(self.total_batches / self.e_steps))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        every = self.rhythm()
+        if every is not None and self.batches_seen and self.batches_seen % every == 0:
             self.e_step(self.training_rows(), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:

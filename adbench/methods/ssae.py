@@ -251,6 +251,9 @@ class SSAE(SingleObjective):
 
     # -- validation: which weights are kept, and when the learning rate falls -------------------------------------
 
+    def rhythm(self, batches_per_epoch: int | None = None) -> int | None:
+        return self.validate_every
+
     def after_batch(self) -> None:
         if self.batches_seen % self.validate_every and self.batches_seen != self.total_batches:
             return

@@ -70,6 +70,9 @@ class Autoencoder(Trained):
         self.epochs, self.milestones, self.batch_size = epochs, list(milestones), batch_size
         self.lr, self.weight_decay, self.reduction, self.save_every = lr, weight_decay, reduction, save_every
 
+    def length(self, rows: int) -> int:
+        return self.epochs * (rows // min(self.batch_size, rows))
+
     def train(
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
@@ -93,7 +96,7 @@ class Autoencoder(Trained):
             return (error.sum(dim=1) if self.reduction == "sum" else error.mean(dim=1)).mean()
 
         per_epoch = images.batches_per_epoch(self.batch_size)
-        steps = self.epochs * per_epoch
+        steps = self.length(len(images))
         loop = Loop({"encoder": network, "decoder": decoder}, optimizer, partial, self.save_every)
         milestones = [m * per_epoch for m in self.milestones]
         loop.run(min(steps, max_batches or steps), loss, "pretraining (autoencoder)", milestones)

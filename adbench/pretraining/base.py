@@ -178,6 +178,10 @@ class Trained:
     def check_encoder(self, name: str, encoder: PretrainableEncoder) -> None:
         """Raise a UserError if this encoder cannot be pretrained so."""
 
+    def length(self, rows: int) -> int:
+        """Steps of a whole pretraining on so many images."""
+        raise NotImplementedError
+
     def train(
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:

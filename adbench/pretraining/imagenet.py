@@ -360,6 +360,9 @@ class Distillation(Trained):
             A.RandomHorizontalFlip(p=self.flip_p),
         )
 
+    def length(self, rows: int) -> int:
+        return self.iterations
+
     def train(
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
@@ -387,5 +390,5 @@ class Distillation(Trained):
             return feature_distance(adapter(network(encoder.normalize(crop))), target)
 
         loop = Loop({"encoder": network, "adapter": adapter}, optimizer, partial, self.save_every)
-        steps = min(self.iterations, max_batches or self.iterations)
-        loop.run(steps, loss, "pretraining (distillation)")
+        steps = self.length(len(images))
+        loop.run(min(steps, max_batches or steps), loss, "pretraining (distillation)")

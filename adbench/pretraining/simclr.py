@@ -96,6 +96,9 @@ class SimCLR(Trained):
             A.RandomGrayscale(p=self.grey_p),
         )
 
+    def length(self, rows: int) -> int:
+        return self.epochs * (rows // min(self.batch_size, rows))
+
     def train(
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
@@ -116,6 +119,6 @@ class SimCLR(Trained):
             first, second = head(network(encoder.normalize(both))).chunk(2)
             return nt_xent(first, second, self.temperature)
 
-        steps = self.epochs * images.batches_per_epoch(self.batch_size)
+        steps = self.length(len(images))
         loop = Loop({"encoder": network, "head": head}, optimizer, partial, self.save_every)
         loop.run(min(steps, max_batches or steps), loss, "pretraining (simclr)")

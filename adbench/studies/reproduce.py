@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("paper", choices=papers)
     parser.add_argument("--budget", choices=["quick", "paper"], default="quick")
     parser.add_argument("--runs", default=None, help="at most so many runs a table, or all; 12 at the quick budget")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="list the runs and what they cost on this machine; nothing is written")  # fmt: skip
     parser.add_argument("overrides", nargs="*", help="for every run, such as trainer=gpu hydra/launcher=joblib")
     asked = parser.parse_intermixed_args(arguments)
     quick = asked.budget == "quick"
@@ -39,9 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    for line in lines.values():
+        line += [f"hydra.sweeper.at_most={runs}"] if runs != "all" else []
+    if asked.dry_run and lines:
+        return _dry_run(lines)
     codes = []
     for table, line in lines.items():
-        line += [f"hydra.sweeper.at_most={runs}"] if runs != "all" else []
         print(f"{table}: python -m adbench.run {' '.join(line)}", flush=True)
         codes.append(run.main(line))
     if not codes:
@@ -57,6 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"The published length: make reproduce PAPER={asked.paper} BUDGET=paper")
         print(f"(what that costs is at the head of each file in conf/experiment/{asked.paper})")
     return next((code for code in codes if code), 0)
+
+
+def _dry_run(lines: dict[str, list[str]]) -> int:
+    """Print the jobs and costs of each table, and of all; a run of two tables counts once."""
+    from adbench.experiment import dry_run as dry
+
+    plan, total, codes = dry.Plan(), dry.Total(), []
+    for table, line in lines.items():
+        print(f"{table}: python -m adbench.run {' '.join(line)}", flush=True)
+        try:
+            codes.append(run.dry_run(line, plan, total))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            codes.append(1)
+    print("\n".join([f"all tables: {total.jobs} runs", *dry.sums_in_words(total, plan)]))
+    return max(codes)
 
 
 def commands(paper: str, quick: bool, overrides: list[str]) -> dict[str, list[str]]:

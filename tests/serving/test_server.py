@@ -411,7 +411,7 @@ def refused(address):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("/nowhere/run",), "there is no /nowhere/run"),
     (("MODEL", "--false-alarm-rate", "2"), "must lie in (0, 1)"),
-    (("MODEL", "--device", "nonsense"), "device nonsense"),
+    (("MODEL", "--device", "nonsense"), "device nonsense cannot be used: this machine has cpu"),
     (("MODEL", "--port", "TAKEN"), "choose another --host or --port"),
     (("MODEL", "--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
 ])  # fmt: skip
