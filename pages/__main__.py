@@ -25,6 +25,7 @@ from pages import DOCS, ROOT, equations, results
 TABLES: dict[str, Callable[[], str]] = {
     "methods": results.readme_methods,
     "metrics.json": record.documentation,
+    "choose": equations.purpose_table,
     **{f"equations of {page}": lambda page=page: equations.equation_table(page) for page in equations.PAGES},  # type: ignore[misc]
     **{f"presets of {page}": lambda page=page: equations.preset_table(page) for page in equations.PAGES},  # type: ignore[misc]
     **{

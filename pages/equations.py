@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from adbench.experiment.advice import PURPOSES
 from pages import ROOT
 
 #: Page in docs/methods -> modules of its equations, and the methods whose presets stand on it.
@@ -105,3 +106,13 @@ def preset_table(page: str) -> str:
         for name in presets(method)
     ]
     return "\n".join(["| preset | what |", "|---|---|", *rows])
+
+
+def purpose_table() -> str:
+    """Markdown: what each method is for and what it costs, as `--help` says it."""
+    page_of = {method: page for page, (_, methods) in PAGES.items() for method in methods}
+    rows = []
+    for method, (what, cost) in PURPOSES.items():
+        name = f"[`{method}`](../methods/{page_of[method]}.md)" if method in page_of else f"`{method}`"
+        rows.append(f"| {name} | {what} | {cost} |")
+    return "\n".join(["| `method=` | for | cost |", "|---|---|---|", *rows])

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # mkdocs loads 
 
 from mkdocs.structure.files import File, Files
 
-from pages import DOCS, ROOT, reference
+from pages import DOCS, ROOT, notebook, reference
 
 #: File of the repository -> its page.
 OUTSIDE = {
@@ -69,6 +69,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Add pages from outside `docs`, the reference, and a page for every source file that a page links to."""
     texts = {page: (ROOT / file).read_text(encoding="utf-8") for file, page in OUTSIDE.items() if file.endswith(".md")}
     texts |= config.generated_reference
+    texts["tutorial.md"], pictures = notebook.markdown(notebook.read())
+    for name, data in pictures.items():
+        files.append(File.generated(config, name, content=data))
     for file in _linked_sources():
         code = (ROOT / file).read_text(encoding="utf-8")
         texts[f"source/{file}.md"] = (
@@ -119,11 +122,31 @@ def address(file: str, words: str) -> str:
     return f"source/{file}.md"
 
 
+def departures() -> dict[str, str]:
+    """Anchor -> what stands below it in docs/departures.md, with links as seen from a folder beside it."""
+    parts = re.split(r"^## (.+)$", (DOCS / "departures.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    bodies = (re.sub(r"\]\((?![a-z]+:|#)", "](../", body).strip() for body in parts[2::2])
+    return {reference.slug(title): body for title, body in zip(parts[1::2], bodies, strict=True)}
+
+
+def _with_departures(markdown: str) -> str:
+    """A method's page with its departures behind the link to them: on a code host the link is enough."""
+    section = re.search(r"^## Departures .*?(?=^## |\Z)", markdown, re.MULTILINE | re.DOTALL)
+    if section is None:
+        return markdown
+    anchors = re.findall(r"\]\(\.\./departures\.md#([\w-]+)\)", section[0])
+    lists = "\n\n".join(departures()[anchor] for anchor in dict.fromkeys(anchors))
+    return markdown[: section.end()].rstrip() + f"\n\n{lists}\n\n" + markdown[section.end() :]
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Lead links to the site's pages, and put what a page only points to where it points."""
     source = next((file for file, name in OUTSIDE.items() if name == page.file.src_uri), f"docs/{page.file.src_uri}")
     if page.file.src_uri.startswith(("reference/", "source/")):
         return markdown
+
+    if page.file.src_uri.startswith("methods/"):
+        markdown = _with_departures(markdown)
 
     def led(link: re.Match[str]) -> str:
         words, target = link.groups()
