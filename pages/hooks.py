@@ -68,6 +68,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add pages from outside `docs`, the reference, and a page for every source file that a page links to."""
     texts = {page: (ROOT / file).read_text(encoding="utf-8") for file, page in OUTSIDE.items() if file.endswith(".md")}
+    texts["index.md"] = "---\nhide: [navigation]\n---\n\n" + texts["index.md"]
     texts |= config.generated_reference
     texts["tutorial.md"], pictures = notebook.markdown(notebook.read())
     for name, data in pictures.items():
