@@ -143,7 +143,7 @@ def _file(path: Path) -> str:
     parts = [_heading(path), _prose(path)]
     target = target_of(path)
     own = list(keys(path))
-    meanings = arguments(target)
+    meanings = arguments(target) | _of_parts(own)
     if target.startswith("adbench."):
         parts.append(f"Builds [`{target}`][{target}].")
     if path.relative_to(CONF).parts[0] == "experiment":
@@ -160,6 +160,16 @@ def _file(path: Path) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _of_parts(found: list[Key]) -> dict[str, str]:
+    """Meanings of the keys of objects within a file, by the arguments of what they build."""
+    parts = {key.name.removesuffix("._target_"): key.value for key in found if key.name.endswith("._target_")}
+    return {
+        f"{part}.{argument}": meaning
+        for part, target in parts.items()
+        for argument, meaning in arguments(target).items()
+    }
+
+
 def _cell(value: str) -> str:
     return value.replace("|", "\\|")
 
@@ -174,12 +184,12 @@ def configuration(group: str) -> str:
     paths = [p for p in (CONF / group).rglob("*.yaml") if not p.stem.startswith("_") or list(keys(p))]
     paths.sort(key=lambda p: (p.relative_to(CONF / group).parts[0].removesuffix(".yaml"), len(p.parts), p.name))
     intro = (
-        f"`{group}=NAME` says {WHAT[group]}. Every key below is one of `{group}.KEY=VALUE` on the command line. "
+        f"`{group}=NAME`: {WHAT[group]}. Every key below is one of `{group}.KEY=VALUE` on the command line. "
         "A file that starts from another one lists what it changes. `${...}` takes its value from elsewhere: "
         "`${by_data:NAME}` from `recipe`, by the kind or the id of the data."
     )
     if group == "experiment":
-        intro = f"`-m experiment=NAME` runs a sweep: {WHAT[group]}. What it sets can be changed by further words."
+        intro = f"`-m experiment=NAME`: {WHAT[group]}. Further words change what a file sets."
     return "\n\n".join([f"# {group}", intro, *map(_file, paths)])
 
 
@@ -224,7 +234,11 @@ def help_of(module: str) -> str:
 
 def commands() -> str:
     """The page of all commands."""
-    parts = ["# Commands", "`adbench NAME ...` and `python -m adbench.MODULE ...` are the same command."]
+    parts = [
+        "# Commands",
+        "`adbench train` is `python -m adbench.run`, and every other `adbench NAME` is `python -m adbench.NAME`. "
+        "`fuse` and `figures` have the second form alone.",
+    ]
     for name, (module, what) in {**COMMANDS, **OTHERS}.items():
         parts += [f"## {name}", what[0].upper() + what[1:] + ".", f"```text\n{help_of(module)}\n```"]
     return "\n\n".join(parts)
