@@ -220,14 +220,14 @@ def create_method(
     return method
 
 
-def create_data(name: str, *, method: Method, protocol: str = "one_class", seed: int = 0, overrides: Sequence[str] = (),
-                **values: Any) -> DataModule:  # fmt: skip
+def create_data(name: str, /, *, method: Method, protocol: str = "one_class", seed: int = 0,
+                overrides: Sequence[str] = (), **values: Any) -> DataModule:  # fmt: skip
     """A data module with the values of its configuration file, for a method that `create_method` gave.
 
     >>> data = adbench.create_data("folder", root="photos", name="photos", method=method)
 
     Args:
-        name: of the data set, as in `data=NAME`.
+        name: of the data set, as in `data=NAME`; by position alone, because data sets have values called name.
         method: says the size of the images and of the batches, and whether it may see known anomalies.
         protocol: as in `protocol=NAME`.
         seed: of the protocol's draws and of the order of rows.

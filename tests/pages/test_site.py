@@ -1,12 +1,14 @@
 """The site: built without a warning, complete, readable on a phone, and loading nothing from elsewhere."""
 
 import logging
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from filelock import FileLock
 
 from pages import DOCS, ROOT, hooks, reference
 
@@ -15,16 +17,25 @@ pytest.importorskip("mkdocs", reason="the extra `docs` builds the site")
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The built site. Every warning is an error."""
+    """The built site, made once for all workers. Every warning is an error."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, done = shared / "site", shared / "site.done"
+    with FileLock(shared / "site.lock"):
+        if not done.exists():
+            _build(folder)
+            done.touch()
+    return folder
+
+
+def _build(folder: Path) -> None:
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    folder = tmp_path_factory.mktemp("site")
     logging.getLogger("mkdocs").setLevel(logging.WARNING)
     config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
-    return folder
 
 
 class Loads(HTMLParser):
