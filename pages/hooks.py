@@ -56,10 +56,15 @@ def on_config(config: Any) -> Any:
     config.generated_reference = reference.pages()
     known |= set(config.generated_reference)
     nav = _without(config.nav, known)
+    groups = sorted(name for name in config.generated_reference if name.startswith("reference/configuration/"))
     python = [{name: f"reference/python/{name}.md"} for name in reference.modules()]
     for section in nav:
         if "Reference" in section:
-            section["Reference"].append({"Python": ["reference/python/index.md", *python]})
+            section["Reference"] += [
+                {"Configuration": sorted(groups, key=lambda name: not name.endswith("index.md"))},
+                {"Commands": "reference/commands.md"},
+                {"Python": ["reference/python/index.md", *python]},
+            ]
     more = sorted({path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - set(_nav_files(nav)))
     config.nav = [*nav, *([{"More": more}] if more else [])]
     return config
