@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-slow test-distributed test-adapters reproduce proof heads lint audit format bench lock build clean
+.PHONY: help setup run test test-slow test-distributed test-adapters reproduce proof heads lint audit format bench tables docs \
+        screenshots lock build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +64,15 @@ heads: $(STAMP)  ## write the counts and lengths in the heads of conf/experiment
 bench: $(STAMP)  ## measure what docs/speed.md claims about speed and memory; writes bench.json
 	$(BIN)/python -m bench
 
+tables: $(STAMP)  ## write the generated tables of README and docs anew
+	$(BIN)/python -m pages
+
+docs: $(STAMP)  ## build the site into site/, every warning an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+screenshots: $(STAMP)  ## pictures of the site and of the report, into docs/pictures
+	$(BIN)/python -m pages.screenshots
+
 lock: $(STAMP)  ## resolve the dependencies anew
 	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --all-extras --no-annotate --no-header -o requirements.lock
 
@@ -70,4 +80,4 @@ build: $(STAMP)  ## a wheel with the configuration inside
 	$(BIN)/uv build --wheel
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .mypy_cache .hypothesis

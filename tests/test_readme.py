@@ -15,6 +15,7 @@ from adbench.serve import _parser as serve_parser
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TOP = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FIRST = [page for page in PAGES if page == README or page.parent.name in ("docs", "guide")]  # what a reader types first
 
 
@@ -24,7 +25,7 @@ def _lines(pages: list[Path]) -> list[str]:
     return [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
-LINES = _lines(PAGES)
+LINES = _lines([*PAGES, *TOP])
 # A command that stands on several pages runs once.
 RUNS = sorted({line for line in LINES if line.startswith("python -m adbench.run")})
 COMMANDS = list(dict.fromkeys(line for line in LINES if line.startswith("python -m adbench.") and line not in RUNS))
@@ -119,9 +120,6 @@ def links(page):
         r"`[^`\n]*`", "", re.sub(r"\[`[^`\n]*`", "[", prose(page))
     )  # no link stands in code, but code in links
     return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
-
-
-TOP = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *TOP], ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -138,6 +138,7 @@ class Run:
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
     stale: bool = False  # the code behind it is other than the code here
+    precision: str | None = None  # of the training, as in trainer.precision
     seeded: bool = False  # whether the seed chooses which of the data are test rows
     areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
     interval: tuple[float, float] | None = None
@@ -254,6 +255,8 @@ def read_run(path: Path, results: Path) -> Run:
     place = next((str(_at(config, "data", key)) for key in ("root", "file") if _at(config, "data", key)), "")
     metrics = {str(key): number(value) for key, value in record["metrics"].items()}
     run = Run(path, folder, record, data, variant_of(record, config, data), data, place, metrics, notes=notes)
+    used = record.get("precision") or _at(config, "trainer", "precision")  # older records leave it to the configuration
+    run.precision = None if used is None else str(used)
     run.seeded = _at(config, "data", "source", "seed") is not None
     behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
     run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
@@ -454,7 +457,7 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
     table = []
     for run in runs:
         record = run.record
-        budget, counts, time = (record.get(key) or {} for key in ("budget", "counts", "time"))
+        budget, counts, time, hardware = (record.get(key) or {} for key in ("budget", "counts", "time", "hardware"))
         low, high = run.interval or (None, None)
         table.append({
             "folder": run.folder, "method": record["method"], "data": run.data, "protocol": run.variant.protocol_label,
@@ -468,9 +471,12 @@ def tidy(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "image_auroc_low": low, "image_auroc_high": high, "threshold": run.threshold,
             **{key: _whole(counts.get(key)) for key in COUNTS},
             **{key: number(time.get(key)) for key in ("pretraining_s", "train_s", "test_s", "total_s")},
-            "started": time.get("started"), "finished": time.get("finished"),
-            "precision": record.get("precision"), "cpu_capability": run.capability,
-            "commit": (record.get("git") or {}).get("commit"), "config_hash": record.get("config_hash"),
+            "cpu": hardware.get("cpu"), "cpu_capability": run.capability,
+            "gpus": ", ".join(map(str, hardware.get("gpus") or ())) or None,
+            **{key: _whole(hardware.get(key)) for key in ("cores", "threads", "ranks")},
+            "precision": run.precision, "started": time.get("started"), "finished": time.get("finished"),
+            "commit": (record.get("git") or {}).get("commit"),
+            "modified": (record.get("git") or {}).get("modified"), "config_hash": record.get("config_hash"),
         })  # fmt: skip
     return table
 
