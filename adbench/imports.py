@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -30,6 +31,7 @@ def import_quickly(*names: str) -> None:
     finally:
         if _command():
             gc.freeze()
+            atexit.register(gc.unfreeze)  # what is frozen at the end counts as leaked, and bindings say so
         if collecting:
             gc.enable()
 

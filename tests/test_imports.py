@@ -38,6 +38,18 @@ def test_nothing_of_somebody_elses_program_is_kept_from_collection():
     assert gc.get_freeze_count() == frozen
 
 
+def test_what_a_command_keeps_from_collection_is_given_back_before_it_ends(monkeypatch):
+    """Bindings of other languages report at the end of a process what is still frozen then, as leaked."""
+    frozen, at_end = [], []
+    monkeypatch.setattr(imports, "_command", lambda: True)
+    monkeypatch.setattr(imports.gc, "freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(imports.atexit, "register", at_end.append)
+    monkeypatch.setattr(imports.importlib, "import_module", lambda name: None)
+    import_quickly("this_is_kept")
+    assert frozen == [True]
+    assert at_end == [gc.unfreeze]
+
+
 def test_a_command_line_is_read_without_torch():
     program = (
         "import sys, adbench.run, adbench.experiment.overrides as o;"
