@@ -19,7 +19,7 @@ from adbench.evaluation.metrics import (
     image_metrics,
 )
 from adbench.evaluation.observers import Observer, Subject
-from adbench.evaluation.thresholds import Threshold
+from adbench.evaluation.thresholds import Decisions, Threshold
 from adbench.types import Batch, Scores
 
 Table = dict[str, NDArray[Any]]
@@ -73,7 +73,7 @@ class Evaluator(Observer):
             results[str(kind)] = curve(table["score"][rows], table["label"][rows]).auroc()  # type: ignore[union-attr]
         return results
 
-    def decisions(self) -> dict[str, int] | None:
+    def decisions(self) -> Decisions | None:
         """Test rows above the threshold: `found` of the `anomalous` ones, `false_alarms` among the `normal` ones; None
         without a threshold."""
         if self.threshold is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from adbench.evaluation.observers import Observer
-    from adbench.evaluation.thresholds import Threshold
+    from adbench.evaluation.thresholds import Decisions, Threshold
     from adbench.types import Batch
 
 Row = tuple[int, str, int, str, float]  # index, path, label, defect, score: a line of scores.csv
@@ -74,7 +74,7 @@ class Measurement(NamedTuple):
     per_defect: dict[str, float]  # defect kind -> image AUROC against all normal rows
     interval: tuple[float, float] | None  # 95 % bootstrap interval of the image AUROC
     seconds: float  # of the test, pictures included
-    decisions: dict[str, int] | None = None  # see `Evaluator.decisions`
+    decisions: Decisions | None = None  # see `Evaluator.decisions`
 
 
 def score_held_out(method: Any, batches: Iterable[Batch]) -> HeldOut:

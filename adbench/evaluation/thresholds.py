@@ -24,6 +24,15 @@ class _Source(TypedDict):
     false_alarm_rate: Annotated[float | None, "asked for: 1 - quantile, or 1 / (n + 1) where n is too small for it"]
 
 
+class Decisions(TypedDict):
+    """What the run's threshold makes of the test rows. A report: nothing is chosen by it."""
+
+    found: Annotated[int, "anomalous test rows above the threshold"]
+    anomalous: Annotated[int, "anomalous test rows"]
+    false_alarms: Annotated[int, "normal test rows above it"]
+    normal: Annotated[int, "normal test rows"]
+
+
 class Threshold(_Source, total=False):
     """The score above which a sample is called anomalous, where it comes from and how sure it is. Plain JSON."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 if TYPE_CHECKING:
     from adbench.evaluation.session import Measurement
-    from adbench.evaluation.thresholds import Threshold
+    from adbench.evaluation.thresholds import Decisions, Threshold
 
 #: Stands for what a run does not know yet or never will; such a key is left out of the file.
 UNKNOWN: Any = object()
@@ -70,15 +70,6 @@ class Budget(TypedDict):
     name: Annotated[str, "name of the budget, `budget=NAME`"]
     batches: Annotated[int, "training batches; 0 for a method that does not learn by gradients"]
     batch_size: Annotated[int, "rows of a batch, over all ranks"]
-
-
-class Decisions(TypedDict):
-    """What the run's threshold makes of the test rows. A report: nothing is chosen by it."""
-
-    found: Annotated[int, "anomalous test rows above the threshold"]
-    anomalous: Annotated[int, "anomalous test rows"]
-    false_alarms: Annotated[int, "normal test rows above it"]
-    normal: Annotated[int, "normal test rows"]
 
 
 class Objectives(TypedDict):
@@ -179,9 +170,9 @@ def count(datamodule: Any, method: Any) -> Counts:
 
 def keys() -> dict[str, str]:
     """Every documented key of metrics.json, those of inner objects as `outer.inner`, with its meaning."""
-    from adbench.evaluation.thresholds import Threshold
+    from adbench.evaluation.thresholds import Decisions, Threshold
 
-    return _meanings(RunRecord, {"Threshold": Threshold})
+    return _meanings(RunRecord, {"Decisions": Decisions, "Threshold": Threshold})
 
 
 def _meanings(owner: type, names: dict[str, Any], prefix: str = "") -> dict[str, str]:
