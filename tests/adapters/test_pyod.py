@@ -42,6 +42,7 @@ SMOKE = {
     "AutoEncoder": {"epoch_num": 2}, "DeepSVDD": {"epochs": 3}, "DIF": {"n_ensemble": 4}, "LUNAR": {"n_epochs": 5},
     "MO_GAAL": {"stop_epochs": 2, "k": 3}, "SO_GAAL": {"stop_epochs": 2}, "VAE": {"epoch_num": 2},
     "DevNet": {"epochs": 5}, "RGraph": {"maxiter_lasso": 100},
+    "SUOD": {"base_estimators": [{"detector": "LOF"}, {"detector": "COPOD"}]},
 }  # fmt: skip
 TRAIN, TEST, ANOMALOUS = 80, 9, 12
 
