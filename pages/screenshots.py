@@ -132,18 +132,18 @@ def _python(module: str, *words: str) -> None:
 
 
 def small_runs(results: Path, further: Sequence[str] = ()) -> Path:
-    """Small real runs and their report; returns the page."""
+    """Small real runs and their report; returns the page. A relative folder lies below the checkout."""
     for words in RUNS:
         _python("adbench.run", *words, f"results={results}", *further)
     _python("adbench.report", str(results))
-    return results / "report" / "report.html"
+    return ROOT / results / "report" / "report.html"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pages.screenshots", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=DOCS / "pictures", metavar="DIR", help="default: docs/pictures")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "pictures", metavar="DIR",
+    parser.add_argument("--results", type=Path, default=Path("build/pictures"), metavar="DIR",
                         help="where the runs are or go (default: build/pictures)")  # fmt: skip
     parser.add_argument("further", nargs="*", metavar="KEY=VALUE", help="further words of the runs")
     options = parser.parse_args(arguments)
