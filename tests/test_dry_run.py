@@ -136,7 +136,7 @@ def test_a_dry_run_says_what_a_start_would_do_and_changes_nothing(run, tmp_path,
     out = capsys.readouterr().out
     assert code == 1  # one of them would be refused
     assert out.startswith("4 jobs: 1 finished, 1 resume, 1 refused, 1 start")
-    status = dict(re.findall(r"(seed\d)\S*\s+(\w+)", out))
+    status = dict(re.findall(r"^  \S*(seed\d)\S*\s+(\w+)", out, re.M))
     assert status == {"seed0": "finished", "seed1": "resume", "seed2": "refused", "seed3": "start"}
     assert "made with other settings" in out
     assert re.search(

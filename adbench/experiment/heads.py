@@ -129,7 +129,8 @@ def lengths(name: str, extra: Sequence[str] = ()) -> list[str]:
     for length, methods in found.items():
         one_length = [m for m, kinds in methods.items() if kinds == everywhere[m]]
         names = [m if m in one_length else f"{m} on {' and '.join(sorted(methods[m]))}" for m in methods]
-        parts.append(length + (f" ({', '.join(names)})" if len(found) > 1 else ""))
+        told_apart = len(found) > 1 and (len(everywhere) > 1 or names != list(methods))
+        parts.append(length + (f" ({', '.join(names)})" if told_apart else ""))
     text = f"Length at budget={budget}: {'; '.join(parts)}"
     return [f"# {line}" for line in wrap(text, WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)]
 
