@@ -21,10 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from adbench.files import write_text
+from adbench.files import Lock, write_text
 
 VERSION = 1  # raise when an index of before must not be trusted
 SECOND = 1_000_000_000
@@ -147,5 +146,5 @@ def _lock(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
+            stack.enter_context(Lock(path.with_suffix(".lock")))
         yield

@@ -81,8 +81,7 @@ def understand(root: Path, images: Sequence[Path], taken: Collection[Path] = (),
         UserError: the names do not say it; the message says what to type.
     """
     base = _base(root, images)
-    stems = {(path.parent, path.stem.casefold()) for path in images}
-    places = {path: _place(path.relative_to(base).parts[:-1], _beside(path, stems)) for path in images}
+    places = _places(base, images)
     found = Understanding(masks=_mask_folder(root, base, places))
     by_role: dict[str, list[Path]] = {role: [] for role in ("normal", "anomalous", "open", "unknown", "mask", "beside")}
     for path, place in places.items():
@@ -126,7 +125,7 @@ def _normal(root: Path, base: Path, images: Sequence[Path], places: dict[Path, _
 
 def _base(root: Path, images: Iterable[Path]) -> Path:
     """The folder that the names count from: below folders that hold nothing but one other of no known name."""
-    parts = [path.relative_to(root).parts[:-1] for path in images]
+    parts = sorted({folder.relative_to(root).parts for folder in {path.parent for path in images}})
     depth = 0
     while parts and all(len(p) > depth for p in parts) and len({p[depth] for p in parts}) == 1:
         name = parts[0][depth]
@@ -138,10 +137,22 @@ def _base(root: Path, images: Iterable[Path]) -> Path:
     return root.joinpath(*parts[0][:depth]) if parts else root
 
 
-def _beside(path: Path, stems: Collection[tuple[Path, str]]) -> bool:
-    """Whether an image is called as the mask of another one in its folder: 07_mask.png beside 07.png."""
-    stem = path.stem.casefold()
-    return stem.endswith("_mask") and (path.parent, stem.removesuffix("_mask")) in stems
+def _places(base: Path, images: Sequence[Path]) -> dict[Path, _Place]:
+    """What the folders above each image say, asked once for each folder.
+
+    An image that is called as the mask of another one in its folder, 07_mask.png beside 07.png, is beside it.
+    """
+    stems: dict[Path, set[str]] = {}
+    parents = [path.parent for path in images]
+    for path, folder in zip(images, parents, strict=True):
+        stems.setdefault(folder, set()).add(path.stem.casefold())
+    said = {folder: _place(folder.relative_to(base).parts) for folder in stems}
+    as_mask = {folder: _place(folder.relative_to(base).parts, beside=True) for folder in stems}
+    masks = {folder: {f"{stem}_mask" for stem in found} & found for folder, found in stems.items()}  # of those beside
+    return {
+        path: (as_mask if masks[folder] and path.stem.casefold() in masks[folder] else said)[folder]
+        for path, folder in zip(images, parents, strict=True)
+    }
 
 
 def _place(folders: tuple[str, ...], beside: bool = False) -> _Place:

@@ -29,9 +29,9 @@ GROUPS = ("method", "data", "protocol", "pretraining")
 
 
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
-UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
-            "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
-            "data.source.unreadable")  # fmt: skip
+UNHASHED = ("data.workers", "data.cache", "data.eval_batch_size", "data.root", "data.file", "data.download",
+            "data.source.root", "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels",
+            "data.unreadable", "data.source.unreadable")  # fmt: skip
 
 
 # Keys that came after the first runs, with the values at which all is as it was before them.
