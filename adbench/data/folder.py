@@ -16,6 +16,7 @@ from adbench.data.listing import (
     Masks,
     below,
     folders,
+    folders_of,
     hidden,
     in_order,
     inside,
@@ -25,6 +26,7 @@ from adbench.data.listing import (
     named,
     printable,
     scanned,
+    uncollected,
 )
 from adbench.data.notes import Notes
 from adbench.data.records import Records
@@ -81,14 +83,18 @@ class Folder(ImageFiles):
                 f"data.root: there is no folder {printable(root)}; give the folder of your images as data.root=DIR"
             )
         notes = Notes()
-        self._rows = lambda notes, left_out: (
-            mvtec_rows(root, "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'", notes)
-            if normal is None and anomalous is None and in_mvtec_layout(root)
-            else _Rows(root, masks, notes, left_out).of(normal, anomalous, normal_test, seed)
-        )
-        records = Records.of(self._rows(notes, ()))
+        self.root, self._asked = root, (normal, anomalous, normal_test, masks, seed)
+        with uncollected():
+            records = Records.of(self._rows(notes, ()))
         super().__init__(root, records, bits, max_pixels, unreadable, notes)
         self.good_alone = not records.label.any() and not (records.split == "test").any()
+
+    def _rows(self, notes: Notes, left_out: Collection[str]) -> list[Row]:
+        normal, anomalous, normal_test, masks, seed = self._asked
+        if normal is None and anomalous is None and in_mvtec_layout(self.root):
+            advice = "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'"
+            return mvtec_rows(self.root, advice, notes)
+        return _Rows(self.root, masks, notes, left_out).of(normal, anomalous, normal_test, seed)
 
     def _without(self, records: Records, left_out: Mapping[str, str]) -> Records:
         # Listed anew: which normal images `normal_test=0.2` takes depends on how many there are.
@@ -189,7 +195,7 @@ class _Rows:
         test = self.tested(train, names.test, defects, normal_test, seed)
         chosen = set(test)
         name = inside(self.root)
-        rows = [_row(name(path), "train", "good") for path in train if path not in chosen]
+        rows = [_row(name(path), "train", "good") for path in train if not chosen or path not in chosen]
         rows += [_row(name(path), "test", "good") for path in test]
         belonging = _masks(self.root, self.masks) if self.masks is not None else None
         if self.masks is None and names.masks is not None and defects:
@@ -215,8 +221,9 @@ class _Rows:
         """Note what the names give no part to, and files beside images that are none by their names."""
         for path, why in names.ignored.items():
             self.notes.add("left_out", printable(self.inside(path)), why)
-        for folder in {path.parent for path in [*names.train, *names.test, *names.anomalous]}:
-            for path in (folder / entry.name for entry in scanned(folder)):
+        for folder in folders_of([*names.train, *names.test, *names.anomalous]):
+            others = [name for name in (entry.name for entry in scanned(folder)) if not name.lower().endswith(SUFFIXES)]
+            for path in (folder / name for name in others):
                 if not is_image(path) and not path.is_dir():
                     why = f"no image by its name ({path.suffix.lower() or 'no suffix'})"
                     self.notes.add("left_out", printable(self.inside(path)), why)
@@ -267,7 +274,7 @@ def users_own(root: Path) -> list[Path]:
         return drawn[folder]
 
     found = below(root)
-    by_runs = {folder: by_a_run(folder) for folder in {path.parent for path in found}}
+    by_runs = {folder: by_a_run(folder) for folder in folders_of(found)}
     return [path for path in found if not by_runs[path.parent]] if any(by_runs.values()) else found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from adbench.data.notes import Notes
@@ -37,6 +39,28 @@ def inside(root: Path) -> Callable[[Path], str]:
     """
     length = len((root / "x").as_posix()) - 1
     return lambda path: path.as_posix()[length:]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage collection off: a list of a hundred thousand paths has none, and is looked through again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def folder_name(path: Path) -> str:
+    """The folder that a path is in, as text: to ask of each folder once what many paths share."""
+    return str(path).rpartition(os.sep)[0]
+
+
+def folders_of(paths: Iterable[Path]) -> list[Path]:
+    """The folders that paths are in, each once."""
+    return [path.parent for path in {folder_name(path): path for path in paths}.values()]
 
 
 def scanned(folder: Path) -> list[os.DirEntry[str]]:

@@ -70,7 +70,7 @@ class Files:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Files:
-        self._known = {tuple(map(tuple, line["spans"].items())): line for line in self._lines()}
+        self._known = {tuple(line["spans"].items()): line for line in self._lines()}
         self._files: dict[str, BinaryIO] = {}
         for name, path in self.parts.items():
             mode = "r+b" if self._known and path.exists() else "w+b"
@@ -94,7 +94,7 @@ class Files:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The journal of a job that was killed, up to where it is torn."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             for text in self.journal.read_text(encoding="utf-8").splitlines():
                 line = json.loads(text)
                 line["spans"] = {name: tuple(span) for name, span in line["spans"].items()}

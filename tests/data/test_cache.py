@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -240,6 +241,13 @@ def test_without_a_cache_a_later_start_decodes_what_its_batches_ask_for_alone(tr
     assert read == []
     assert found.images[np.array([3, 5])].shape == (2, 3, 24, 24) and sorted(read) == [3, 5]
     assert found.images[np.array([], dtype=np.int64)].shape == (0, 3, 24, 24)
+
+
+@pytest.mark.parametrize("how", cache.KEPT)
+def test_a_loaders_worker_gets_the_images_however_they_are_kept(tree, tmp_path, how):
+    found = cache.entry(Folder(tree), (24, 24), tmp_path, how)
+    for rows, copied in zip(found, pickle.loads(pickle.dumps(found)), strict=True):
+        np.testing.assert_array_equal(copied[np.arange(4)], rows[np.arange(4)])
 
 
 def test_memory_takes_over_what_lies_on_the_disk_already(tree, tmp_path, monkeypatch):
