@@ -67,7 +67,8 @@ def test_what_changes_the_result_changes_the_folder_and_what_does_not_does_not()
     assert folder_of("method=pca", "trainer.precision=bf16-mixed") != plain
     assert folder_of("method=pca", "trainer=smoke") != plain or composed("method=pca").budget.max_batches == 0
     for option in ("data.workers=2", "results=/elsewhere", "data_root=/elsewhere", "cache_dir=/c", "resume=false",
-                   "overwrite=true", "logger=tensorboard", "data.eval_batch_size=3", "trainer.threads=1"):  # fmt: skip
+                   "overwrite=true", "logger=tensorboard", "data.eval_batch_size=3", "trainer.threads=1", "data.cache=none",
+                   "data.cache=memory"):  # fmt: skip
         assert folder_of("method=pca", option) == plain, option
 
 
