@@ -37,7 +37,7 @@ def measure(images: int = 100_000, large: int = 200) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         rows = _many(place, images)
-        rows += _kept(place, min(images, 10_000))
+        rows += _kept(place, min(images, 4000))
         return rows + _large(place, large)
 
 

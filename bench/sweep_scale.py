@@ -25,7 +25,6 @@ ASKED = 0.9
 def measure(jobs: int = 200) -> list[dict[str, Any]]:
     """Rows of the rate and of a job's cost."""
     with tempfile.TemporaryDirectory() as place:
-        _sweep(Path(place), 2, 2)  # the cache of the data
         one, two = (_sweep(Path(place), jobs, workers) for workers in (1, 2))
     note = f"{jobs} smoke runs of esad/small on digits under joblib, {os.cpu_count()} cores, one thread a job"
     return [
