@@ -11,14 +11,14 @@ program on files can do without.
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,8 @@ def _many(place: Path, images: int) -> list[dict[str, Any]]:
 def _resumed(place: Path, root: Path, images: int, cold: dict[str, Any]) -> dict[str, Any]:
     """A cold start after one that was killed in its middle."""
     cache = place / "killed"
-    killed = subprocess.run(_command("killed", root, cache, int(images * KILLED)), check=False, capture_output=True)  # noqa: S603
-    if killed.returncode != -signal.SIGKILL:
-        raise RuntimeError(killed.stderr.decode())
+    if _child(killed, root, cache, int(images * KILLED))[1] != -signal.SIGKILL:
+        raise RuntimeError("the job that was to be killed ended otherwise")
     again = _start("disk", root, cache, where=cache)
     return _row(
         f"{images:,} images: cold start after one that was killed", again["cpu"], "s", cold["cpu"],
@@ -158,18 +157,31 @@ def _path(root: Path, number: int) -> Path:
 # -- one start in a process of its own --------------------------------------------------------------------------------
 
 
-def _command(what: str, root: Path, cache: Path, *numbers: int) -> list[str]:
-    return [sys.executable, "-m", "bench.data_scale", what, str(root), str(cache), *map(str, numbers)]
-
-
 def _start(
     what: str, root: Path, place: Path, epochs: int = 1, side: int = 32, where: Path | None = None
 ) -> dict[str, Any]:
-    command = _command(what, root, where or place / "cache", epochs, side)
-    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    cache = where or place / "cache"
+    found, _ = _child(bare, root) if what == "bare" else _child(start, what, root, cache, epochs, side)
+    if found is None:
+        raise RuntimeError(f"a start on {root} failed")
+    return found
+
+
+def _child(function: Callable[..., dict[str, Any]], *arguments: Any) -> tuple[dict[str, Any] | None, int | None]:
+    """(what a function returns in a process of its own, exit code). The process has its imports from this one."""
+    import adbench.data.datamodule  # noqa: F401
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=lambda: theirs.send(function(*arguments)))
+    child.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        found = None
+    child.join()
+    return found, child.exitcode
 
 
 def bare(root: Path) -> dict[str, Any]:
@@ -194,7 +206,9 @@ def start(keep: str, root: Path, cache: Path, epochs: int, side: int) -> dict[st
         source, partial(one_class, holdout=0.05), image_size=side, batch_size=BATCH, eval_batch_size=BATCH, workers=0,
         seed=0, cache_dir=cache, supervision="unsupervised", cache=keep,
     )  # fmt: skip
-    data.setup()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that images are there more than once
+        data.setup()
     count = data.batches_per_epoch
     data.set_budget(count * epochs)
     batches = iter(data.train_dataloader())
@@ -237,7 +251,7 @@ def _resident(cache: Path) -> float:
     return pages * mmap.PAGESIZE / 2**20
 
 
-def killed(root: Path, cache: Path, images: int) -> None:
+def killed(root: Path, cache: Path, images: int) -> dict[str, Any]:
     """A cold start that dies when so many images are read."""
     from adbench.data.cache import entry
     from adbench.data.folder import Folder
@@ -253,14 +267,4 @@ def killed(root: Path, cache: Path, images: int) -> None:
 
     source.read_image = dying  # type: ignore[method-assign]
     entry(source, (32, 32), cache)
-
-
-def main(what: str, root: str, cache: str, *numbers: str) -> None:
-    place, kept, values = Path(root), Path(cache), [int(number) for number in numbers]
-    if what == "killed":
-        killed(place, kept, values[0])
-    print(json.dumps(bare(place) if what == "bare" else start(what, place, kept, *values)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return {}
