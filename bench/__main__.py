@@ -1,17 +1,19 @@
 """`make bench`: every measurement of this folder, printed, stored in bench.json and written into docs/speed.md.
 
-    python -m bench [NAME ...]        python -m bench --page: the page alone, from what bench.json holds
+    python -m bench [NAME ...] [SIZE=NUMBER ...]    python -m bench --page: the page alone, from what bench.json holds
 
 Each module here has `measure() -> list of {name, value, unit, baseline, ratio, note}`: what is measured and what it is
-compared with run side by side, in one process or in turns, because machines drift. A row may have `before`, its ratio
-before a change that it is the measure of. To each row come `capability`, the vector instructions of the processor, and
-`load`, the machine's when the measurement began, in processes that want to run. A row of another capability stays
-beside it: figures of different processors are not compared, and none takes the place of another's.
+compared with run side by side, in one process or in turns, because machines drift. A `measure` may take sizes as
+arguments, such as `images=100000`; its defaults are the sizes that the docs speak of. A row may have `before`, its
+ratio before a change that it is the measure of. To each row come `capability`, the vector instructions of the
+processor, and `load`, the machine's when the measurement began, in processes that want to run. A row of another
+capability stays beside it: figures of different processors are not compared, and none takes the place of another's.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -27,6 +29,8 @@ BEGIN, END = "<!-- rows of bench.json: python -m bench --page -->", "<!-- end of
 
 def main(names: list[str]) -> int:
     known = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+    sizes = {word.partition("=")[0]: int(word.partition("=")[2]) for word in names if "=" in word}
+    names = [word for word in names if "=" not in word]
     rows: list[dict[str, Any]] = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else []
     if names == ["--page"]:
         write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), rows))
@@ -39,7 +43,8 @@ def main(names: list[str]) -> int:
         print(f"{name}:", flush=True)
         measured = importlib.import_module(f"bench.{name}")
         machine = {"capability": capability(), "load": round(os.getloadavg()[0], 1)}
-        found = [row | machine for row in measured.measure()]
+        takes = inspect.signature(measured.measure).parameters
+        found = [row | machine for row in measured.measure(**{k: v for k, v in sizes.items() if k in takes})]
         for row in found:
             ratio = "" if row.get("ratio") is None else f"  ({row['ratio']:.3g} x: {row['baseline']})"
             print(f"  {row['name']}: {row['value']:.4g} {row['unit']}{ratio}  {row['note']}", flush=True)

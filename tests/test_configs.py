@@ -1,12 +1,14 @@
 """Every name in conf/ composes, and every method is what its YAML says."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from compositions import composed, folder_of
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from adbench.experiment import identity
 from adbench.experiment.groups import choices
 from adbench.experiment.identity import config_hash
 
@@ -70,8 +72,35 @@ def test_what_changes_the_result_changes_the_folder_and_what_does_not_does_not()
     assert folder_of("method=pca", "trainer.precision=bf16-mixed") != plain
     assert folder_of("method=pca", "trainer=smoke") != plain or composed("method=pca").budget.max_batches == 0
     for option in ("data.workers=2", "results=/elsewhere", "data_root=/elsewhere", "cache_dir=/c", "resume=false",
-                   "overwrite=true", "logger=tensorboard", "data.eval_batch_size=3", "trainer.threads=1"):  # fmt: skip
+                   "overwrite=true", "logger=tensorboard", "data.eval_batch_size=3", "trainer.threads=1",
+                   "data.cache=none", "data.cache=memory"):  # fmt: skip
         assert folder_of("method=pca", option) == plain, option
+
+
+def test_loaders_of_the_same_files_compose_once_and_anew_when_a_file_changes(tmp_path):
+    class Loader:
+        composed = 0
+
+        def get_search_path(self):
+            return self
+
+        def get_path(self):
+            return [SimpleNamespace(path=f"file://{tmp_path}"), SimpleNamespace(path="pkg://hydra.conf")]
+
+        def __str__(self):
+            return "one"
+
+        def load_configuration(self, *_arguments, **_options):
+            Loader.composed += 1
+            return OmegaConf.create({"value": Loader.composed})
+
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    first = identity._composed(Loader(), ("x=1",))
+    first.value = 7
+    assert identity._composed(Loader(), ("x=1",)).value == 1 and Loader.composed == 1
+    (tmp_path / "config.yaml").write_text("a: 12\n")
+    assert identity._composed(Loader(), ("x=1",)).value == 2
+    identity._compositions.clear()
 
 
 def test_what_the_readable_id_tells_is_not_hashed_again():

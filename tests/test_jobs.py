@@ -50,10 +50,10 @@ def test_the_folder_is_named_by_method_data_protocol_pretraining_and_seed(run):
     assert folder.name.startswith("seed3-")  # a smoke run never counts as the real one
 
 
-def test_the_same_command_gives_the_same_bytes_with_and_without_workers(run):
+def test_the_same_command_gives_the_same_bytes_with_and_without_workers_and_wherever_images_are_kept(run):
     wanted = None
-    for options in ((), ("overwrite=true",), ("overwrite=true", "data.workers=2")):
-        _, folder = run(*SMALL, *options)
+    for options in ((), ("data.cache=none", "data.workers=2"), ("data.cache=memory",), ("data.workers=2",)):
+        _, folder = run(*SMALL, "overwrite=true", *options)
         found = (folder / "scores.csv").read_bytes()
         assert wanted in (None, found)
         wanted = found

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from scipy import ndimage
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from adbench.data.images import Unreadable
 from adbench.data.notes import Notes
 from adbench.data.records import Source
+from adbench.data.stores import Files, Memory, Shapes, Store
+from adbench.files import Lock, whole, write_text
 from adbench.transforms.image import resize_nearest, resized_bytes, resized_large
 from adbench.types import UserError
 
@@ -30,31 +33,42 @@ VERSION = 3  # raise when the same source and size would give other bytes
 HASH = 16  # bytes of the hash of an image's pixels
 NAMED = 20  # files that a message names
 LARGE = 2**24  # values of an image that are held as float64 at once: 128 MiB
-CHUNK = 256  # rows resized together where a source lies in memory
-
-Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of the arrays by name
+CHUNK = 256  # rows resized together where a source lies in memory, and that a job which is killed reads again
+KEPT = ("disk", "memory", "none")  # where decoded images are kept
+ELSEWHERE = (
+    "free space there, choose another place with cache_dir=DIR or ADBENCH_CACHE, or keep the images elsewhere with "
+    "data.cache=memory or none"
+)
 
 
 class Rows:
-    """The rows of an array in a .npy file, mapped into memory where they are first read.
+    """The rows of an array in a .npy file, mapped into memory where they are first read, or of an array in memory.
 
-    It travels to a loader's worker as a path, not as the gigabytes behind it.
+    What lies in a file travels to a loader's worker as a path, not as the gigabytes behind it.
 
     Args:
-        path: of the file.
+        path: of the file; None for an array in memory, see `of`.
         places: the file's rows that count, in order; None for all.
     """
 
-    def __init__(self, path: Path, places: np.ndarray | None = None) -> None:
+    def __init__(self, path: Path | None, places: np.ndarray | None = None) -> None:
         self.path, self.places = path, places
         self._array: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> Rows:
+        """The rows of an array in memory."""
+        rows = cls(None)
+        rows._array = array
+        return rows
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "places": self.places, "_array": None}
+        return {"path": self.path, "places": self.places, "_array": self._array if self.path is None else None}
 
     @property
     def array(self) -> np.ndarray:
         if self._array is None:
+            assert self.path is not None
             self._array = np.asarray(np.load(self.path, mmap_mode="r"))
         return self._array
 
@@ -65,52 +79,96 @@ class Rows:
         return len(self.array if self.places is None else self.places)
 
 
+class Decoded:
+    """The rows of a source at one size, decoded whenever they are asked for.
+
+    Args:
+        source: whose rows these are, without those that it leaves out later.
+        size: (height, width) in pixels.
+        masks: whether the rows are the masks, in order of the rows that have one, in place of the images.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], masks: bool = False) -> None:
+        self.source, self.size, self.masks = source, size, masks
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.source.notes = Notes()  # what is odd was noted when all files were read
+        if self.masks:
+            rows = np.flatnonzero(self.source.records.mask != "")[rows]
+        if not self.masks and self.source.array is not None:
+            return resized(self.source.array[rows], self.size)
+        if get_worker_info() is not None or len(rows) < 2:  # a loader's worker is one process of several
+            parts = [self._read(int(row)) for row in rows]
+        else:
+            with reading_pool() as pool:
+                parts = list(pool.map(self._read, rows.tolist()))
+        empty = np.zeros((0, *self.size), bool) if self.masks else np.zeros((0, 3, *self.size), np.uint8)
+        return np.concatenate(parts) if parts else empty
+
+    def _read(self, row: int) -> np.ndarray:
+        if self.masks:
+            return small_mask(self.source.read_mask(row), self.size)
+        return resized(self.source.read_image(row)[None], self.size)
+
+    def __len__(self) -> int:
+        return int((self.source.records.mask != "").sum()) if self.masks else len(self.source.records)
+
+
 class Entry(NamedTuple):
     """All of a source at one size."""
 
-    images: Rows  # (N, C, H, W) uint8, C 1 or 3
-    masks: Rows | None  # (M, H, W) bool of the M rows that have one, in order of rows; None without masks
+    images: Rows | Decoded  # (N, C, H, W) uint8, C 1 or 3
+    masks: Rows | Decoded | None  # (M, H, W) bool of the M rows that have one, in order of rows; None without masks
     pixels: Rows  # (N, 16) uint8: a hash of each image's pixels as they were read, before any resizing
 
 
-def cached(source: Source, size: tuple[int, int], cache_dir: Path | str) -> tuple[Rows, Rows | None]:
+def cached(
+    source: Source, size: tuple[int, int], cache_dir: Path | str
+) -> tuple[Rows | Decoded, Rows | Decoded | None]:
     """All of a source's images and masks at one size; see `entry`."""
     found = entry(source, size, cache_dir)
     return found.images, found.masks
 
 
-def entry(source: Source, size: tuple[int, int], cache_dir: Path | str) -> Entry:
+def entry(source: Source, size: tuple[int, int], cache_dir: Path | str, keep: str = "disk") -> Entry:
     """All of a source's images, masks and hashes of pixels at one size, from the cache or into it.
 
     The key is the source's content: data that moved, or that lie in two places, are read once.
     What was odd about the files is added to the source's `report`; files that it is to skip leave its records.
 
+    Args:
+        source: of the rows.
+        size: (height, width) in pixels.
+        cache_dir: where decoded images and the hashes of files lie.
+        keep: where decoded images are kept: "disk", for all jobs; "memory", of this process; "none", nowhere: each
+            batch decodes its own. The first look at a data set reads every image whatever is kept.
+
     Raises:
         UserError: a file is broken or changes while it is read, a mask does not fit its image, or the cache cannot be
             written.
     """
+    checked_keep(keep)
     source.cache_dir = cache_dir
     folder = Path(cache_dir).expanduser() / "images"
     fingerprint = source.fingerprint()
     masked = np.flatnonzero(source.records.mask != "")
-    shapes = _shapes(source, size)
-    key, paths, meta = _files(folder, fingerprint, size, shapes)
-    if not _whole(meta, paths, shapes):
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{key}.lock"):
-                if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
-                    _build(source, fingerprint, size, masked, paths, shapes, meta)
-    noted = json.loads(meta.read_text())
-    found = Entry(Rows(paths["images"]), Rows(paths["masks"]) if len(masked) else None, Rows(paths["pixels"]))
+    place = _Place(source, fingerprint, size, masked, folder, key)
+    if keep == "disk":
+        found, noted = _on_disk(place)
+    elif keep == "memory":
+        found, noted = _in_memory(place)
+    else:
+        found, noted = _nowhere(place)
     source.read_report = noted.get("report", {})
     if noted.get("unreadable"):
         if not _skips(source):
             raise _refusal([f"{path}: {reason}" for path, reason in noted["unreadable"].items()])
-        found.images.places = found.pixels.places = source.leave_out(noted["unreadable"])
-        if found.masks is not None:
-            kept = found.images.places[source.records.mask != ""]
-            found.masks.places = np.searchsorted(masked, kept)
+        kept = source.leave_out(noted["unreadable"])
+        found.pixels.places = kept
+        if isinstance(found.images, Rows):
+            found.images.places = kept
+        if isinstance(found.masks, Rows):
+            found.masks.places = np.searchsorted(place.masked, kept[source.records.mask != ""])
     return found
 
 
@@ -121,30 +179,14 @@ def missing(source: Source, size: tuple[int, int], cache_dir: Path | str) -> int
         source: its own `cache_dir` is where the hashes of its files are remembered.
         size, cache_dir: see `entry`.
     """
-    shapes = _shapes(source, size)
     folder = Path(cache_dir).expanduser() / "images"
-    if folder.is_dir():
-        _, paths, meta = _files(folder, source.fingerprint(), size, shapes)
-        if _whole(meta, paths, shapes):
-            return 0
-    return sum(int(np.prod(shape)) for shape, _ in shapes.values())
+    if not folder.is_dir():
+        return _bytes_of(_Place(source, "", size, _masked(source), folder, "").shapes)
+    place = _place(source, size, folder)
+    return 0 if _whole(folder / f"{place.key}.json", place.paths, place.shapes) else _bytes_of(place.shapes)
 
 
-def _shapes(source: Source, size: tuple[int, int]) -> Shapes:
-    rows, channels = len(source.records), 3 if source.array is None else source.array.shape[-1]
-    masked = int(np.count_nonzero(source.records.mask != ""))
-    shapes: Shapes = {
-        "images": ((rows, channels, *size), np.dtype(np.uint8)),
-        "pixels": ((rows, HASH), np.dtype(np.uint8)),
-    }
-    return shapes | ({"masks": ((masked, *size), np.dtype(bool))} if masked else {})
-
-
-def _files(folder: Path, fingerprint: str, size: tuple[int, int], shapes: Shapes) -> tuple[str, dict[str, Path], Path]:
-    """An entry's key, its arrays' files by name, and the file that tells that they are whole."""
-    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
-    return key, {name: folder / f"{key}.{name}.npy" for name in shapes}, folder / f"{key}.json"
-
+def checked_keep
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
     """Whether the files are there, of the right shape and type, and hold the bytes that were written."""
@@ -174,85 +216,55 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write the image cache in {folder}: {error.strerror or error}; free space there, or choose another "
-            "place with cache_dir=DIR or ADBENCH_CACHE"
-        ) from error
+        raise UserError(f"cannot write the image cache in {folder}: {error.strerror or error}; {ELSEWHERE}") from error
 
 
-def _build(
-    source: Source,
-    fingerprint: str,
-    size: tuple[int, int],
-    masked: np.ndarray,
-    paths: dict[str, Path],
-    shapes: Shapes,
-    meta: Path,
-) -> None:
-    needed = sum(int(np.prod(shape)) for shape, _ in shapes.values())
-    free = shutil.disk_usage(meta.parent).free
+def _build(place: _Place, meta: Path) -> None:
+    """Write the files of a source, or go on where a job that was killed has left them."""
+    paths, shapes = place.paths, place.shapes
+    temporary = Files(paths, shapes)
+    needed, free = _bytes_of(shapes) - temporary.written(), shutil.disk_usage(meta.parent).free
     if needed > free:
         raise UserError(
             f"the image cache needs {needed / 2**20:,.0f} MiB in {meta.parent} and {free / 2**20:,.0f} MiB are free; "
-            "free space there, or choose another place with cache_dir=DIR or ADBENCH_CACHE"
+            f"{ELSEWHERE}"
         )
-    # The names are fixed and the lock is held, so what a killed job has left is overwritten, not added to.
-    temporary = {name: path.with_suffix(".part") for name, path in paths.items()}
     meta.unlink(missing_ok=True)
-    notes = Notes()
-    try:
-        with contextlib.ExitStack() as stack:
-            files = {name: stack.enter_context(path.open("wb")) for name, path in temporary.items()}
-            starts = {name: _header(files[name], *shapes[name]) for name in files}
-
-            def put(name: str, place: int, rows: np.ndarray) -> None:
-                """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
-                rows = np.ascontiguousarray(rows)
-                content = rows.data.cast("B")
-                offset = starts[name] + place * (rows.nbytes // len(rows))
-                while content:
-                    done = os.pwrite(files[name].fileno(), content, offset)
-                    content, offset = content[done:], offset + done
-
-            unreadable = _fill(source, size, masked, put, notes)
-            if source.fingerprint() != fingerprint:
-                raise UserError(
-                    f"files below {getattr(source, 'root', 'the data root')} changed while they were read; wait until "
-                    "they are all there, then type the same command again"
-                )
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        samples = {name: _sample(path) for name, path in temporary.items()}
-        for name, path in temporary.items():
-            path.replace(paths[name])
-        part = meta.with_suffix(".part")
-        part.write_text(json.dumps({**samples, "report": notes.report(), "unreadable": unreadable}))
-        part.replace(meta)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    with temporary as store:
+        noted = _read_into(place, store)
+        store.finish()
+        samples = {name: _sample(path) for name, path in paths.items()}
+        write_text(meta, json.dumps({**samples, **noted}))
 
 
-def _header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> int:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    file.flush()
-    return file.tell()
+def _read_into(place: _Place, store: Store) -> dict[str, Any]:
+    """Read and keep every row; returns what is to be remembered of the files: `report` and `unreadable`."""
+    source, notes = place.source, Notes()
+    unreadable = _fill(place, store, notes)
+    if source.fingerprint() != place.fingerprint:
+        raise UserError(
+            f"files below {getattr(source, 'root', 'the data root')} changed while they were read; wait until "
+            "they are all there, then type the same command again"
+        )
+    return {"report": notes.report(), "unreadable": unreadable}
 
 
-def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any, notes: Notes) -> dict[str, str]:
-    """Read and write every row; returns what could not be read where the source skips that, by path with the reason."""
-    place_of_mask = {int(row): place for place, row in enumerate(masked)}
+def _fill(place: _Place, store: Store, notes: Notes) -> dict[str, str]:
+    """Read and keep every row; returns what could not be read where the source skips that, by path with the reason."""
+    source, size, masked = place.source, place.size, place.masked
+    place_of_mask = {int(row): at for at, row in enumerate(masked)}
     total = len(source.records)
-    source.notes = notes
 
-    def whole_image(row: int) -> None:
-        image = source.read_image(row)
-        put("images", row, resized(image[None], size))
-        put("pixels", row, pixel_hashes(image[None]))
-        if row in place_of_mask:
-            put_mask(row, image.shape[:2])
+    def whole_image(row: int) -> UserError | None:
+        try:
+            image = source.read_image(row)
+            store.put("images", row, resized(image[None], size))
+            store.put("pixels", row, pixel_hashes(image[None]))
+            if row in place_of_mask:
+                put_mask(row, image.shape[:2])
+        except UserError as error:
+            return error.with_traceback(None)  # which would keep the file's content in memory
+        return None
 
     def put_mask(row: int, expected: tuple[int, ...]) -> None:
         mask = source.read_mask(row)
@@ -262,36 +274,52 @@ def _fill(source: Source, size: tuple[int, int], masked: np.ndarray, put: Any, n
                 f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {of} is "
                 f"{expected[1]}x{expected[0]}; a mask must have its image's size (below {getattr(source, 'root', '')})"
             )
-        small = resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy()
+        small = small_mask(mask, size)
         if source.records.label[row]:
-            _note_mask(notes, str(source.records.mask[row]), mask, small[0])
-        put("masks", place_of_mask[row], small)
+            _note_mask(source.notes, str(source.records.mask[row]), mask, small[0])
+        store.put("masks", place_of_mask[row], small)
 
     bar = tqdm(total=total, desc="Reading images", unit="image", delay=2, leave=False, disable=None)
     with bar:
         if source.array is not None:
+            source.notes = notes
             for start in range(0, total, CHUNK):
                 chunk = source.array[start : start + CHUNK]
-                put("images", start, resized(chunk, size))
-                put("pixels", start, pixel_hashes(chunk))
+                store.put("images", start, resized(chunk, size))
+                store.put("pixels", start, pixel_hashes(chunk))
                 bar.update(len(chunk))
             for row in place_of_mask:
                 put_mask(row, source.array.shape[1:3])
             return {}
         failed: dict[int, UserError] = {}
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            for row, future in enumerate([pool.submit(whole_image, row) for row in range(total)]):
-                try:
-                    future.result()
-                except UserError as error:
-                    failed[row] = error.with_traceback(None)  # which would keep the file's content in memory
-                bar.update()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)  # in builds without OpenMP the number is the process's
-    return _skipped(source, failed, size, place_of_mask, put)
+        with reading_pool() as pool:
+            for first in range(0, total, CHUNK):
+                rows = range(first, min(first + CHUNK, total))
+                spans = {"images": (first, rows.stop), "pixels": (first, rows.stop)}
+                if len(masked):
+                    spans["masks"] = tuple(np.searchsorted(masked, (first, rows.stop)).tolist())
+                known = store.known(spans)
+                source.notes = known or Notes()
+                if known is None:
+                    wrong = {row: error for row, error in zip(rows, pool.map(whole_image, rows), strict=True) if error}
+                    failed |= wrong
+                    if not wrong:
+                        store.done(spans, source.notes)
+                notes.take_over(source.notes)
+                bar.update(len(rows))
+    return _skipped(source, failed, size, place_of_mask, store.put)
+
+
+@contextlib.contextmanager
+def reading_pool() -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core, in which torch uses one."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # in builds without OpenMP the number is the process's
 
 
 def _skipped(
@@ -347,6 +375,11 @@ def _note_mask(notes: Notes, name: str, mask: np.ndarray, small: np.ndarray) -> 
     left = np.unique(regions[np.ix_(rows.numpy(), columns.numpy())])
     after = ndimage.label(small, neighbours)[1]
     notes.add_regions(name, before, after, before - int((left > 0).sum()))
+
+
+def small_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool -> (1, *size) bool, the nearest pixel."""
+    return resize_nearest(torch.from_numpy(np.array(mask))[None, None], size)[0].numpy()
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from adbench.files import write_text
+from adbench.files import Lock, write_text
 
 VERSION = 1  # raise when an index of before must not be trusted
 SECOND = 1_000_000_000
+TOGETHER = 64  # files that a thread takes at once
 UNREADABLE = "unreadable"  # stands for the hash of a file that cannot be opened: decoding it says what is wrong
 
 
@@ -104,18 +104,15 @@ def _hashed(root: Path, names: Sequence[str]) -> dict[str, Entry]:
         except OSError:
             return Entry(0, 0, 0, 0, 0, now, UNREADABLE)
 
+    parts = [names[first : first + TOGETHER] for first in range(0, len(names), TOGETHER)]
+    found: dict[str, Entry] = {}
+    bar = tqdm(total=len(names), desc="Looking at files", unit="file", delay=2, leave=False, disable=None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        bar = tqdm(
-            pool.map(read, names),
-            total=len(names),
-            desc="Looking at files",
-            unit="file",
-            delay=2,
-            leave=False,
-            disable=None,
-        )
-        return dict(zip(names, bar, strict=True))
+    with bar, ThreadPoolExecutor(cores) as pool:
+        for part, entries in zip(parts, pool.map(lambda part: [read(name) for name in part], parts), strict=True):
+            found |= zip(part, entries, strict=True)
+            bar.update(len(part))
+    return found
 
 
 def _read(path: Path) -> dict[str, Entry]:
@@ -147,5 +144,5 @@ def _lock(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
+            stack.enter_context(Lock(path.with_suffix(".lock")))
         yield

@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from adbench.data.cache import Rows, entry
+from adbench.data.cache import Decoded, Rows, checked_keep, entry
 from adbench.data.duplicates import checked_policy, found, message, same, without
 from adbench.data.notes import lines
 from adbench.data.protocols import HoldOut, checked
@@ -116,7 +116,12 @@ class Fetch(Dataset[Batch]):
     """
 
     def __init__(
-        self, images: Any, masks: Rows | None, mask_place: np.ndarray, label: np.ndarray, semi_label: np.ndarray
+        self,
+        images: Any,
+        masks: Rows | Decoded | None,
+        mask_place: np.ndarray,
+        label: np.ndarray,
+        semi_label: np.ndarray,
     ) -> None:
         self.images, self.masks, self.mask_place = images, masks, mask_place
         self.label, self.semi_label = label.astype(np.int64), semi_label.astype(np.int64)
@@ -158,6 +163,7 @@ class DataModule(LightningDataModule):
         duplicates: what to do about rows that are there more than once: "warn"; "refuse"; or "drop" them from the
             training and the held-out rows (see `duplicates.without`).
         holdout: the protocol's rule, where it may ask for a cross-validation.
+        cache: where decoded images are kept: "disk", "memory" or "none"; see `adbench.data.cache.entry`.
     """
 
     def __init__(
@@ -176,6 +182,7 @@ class DataModule(LightningDataModule):
         labelled_stream: bool = False,
         duplicates: str = "warn",
         holdout: HoldOut | None = None,
+        cache: str = "disk",
     ) -> None:
         super().__init__()
         source.cache_dir = cache_dir
@@ -188,7 +195,7 @@ class DataModule(LightningDataModule):
         self.labelled_stream = labelled_stream
         self.workers, self.cache_dir = _workers(workers), cache_dir
         self.duplicates = checked_policy(duplicates)
-        self.holdout = holdout
+        self.holdout, self.cache = holdout, checked_keep(cache)
         self.rank_and_world: tuple[int, int] | None = None  # (rank, number of ranks); None: as the trainer says
         self._split: Split | None = None
         self._max_batches: int | None = None
@@ -205,7 +212,7 @@ class DataModule(LightningDataModule):
             self._images: Any = np.ascontiguousarray(self.source.features, dtype=np.float64)
             self._masks, content = None, self._images
         else:
-            self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir)
+            self._images, self._masks, pixels = entry(self.source, self.size, self.cache_dir, self.cache)
             if self.source.records is not self.records:  # without files that cannot be read
                 self.records, self.has_masks = self.source.records, self.source.has_masks
                 split = self._divided()

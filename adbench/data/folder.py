@@ -15,14 +15,18 @@ from adbench.data.listing import (
     SUFFIXES,
     Masks,
     below,
-    entries,
     folders,
+    folders_of,
     hidden,
+    in_order,
+    inside,
     is_good,
     is_image,
     listed,
     named,
     printable,
+    scanned,
+    uncollected,
 )
 from adbench.data.notes import Notes
 from adbench.data.records import Records
@@ -85,21 +89,22 @@ class Folder(ImageFiles):
                 f"data.root: there is no folder {printable(root)}; give the folder of your images as data.root=DIR"
             )
         notes = Notes()
+        self.root, self._asked = root, (normal, anomalous, normal_test, masks, seed)
         self.undivided = False
-
-        def rows(notes: Notes, left_out: Collection[str]) -> list[Row]:
-            if normal is None and anomalous is None and in_mvtec_layout(root):
-                advice = "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'"
-                return mvtec_rows(root, advice, notes)
-            by_names = _Rows(root, masks, notes, left_out)
-            found = by_names.of(normal, anomalous, normal_test, seed)
-            self.undivided = by_names.by_share
-            return found
-
-        self._rows = rows
-        records = Records.of(self._rows(notes, ()))
+        with uncollected():
+            records = Records.of(self._rows(notes, ()))
         super().__init__(root, records, bits, max_pixels, unreadable, notes)
         self.good_alone = not records.label.any() and not (records.split == "test").any()
+
+    def _rows(self, notes: Notes, left_out: Collection[str]) -> list[Row]:
+        normal, anomalous, normal_test, masks, seed = self._asked
+        if normal is None and anomalous is None and in_mvtec_layout(self.root):
+            advice = "or say where images are: data.normal='ok/*.png' data.anomalous='bad/*.png'"
+            return mvtec_rows(self.root, advice, notes)
+        by_names = _Rows(self.root, masks, notes, left_out)
+        found = by_names.of(normal, anomalous, normal_test, seed)
+        self.undivided = by_names.by_share
+        return found
 
     def _without(self, records: Records, left_out: Mapping[str, str]) -> Records:
         # Listed anew: which normal images `normal_test=0.2` takes depends on how many there are.
@@ -117,19 +122,20 @@ def mvtec_rows(root: Path, advice: str, notes: Notes) -> list[Row]:
     train, truth = named(root, "train"), named(root, "ground_truth")
     good = [folder for part in train for folder in named(part, "good")]
     if not good:
-        inside = sorted(printable(p.name) for p in root.iterdir())[:8] if root.is_dir() else ["no such folder"]
+        there = sorted(printable(p.name) for p in root.iterdir())[:8] if root.is_dir() else ["no such folder"]
         raise UserError(
             f"expected normal training images in {printable(root / 'train' / 'good')}; in {printable(root)} there is: "
-            f"{', '.join(inside) or 'nothing'}; {advice}"
+            f"{', '.join(there) or 'nothing'}; {advice}"
         )
-    rows: list[Row] = [_row(root, path, "train", "good") for folder in good for path in listed(folder, notes, root)]
+    name = inside(root)
+    rows: list[Row] = [_row(name(path), "train", "good") for folder in good for path in listed(folder, notes, root)]
     if not rows:
         raise UserError(f"expected images ({', '.join(SUFFIXES)}) in {printable(good[0])}, found none; {advice}")
     masks = [Masks(folder, root) for folder in truth[:1]]
     tested = 0
     for folder in (folder for part in named(root, "test") for folder in folders(part)):
         for path in listed(folder, notes, root):
-            row = _row(root, path, "test", "good" if is_good(folder.name) else folder.name)
+            row = _row(name(path), "test", "good" if is_good(folder.name) else folder.name)
             if row["label"] and masks:
                 row["mask"] = masks[0].of(path, [Path(folder.name)])
             rows.append(row)
@@ -188,7 +194,9 @@ class _Rows:
             )
         names = Understanding()
         if normal is None or anomalous is None:
-            images = [path for path in users_own(self.root) if self.inside(path) not in self.left_out]
+            images = users_own(self.root)
+            if self.left_out:
+                images = [path for path in images if self.inside(path) not in self.left_out]
             known = "" if normal is anomalous else "anomalous" if normal is None else "normal"
             names = understand(self.root, images, {*train, *defects}, known)
             self.note(names)
@@ -197,16 +205,18 @@ class _Rows:
         known_defects = {path for path, (_, split) in names.anomalous.items() if split == "train"}
         test = self.tested(train, names.test, defects, normal_test, seed)
         chosen = set(test)
-        rows = [_row(self.root, path, "train", "good") for path in train if path not in chosen]
-        rows += [_row(self.root, path, "test", "good") for path in test]
+        name = inside(self.root)
+        rows = [_row(name(path), "train", "good") for path in train if not chosen or path not in chosen]
+        rows += [_row(name(path), "test", "good") for path in test]
         belonging = _masks(self.root, self.masks) if self.masks is not None else None
         if self.masks is None and names.masks is not None and defects:
             belonging = Masks(names.masks, self.root)
-        for path, defect in sorted(defects.items()):
-            row = _row(self.root, path, "train" if path in known_defects else "test", defect) | {"label": 1}
+        for path in in_order(defects):
+            defect = defects[path]
+            row = _row(name(path), "train" if path in known_defects else "test", defect) | {"label": 1}
             if belonging is not None:
-                inside = path.relative_to(self.root).parent
-                row["mask"] = belonging.of(path, [inside, Path(path.parent.name), Path(defect), Path()])
+                its_folder = path.relative_to(self.root).parent
+                row["mask"] = belonging.of(path, [its_folder, Path(path.parent.name), Path(defect), Path()])
             rows.append(row)
         if belonging is not None and not self.left_out:
             images_named = {self.inside(path) for path in [*train, *test, *defects]}
@@ -222,8 +232,9 @@ class _Rows:
         """Note what the names give no part to, and files beside images that are none by their names."""
         for path, why in names.ignored.items():
             self.notes.add("left_out", printable(self.inside(path)), why)
-        for folder in {path.parent for path in [*names.train, *names.test, *names.anomalous]}:
-            for path in entries(folder):
+        for folder in folders_of([*names.train, *names.test, *names.anomalous]):
+            others = [name for name in (entry.name for entry in scanned(folder)) if not name.lower().endswith(SUFFIXES)]
+            for path in (folder / name for name in others):
                 if not is_image(path) and not path.is_dir():
                     why = f"no image by its name ({path.suffix.lower() or 'no suffix'})"
                     self.notes.add("left_out", printable(self.inside(path)), why)
@@ -274,7 +285,9 @@ def users_own(root: Path) -> list[Path]:
             drawn[folder] = by_a_run(folder.parent) or any((folder / name).exists() for name in WRITTEN)
         return drawn[folder]
 
-    return [path for path in below(root) if not by_a_run(path.parent)]
+    found = below(root)
+    by_runs = {folder: by_a_run(folder) for folder in folders_of(found)}
+    return [path for path in found if not by_runs[path.parent]] if any(by_runs.values()) else found
 
 
 def evenly(n: int, count: int, seed: int) -> list[int]:
@@ -291,8 +304,8 @@ def evenly(n: int, count: int, seed: int) -> list[int]:
     return [int(place) for place in places.astype(int)]
 
 
-def _row(root: Path, path: Path, split: str, defect: str) -> Row:
-    return {"split": split, "label": int(defect != "good"), "defect": defect, "path": path.relative_to(root).as_posix()}
+def _row(path: str, split: str, defect: str) -> Row:
+    return {"split": split, "label": int(defect != "good"), "defect": defect, "path": path}
 
 
 def _found(
@@ -317,6 +330,7 @@ def _found(
         if not files:  # "good*" may mean good_1, good_2
             matching |= {path: folder for folder in seen for path in below(folder)}
     images = {path for path in matching if is_image(path) and (path.is_file() or path.is_symlink())}
+    name = inside(root)
     for path in matching.keys() - images:
         why = f"no image by its name ({path.suffix.lower() or 'no suffix'})"
         notes.add("left_out", printable(path.relative_to(root).as_posix()), why)
@@ -325,7 +339,7 @@ def _found(
             f"{key}: no image ({', '.join(SUFFIXES)}) matches {', '.join(map(str, patterns))} in {printable(root)}"
             f"{_there(root)}"
         )
-    return {path: matching[path] for path in sorted(images) if path.relative_to(root).as_posix() not in left_out}
+    return {path: matching[path] for path in in_order(images) if not left_out or name(path) not in left_out}
 
 
 def _folders(root: Path, relative: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adbench.data.listing import SUFFIXES, printable
+from adbench.data.listing import SUFFIXES, folder_name, folders_of, printable
 from adbench.errors import UserError
 
 # Names without case, spaces, dashes and underscores.
@@ -81,12 +81,11 @@ def understand(root: Path, images: Sequence[Path], taken: Collection[Path] = (),
         UserError: the names do not say it; the message says what to type.
     """
     base = _base(root, images)
-    stems = {(path.parent, path.stem.casefold()) for path in images}
-    places = {path: _place(path.relative_to(base).parts[:-1], _beside(path, stems)) for path in images}
+    places = _places(base, images)
     found = Understanding(masks=_mask_folder(root, base, places))
     by_role: dict[str, list[Path]] = {role: [] for role in ("normal", "anomalous", "open", "unknown", "mask", "beside")}
     for path, place in places.items():
-        if path not in taken:
+        if not taken or path not in taken:
             by_role[place.role].append(path)
     found.ignored |= dict.fromkeys(by_role["beside"], "the mask of the image beside it, not in a folder of masks")
     if known != "anomalous":
@@ -126,7 +125,7 @@ def _normal(root: Path, base: Path, images: Sequence[Path], places: dict[Path, _
 
 def _base(root: Path, images: Iterable[Path]) -> Path:
     """The folder that the names count from: below folders that hold nothing but one other of no known name."""
-    parts = [path.relative_to(root).parts[:-1] for path in images]
+    parts = sorted(folder.relative_to(root).parts for folder in folders_of(images))
     depth = 0
     while parts and all(len(p) > depth for p in parts) and len({p[depth] for p in parts}) == 1:
         name = parts[0][depth]
@@ -138,10 +137,24 @@ def _base(root: Path, images: Iterable[Path]) -> Path:
     return root.joinpath(*parts[0][:depth]) if parts else root
 
 
-def _beside(path: Path, stems: Collection[tuple[Path, str]]) -> bool:
-    """Whether an image is called as the mask of another one in its folder: 07_mask.png beside 07.png."""
-    stem = path.stem.casefold()
-    return stem.endswith("_mask") and (path.parent, stem.removesuffix("_mask")) in stems
+def _places(base: Path, images: Sequence[Path]) -> dict[Path, _Place]:
+    """What the folders above each image say, asked once for each folder.
+
+    An image that is called as the mask of another one in its folder, 07_mask.png beside 07.png, is beside it.
+    """
+    by_folder: dict[str, list[Path]] = {}
+    for path in images:
+        by_folder.setdefault(folder_name(path), []).append(path)
+    places = dict.fromkeys(images, _Place("unknown", "", ()))  # in their order
+    for inner in by_folder.values():
+        names = inner[0].parent.relative_to(base).parts
+        places.update(dict.fromkeys(inner, _place(names)))
+        stems = {path: path.stem.casefold() for path in inner if "_mask" in path.name.casefold()}
+        if stems:
+            there = {path.stem.casefold() for path in inner}
+            beside = [p for p, stem in stems.items() if stem.endswith("_mask") and stem.removesuffix("_mask") in there]
+            places.update(dict.fromkeys(beside, _place(names, beside=True)))
+    return places
 
 
 def _place(folders: tuple[str, ...], beside: bool = False) -> _Place:
@@ -186,7 +199,7 @@ def _mask_folder(root: Path, base: Path, places: dict[Path, _Place]) -> Path | N
 
 
 def _refuse_several_normal(root: Path, base: Path, normal: Iterable[Path], places: dict[Path, _Place]) -> None:
-    found = sorted({places[path].named for path in normal if places[path].split != "test"})
+    found = sorted({place.named for place in map(places.__getitem__, normal) if place.split != "test"})
     if len(found) > 1:
         names = [_relative(root, base.joinpath(*named)) for named in found]
         both = typed("data.normal", _listed(names))

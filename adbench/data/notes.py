@@ -44,6 +44,25 @@ class Notes:
         """Connected regions of a mask: in the file, at the working size, and how many have no pixel left there."""
         self._regions.append((name, before, after, vanished))
 
+    def state(self) -> list[Any]:
+        """Everything that was added, as plain JSON."""
+        return [self._names, self._peaks, self._regions]
+
+    @classmethod
+    def of_state(cls, state: list[Any]) -> Notes:
+        """Notes from what `state` gave."""
+        notes, (names, peaks, regions) = cls(), state
+        notes._names = [(str(kind), str(name), str(detail)) for kind, name, detail in names]
+        notes._peaks = [int(peak) for peak in peaks]
+        notes._regions = [(str(name), int(a), int(b), int(c)) for name, a, b, c in regions]
+        return notes
+
+    def take_over(self, others: Notes) -> None:
+        """Add what others have."""
+        self._names += others._names
+        self._peaks += others._peaks
+        self._regions += others._regions
+
     def left_out(self) -> dict[str, list[str]]:
         """The reasons for which files were left out, and the files' names."""
         found: defaultdict[str, list[str]] = defaultdict(list)

@@ -99,6 +99,7 @@ def build_datamodule(cfg: DictConfig, supervision: str, source: Any = None) -> A
         labelled_stream=cfg.method.get("labelled_stream", False),
         duplicates=duplicates,
         holdout=holdout,
+        cache=data.get("cache", "disk"),
     )
 
 

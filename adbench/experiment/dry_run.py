@@ -381,7 +381,7 @@ class Plan:
             where = {k: v for k, v in as_mapping(cfg.data.source).items() if k != "normal_class"}
             job.images = (
                 digest([where, module.size], 32),
-                missing(source, module.size, cfg.cache_dir),
+                missing(source, module.size, cfg.cache_dir) if cfg.data.cache == "disk" else 0,
                 len(source.records),
             )
 

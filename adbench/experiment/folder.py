@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -23,7 +23,7 @@ from yaml import YAMLError
 from adbench.errors import UserError
 from adbench.experiment.trust import plain_values
 from adbench.experiment.values import as_mapping
-from adbench.files import finite, whole, write_json, write_text
+from adbench.files import NO_LOCKS, Lock, finite, whole, write_json, write_text
 
 if TYPE_CHECKING:
     from adbench.experiment.checkpoints import Checkpoint
@@ -44,15 +44,17 @@ class RunFolder:
         path = Path(path)
         path = latest_run(path) if path.name == "latest" else path
         self.path, self.patience = path, patience
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = Lock(self.path / ".lock", timeout=patience)
 
     def __enter__(self) -> RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=self.patience)
+            self._lock.acquire()
         except Timeout:
+            held = self._lock.marker
+            left = f" (if its machine has died, remove {held}, which tells of it)" if held.exists() else ""
             raise UserError(
-                f"{self.path} is being written by another process; wait for it, or use another seed"
+                f"{self.path} is being written by another process; wait for it, or use another seed{left}"
             ) from None
         for place in (self.path, self.path / ".hydra", self.path / "checkpoints", self.path / "figures"):
             for left in place.glob(".*-*.*"):  # what `files.whole` had begun when an earlier owner was killed
@@ -73,6 +75,14 @@ class RunFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            try:
+                with Lock(self.path / ".lock", timeout=0):
+                    return False
+            except Timeout:
+                return True
         finally:
             os.close(descriptor)  # which releases it
         return False
@@ -152,7 +162,7 @@ class RunFolder:
         if not self.path.is_dir() or {p.name for p in self.path.iterdir()} - {".lock", "run.log"}:
             return
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with Lock(self.path / ".lock", timeout=0):
                 _close_log_in(self.path)
                 (self.path / "run.log").unlink(missing_ok=True)
             (self.path / ".lock").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,9 +30,9 @@ GROUPS = ("method", "data", "protocol", "pretraining")
 
 
 # Where data lie and how fast they are read changes no result, so it changes no folder name either.
-UNHASHED = ("data.workers", "data.eval_batch_size", "data.root", "data.file", "data.download", "data.source.root",
-            "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels", "data.unreadable",
-            "data.source.unreadable")  # fmt: skip
+UNHASHED = ("data.workers", "data.cache", "data.eval_batch_size", "data.root", "data.file", "data.download",
+            "data.source.root", "data.source.file", "data.source.download", "data.max_pixels", "data.source.max_pixels",
+            "data.unreadable", "data.source.unreadable")  # fmt: skip
 
 
 # Keys that came after the first runs, with the values at which all is as it was before them.
@@ -110,12 +111,30 @@ def reference_of(cfg: DictConfig, defaults: DictConfig) -> DictConfig:
     return defaults
 
 
-_compositions: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()
+_compositions: dict[str, dict[tuple[str, ...], DictConfig]] = {}  # by the state of the files, the latest alone
+_states: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of the files of each loader
+
+
+def _state_of(loader: Any) -> str:
+    """Which files a loader composes from, as they are: each job that a worker of a sweep gets brings a loader."""
+    stamps = [str(loader.get_search_path())]
+    for element in loader.get_search_path().get_path():
+        folder = str(element.path).removeprefix("file://")
+        for path in sorted(Path(folder).rglob("*.yaml")) if "://" not in folder else ():
+            stat = path.stat()
+            stamps.append(f"{path} {stat.st_mtime_ns} {stat.st_size}")
+    return digest(stamps, 32)
 
 
 def _composed(loader: Any, overrides: tuple[str, ...]) -> DictConfig:
     """A copy of the composed configuration; composing takes half a second, and a job asks several times."""
-    known = _compositions.setdefault(loader, {})
+    if loader not in _states:
+        _states[loader] = _state_of(loader)
+    state = _states[loader]
+    if state not in _compositions:
+        _compositions.clear()
+        _compositions[state] = {}
+    known = _compositions[state]
     if overrides not in known:
         key = (str(loader.get_search_path()), overrides)
         same = _checked is not None and _checked[0] == key

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from adbench.experiment.states import Outcome
 from adbench.experiment.values import as_mapping
 
 log = logging.getLogger("adbench")
+
+# A client of NFS believes for as long as a minute what it knows of a folder (acdirmax).
+SEEN_S, LOOK_S = 70.0, 0.2
 
 
 @dataclass
@@ -74,8 +78,17 @@ class Job:
         if not outcome.began:
             self.status, self.reason, self.metrics = outcome.status, outcome.reason, None
         elif outcome.status == "finished" and self.folder is not None:
-            self.status, self.reason, self.metrics = "finished", "", RunFolder(self.folder).metrics()
+            self.status, self.reason, self.metrics = "finished", "", self._finished_record()
             self.stale = outcome.stale
+
+    def _finished_record(self) -> Mapping[str, Any]:
+        """metrics.json of a job that has finished, once this machine sees it: network file systems take their time."""
+        folder, until = RunFolder(str(self.folder)), time.monotonic() + SEEN_S
+        while (record := folder.metrics()).get("status") != "finished" and time.monotonic() < until:
+            with suppress(OSError):
+                os.listdir(folder.path)  # noqa: PTH208 - the listing makes a client of NFS ask its server anew
+            time.sleep(min(LOOK_S, SEEN_S))
+        return record
 
 
 class Recorder:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adbench.files import whole
+from adbench.files import Lock, whole
 from adbench.networks.encoder import PretrainableEncoder
 from adbench.streams import derived_seed, torch_stream
 from adbench.types import Batch, UserError
@@ -209,7 +208,7 @@ class Trained:
             frozen = [p.requires_grad for p in encoder.network.parameters() if not p.requires_grad]
             key = digest([self.name, options, signature(encoder), data, seed, name, max_batches, *frozen[:1]])
             path = kept / f"{self.name}-{key}.safetensors"
-            with FileLock(path.with_suffix(".lock")):
+            with Lock(path.with_suffix(".lock")):
                 if not _load(path, encoder.network):
                     device = next(encoder.network.parameters()).device
                     images = images or self.images(datamodule, device)

@@ -235,8 +235,12 @@ def folders(results: Path, ours: Path) -> Iterator[tuple[Path, bool]]:
         below.sort()
 
 
-def read_run(path: Path, results: Path) -> Run:
+def read_run(path: Path, results: Path, codes: dict[frozenset[str], str] | None = None) -> Run:
     """Read one folder.
+
+    Args:
+        path, results: the folder, and the results folder that it is in.
+        codes: hashes of the code behind runs as it is here, by its targets: what thousands of runs share.
 
     Raises:
         NotARun: metrics.json is absent, torn, or not this program's.
@@ -259,7 +263,11 @@ def read_run(path: Path, results: Path) -> Run:
     run.precision = None if used is None else str(used)
     run.seeded = _at(config, "data", "source", "seed") is not None
     behind = targets_of(*(_at(config, group) for group in ("method", "pretraining", "protocol")))
-    run.stale = record.get("code") is not None and bool(behind) and record["code"] != code_of(behind)
+    if record.get("code") is not None and behind:
+        codes, key = {} if codes is None else codes, frozenset(behind)
+        if key not in codes:
+            codes[key] = code_of(behind)
+        run.stale = record["code"] != codes[key]
     classes = _at(config, "protocol", "labelled_classes")
     if isinstance(classes, list) and "labelled_classes" in dict(run.variant.protocol):
         run.experiment = f"{data} knowing {', '.join(map(str, classes))}"

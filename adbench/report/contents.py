@@ -108,14 +108,16 @@ class Contents:
 def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items) -> Contents:
     """Read every run below `results` (except what lies in `ours`) and compute the report."""
     runs, skipped = [], []
+    codes: dict[frozenset[str], str] = {}
     for path, has_metrics in progress(list(folders(results, ours))):
         try:
             if not has_metrics:
                 raise NotARun("no metrics.json: the run was killed before it began, or the folder was copied in part")
-            runs.append(read_run(path, results))
+            runs.append(read_run(path, results, codes))
         except NotARun as reason:
             skipped.append(Skipped(printable(path.relative_to(results).as_posix()), printable(str(reason))))
-    for run in progress(runs):
+    # Test sets of one size after each other: they share their draws.
+    for run in progress(sorted(runs, key=lambda run: 0 if run.rows is None else len(run.rows.score))):
         _add_intervals(run)
     notes = [*_notes(runs), *tell_data_apart(runs)]
     groups = by_variant(runs)

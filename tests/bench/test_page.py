@@ -37,3 +37,22 @@ def test_a_figure_takes_the_place_of_one_of_the_same_processor_alone():
 def test_a_page_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="has no lines"):
         bench.with_table("# Speed", [])
+
+
+def test_a_size_on_the_command_line_reaches_the_measure_that_takes_it(monkeypatch, tmp_path, capsys):
+    taken = []
+
+    class Measure:
+        @staticmethod
+        def measure(images=5, large=7):
+            taken.append((images, large))
+            return [row("a", 1)]
+
+    page = tmp_path / "speed.md"
+    page.write_text(f"{bench.BEGIN}\n{bench.END}\n")
+    monkeypatch.setattr(bench, "ROWS", tmp_path / "bench.json")
+    monkeypatch.setattr(bench, "PAGE", page)
+    monkeypatch.setattr(bench.importlib, "import_module", lambda name: Measure)
+    assert bench.main(["data_scale", "images=20", "maps=3"]) == 0
+    assert taken == [(20, 7)] and json.loads(bench.ROWS.read_text())[0]["name"] == "a"
+    assert bench.main(["nothing", "images=20"]) == 1

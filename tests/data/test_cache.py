@@ -1,6 +1,8 @@
+import errno
 import json
 import multiprocessing
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -205,3 +207,184 @@ def test_building_leaves_the_number_of_threads_alone(tree, tmp_path):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def keep(tree: Path, cache_dir: Path, how: str, side: int = 24):
+    """Images and masks of a tree, kept in one of the ways."""
+    found = cache.entry(Folder(tree), (side, side), cache_dir, how)
+    return found.images[np.arange(16)], found.masks[np.arange(4)], found.pixels[np.arange(16)]
+
+
+@pytest.mark.parametrize("side", [24, 17])
+def test_images_are_the_same_wherever_they_are_kept(tree, tmp_path, side):
+    on_disk = keep(tree, tmp_path / "disk", "disk", side)
+    for how in ("memory", "none"):
+        for ours, expected in zip(keep(tree, tmp_path / how, how, side), on_disk, strict=True):
+            np.testing.assert_array_equal(ours, expected)
+            assert ours.dtype == expected.dtype
+        assert not list((tmp_path / how).rglob("*.images.*"))
+
+
+@pytest.mark.parametrize("how", ["memory", "none"])
+def test_arrays_in_memory_may_be_kept_in_any_way(tmp_path, how):
+    images, _ = cached(Digits(0), (16, 16), tmp_path)
+    rows = np.array([3, 1700, 5])
+    np.testing.assert_array_equal(cache.entry(Digits(0), (16, 16), tmp_path, how).images[rows], images[rows])
+
+
+def test_without_a_cache_a_later_start_decodes_what_its_batches_ask_for_alone(tree, tmp_path):
+    keep(tree, tmp_path, "none")
+    source = Folder(tree)
+    read, original = [], source.read_image
+    source.read_image = lambda row: read.append(row) or original(row)
+    found = cache.entry(source, (24, 24), tmp_path, "none")
+    assert read == []
+    assert found.images[np.array([3, 5])].shape == (2, 3, 24, 24) and sorted(read) == [3, 5]
+    assert found.images[np.array([], dtype=np.int64)].shape == (0, 3, 24, 24)
+
+
+@pytest.mark.parametrize("how", cache.KEPT)
+def test_a_loaders_worker_gets_the_images_however_they_are_kept(tree, tmp_path, how):
+    found = cache.entry(Folder(tree), (24, 24), tmp_path, how)
+    for rows, copied in zip(found, pickle.loads(pickle.dumps(found)), strict=True):
+        np.testing.assert_array_equal(copied[np.arange(4)], rows[np.arange(4)])
+
+
+def test_memory_takes_over_what_lies_on_the_disk_already(tree, tmp_path, monkeypatch):
+    expected = keep(tree, tmp_path, "disk")
+    monkeypatch.setattr(cache, "_read_into", lambda *_: pytest.fail("images were read"))
+    for ours, theirs in zip(keep(tree, tmp_path, "memory"), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("how", ["disk", "memory", "none"])
+def test_a_file_that_cannot_be_read_is_left_out_wherever_images_are_kept(tree, tmp_path, how):
+    whole = keep(tree, tmp_path / "whole", "disk")
+    for name in ("train/good/004.png", "test/dent/001.png"):
+        (tree / name).write_bytes(b"torn")
+    for _ in range(2):  # read, and remembered
+        source = Folder(tree, unreadable="skip")
+        lost = [
+            int(np.flatnonzero(Folder(tree).records.path == n)[0]) for n in ("train/good/004.png", "test/dent/001.png")
+        ]
+        found = cache.entry(source, (24, 24), tmp_path / how, how)
+        assert len(found.images) == len(source.records) == 14 and len(found.masks) == 3
+        kept = np.delete(np.arange(16), lost)
+        np.testing.assert_array_equal(found.images[np.arange(14)], whole[0][kept])
+        masked = np.flatnonzero(Folder(tree).records.mask != "")
+        np.testing.assert_array_equal(found.masks[np.arange(3)], whole[1][~np.isin(masked, lost)])
+        np.testing.assert_array_equal(found.pixels[np.arange(14)], whole[2][kept])
+
+
+def test_another_word_for_where_images_are_kept_is_refused(tree, tmp_path):
+    with pytest.raises(UserError, match=r"data\.cache is disk, memory or none, got 'ram'"):
+        cache.entry(Folder(tree), (8, 8), tmp_path, "ram")
+
+
+def test_more_than_the_memory_of_the_machine_is_refused_before_any_image_is_read(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda _: 10)
+    monkeypatch.setattr(cache, "_read_into", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(UserError, match=r"data\.cache=memory needs .* take data\.cache=disk or none"):
+        cache.entry(Folder(tree), (24, 24), tmp_path, "memory")
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_names_what_else_to_do_and_gets_its_space_back(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(
+        UserError, match=r"No space left on device; free space there, .*cache_dir=DIR.* data\.cache=memory"
+    ):
+        keep(tree, tmp_path, "disk")
+    assert not [p for p in (tmp_path / "images").iterdir() if p.suffix != ".lock"]
+    assert len(keep(tree, tmp_path, "memory")[0]) == 16
+
+
+def test_without_a_place_for_hashes_images_are_decoded_all_the_same(tree, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="every start reads all images"):
+        images = keep(tree, tmp_path / "file", "none")[0]
+    assert images.any(axis=(1, 2, 3)).all()
+
+
+def _killed_late(tree: Path, cache_dir: Path) -> None:
+    cache.CHUNK = 4
+    source = Folder(tree)
+    original = source.read_image
+    source.read_image = lambda row: os.kill(os.getpid(), signal.SIGKILL) if row == 13 else original(row)
+    cached(source, (16, 16), cache_dir)
+
+
+def killed(tree: Path, cache_dir: Path) -> None:
+    """A job that dies in its fourth part of four images."""
+    job = multiprocessing.get_context("fork").Process(target=_killed_late, args=(tree, cache_dir))
+    job.start()
+    job.join()
+    assert job.exitcode == -signal.SIGKILL
+
+
+def rows_read(tree: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that the next job reads, whose images must be right."""
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    source, read = Folder(tree), []
+    original = source.read_image
+    source.read_image = lambda row: read.append(row) or original(row)
+    found = cache.entry(source, (16, 16), cache_dir)
+    for ours, expected in zip(found, keep(tree, cache_dir / "fresh", "disk", 16), strict=True):
+        np.testing.assert_array_equal(ours[np.arange(len(expected))], expected)
+    assert not list((cache_dir / "images").glob("*.part"))
+    return sorted(read)
+
+
+def test_a_job_goes_on_where_one_that_was_killed_has_left_the_cache(tree, tmp_path, monkeypatch):
+    killed(tree, tmp_path)
+    assert rows_read(tree, tmp_path, monkeypatch) == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("name", ["images", "pixels", "masks"])
+def test_of_what_a_killed_job_left_nothing_counts_that_has_other_bytes(tree, tmp_path, monkeypatch, name):
+    killed(tree, tmp_path)
+    part = next((tmp_path / "images").glob(f"*.{name}.part"))
+    content = bytearray(part.read_bytes())
+    content[130] ^= 1  # of the first rows: a header takes 128
+    part.write_bytes(content)
+    masked = int(np.flatnonzero(Folder(tree).records.mask != "")[0])
+    first = masked // 4 * 4 if name == "masks" else 0
+    assert rows_read(tree, tmp_path, monkeypatch) == sorted({*range(first, first + 4), 12, 13, 14, 15})
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"spans": 3}\n', "[1]\n", None])
+def test_a_journal_that_cannot_be_read_counts_for_nothing(tree, tmp_path, monkeypatch, content):
+    killed(tree, tmp_path)
+    journal = next((tmp_path / "images").glob("*.journal.part"))
+    journal.unlink() if content is None else journal.write_text(content)
+    assert rows_read(tree, tmp_path, monkeypatch) == list(range(16))
+
+
+def test_what_was_odd_about_files_is_told_whichever_job_has_read_them(tree, tmp_path, save, monkeypatch):
+    for name in ("000", "001"):
+        save(tree / f"ground_truth/dent/{name}_mask.png", np.zeros((24, 24), np.uint8))
+    killed(tree, tmp_path)
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    source, fresh = Folder(tree), Folder(tree)
+    cache.entry(source, (16, 16), tmp_path)
+    cache.entry(fresh, (16, 16), tmp_path / "fresh")
+    assert source.read_report == fresh.read_report and source.read_report["masks_empty"]["count"] == 2
+
+
+def test_ctrl_c_leaves_what_is_read_for_the_next_job(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    source = Folder(tree)
+    original = source.read_image
+
+    def stopped(row):
+        if row == 9:
+            raise KeyboardInterrupt
+        return original(row)
+
+    source.read_image = stopped
+    with pytest.raises(KeyboardInterrupt):
+        cached(source, (16, 16), tmp_path)
+    assert rows_read(tree, tmp_path, monkeypatch) == list(range(8, 16))

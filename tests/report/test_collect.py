@@ -47,6 +47,22 @@ def test_a_null_stays_empty_and_is_never_made_up(results, report):
     assert "nan" not in (out / "report.md").read_text().lower()
 
 
+def test_the_code_behind_runs_is_hashed_once_for_all_that_share_it(results, report, monkeypatch):
+    import yaml
+
+    from adbench.report import collect
+
+    for seed in range(5):
+        config = results.run("brightness", seed=seed, code="0123456789ab") / ".hydra" / "config.yaml"
+        values = yaml.safe_load(config.read_text())
+        values["method"]["_target_"] = "adbench.methods.trivial.Brightness"
+        config.write_text(yaml.safe_dump(values))
+    hashed, original = [], collect.code_of
+    monkeypatch.setattr(collect, "code_of", lambda targets: hashed.append(targets) or original(targets))
+    _, out, _ = report(results)
+    assert len(hashed) == 1 and {row["stale"] for row in tidy_rows(out).values()} == {"True"}
+
+
 def test_a_run_of_other_code_is_marked_as_stale_on_every_page(results, report):
     import yaml
 
