@@ -52,7 +52,7 @@ def row(name: str, times: int = TIMES) -> dict[str, Any]:
         "unit": "ms", "baseline": round(1e3 * seconds["plain"], 2),
         "ratio": round(seconds["plain"] / seconds["compiled"], 3),
         "note": f"networks and losses alone, 32-true, {rows} images of {side} px, one thread, processor time, median "
-        f"of {times} turns; {graphs} graphs, {breaks} graph breaks, first step {first:.0f} s (compiler's cache as found); "
+        f"of {times} turns; {graphs} graphs, {breaks} graph breaks, first step {first:.0f} s; "
         "baseline: the step without; ratio: times faster",
     }  # fmt: skip
 
