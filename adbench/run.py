@@ -25,7 +25,7 @@ OPTIONS = """\
   seed=0                       of weights, batches and augmentation; the split has its own stream
   budget=quick|paper|smoke     length of training; budget.max_batches=N or budget.max_epochs=N sets it
   trainer=default|cpu|gpu|ddp|smoke   where; also trainer.devices=N, trainer.threads=N,
-                               trainer.precision=auto|32-true|bf16-mixed
+                               trainer.precision=auto|32-true|bf16-mixed, trainer.compile=true
   logger=csv|tensorboard|wandb        wandb works offline and without an account
   data.normal_class=K          which class is normal (class data sets)
   data.batch_size=N data.eval_batch_size=N data.workers=N

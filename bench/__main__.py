@@ -1,6 +1,8 @@
 """`make bench`: every measurement of this folder, printed, stored in bench.json and written into docs/speed.md.
 
-    python -m bench [NAME ...] [SIZE=NUMBER ...]    python -m bench --page: the page alone, from what bench.json holds
+    python -m bench [NAME ...] [SIZE=NUMBER ...]
+    python -m bench --page                  the page alone, from what bench.json holds
+    python -m bench profile [METHOD ...]    operators by time, into docs/profiles.md: see bench/_profile.py
 
 Each module here has `measure() -> list of {name, value, unit, baseline, ratio, note}`: what is measured and what it is
 compared with run side by side, in one process or in turns, because machines drift. A `measure` may take sizes as
@@ -28,6 +30,8 @@ BEGIN, END = "<!-- rows of bench.json: python -m bench --page -->", "<!-- end of
 
 
 def main(names: list[str]) -> int:
+    if names[:1] == ["profile"]:
+        return int(importlib.import_module("bench._profile").main(names[1:]))
     known = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
     sizes = {word.partition("=")[0]: int(word.partition("=")[2]) for word in names if "=" in word}
     names = [word for word in names if "=" not in word]

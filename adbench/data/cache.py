@@ -150,9 +150,7 @@ def entry(source: Source, size: tuple[int, int], cache_dir: Path | str, keep: st
     checked_keep(keep)
     source.cache_dir = cache_dir
     folder = Path(cache_dir).expanduser() / "images"
-    fingerprint = source.fingerprint()
-    masked = np.flatnonzero(source.records.mask != "")
-    place = _Place(source, fingerprint, size, masked, folder, key)
+    place = _place(source, size, folder)
     if keep == "disk":
         found, noted = _on_disk(place)
     elif keep == "memory":
@@ -186,7 +184,113 @@ def missing(source: Source, size: tuple[int, int], cache_dir: Path | str) -> int
     return 0 if _whole(folder / f"{place.key}.json", place.paths, place.shapes) else _bytes_of(place.shapes)
 
 
-def checked_keep
+def checked_keep(keep: str) -> str:
+    """One of `KEPT`."""
+    if keep not in KEPT:
+        raise UserError(f"data.cache is {', '.join(KEPT[:-1])} or {KEPT[-1]}, got {keep!r}")
+    return keep
+
+
+class _Place(NamedTuple):
+    """A source at one size, and where it is kept."""
+
+    source: Source
+    fingerprint: str
+    size: tuple[int, int]
+    masked: np.ndarray  # the rows that have a mask
+    folder: Path
+    key: str
+
+    @property
+    def shapes(self) -> Shapes:
+        array = self.source.array
+        rows, channels = len(self.source.records), 3 if array is None else array.shape[-1]
+        shapes: Shapes = {
+            "images": ((rows, channels, *self.size), np.dtype(np.uint8)),
+            "pixels": ((rows, HASH), np.dtype(np.uint8)),
+        }
+        if len(self.masked):
+            shapes["masks"] = ((len(self.masked), *self.size), np.dtype(bool))
+        return shapes
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {name: self.folder / f"{self.key}.{name}.npy" for name in self.shapes}
+
+
+def _masked(source: Source) -> np.ndarray:
+    return np.flatnonzero(source.records.mask != "")
+
+
+def _place(source: Source, size: tuple[int, int], folder: Path) -> _Place:
+    fingerprint = source.fingerprint()
+    key = hashlib.blake2b(f"{fingerprint} {size} {VERSION}".encode(), digest_size=12).hexdigest()
+    return _Place(source, fingerprint, size, _masked(source), folder, key)
+
+
+def _on_disk(place: _Place) -> tuple[Entry, dict[str, Any]]:
+    folder, paths, shapes, meta = place.folder, place.paths, place.shapes, place.folder / f"{place.key}.json"
+    if not _whole(meta, paths, shapes):
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with Lock(folder / f"{place.key}.lock"):
+                if not _whole(meta, paths, shapes):  # another job may have written it while this one waited
+                    _build(place, meta)
+    masks = Rows(paths["masks"]) if len(place.masked) else None
+    return Entry(Rows(paths["images"]), masks, Rows(paths["pixels"])), json.loads(meta.read_text())
+
+
+def _in_memory(place: _Place) -> tuple[Entry, dict[str, Any]]:
+    """From the disk where it is there already, else read."""
+    meta = place.folder / f"{place.key}.json"
+    if _whole(meta, place.paths, place.shapes):
+        arrays, noted = {name: np.load(path) for name, path in place.paths.items()}, json.loads(meta.read_text())
+    else:
+        _refuse_more_than_memory(place.shapes)
+        store = Memory(place.shapes)
+        noted = _read_into(place, store)
+        arrays = store.arrays
+    masks = Rows.of(arrays["masks"]) if "masks" in arrays else None
+    return Entry(Rows.of(arrays["images"]), masks, Rows.of(arrays["pixels"])), noted
+
+
+def _nowhere(place: _Place) -> tuple[Entry, dict[str, Any]]:
+    """The hashes of pixels, 16 bytes an image, are kept all the same: duplicates are found by them."""
+    shapes = {"pixels": place.shapes["pixels"]}
+    path, meta = place.folder / f"{place.key}.hashes.npy", place.folder / f"{place.key}.hashes.json"
+    if _whole(meta, {"pixels": path}, shapes):
+        pixels, noted = np.load(path), json.loads(meta.read_text())
+    else:
+        store = Memory(shapes)
+        noted = _read_into(place, store)
+        pixels = store.arrays["pixels"]
+        try:
+            with whole(path) as temporary:
+                np.save(temporary, pixels)
+            write_text(meta, json.dumps({"pixels": _sample(path), **noted}))
+        except OSError as error:
+            warnings.warn(
+                f"the hashes of the images cannot be kept in {place.folder} ({error.strerror or error}): every start "
+                "reads all images; free space there, or choose another place with cache_dir=DIR",
+                stacklevel=2,
+            )
+    masks = Decoded(place.source, place.size, masks=True) if len(place.masked) else None
+    return Entry(Decoded(place.source, place.size), masks, Rows.of(pixels)), noted
+
+
+def _refuse_more_than_memory(shapes: Shapes) -> None:
+    needed = _bytes_of(shapes)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > there:
+        raise UserError(
+            f"data.cache=memory needs {needed / 2**20:,.0f} MiB for the decoded images and this machine has "
+            f"{there / 2**20:,.0f} MiB of memory; take data.cache=disk or none, or a smaller data.image_size"
+        )
+
+
+def _bytes_of(shapes: Shapes) -> int:
+    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values())
+
 
 def _whole(meta: Path, paths: dict[str, Path], shapes: Shapes) -> bool:
     """Whether the files are there, of the right shape and type, and hold the bytes that were written."""

@@ -43,6 +43,7 @@ AS_BEFORE: dict[str, tuple[Any, ...]] = {
     "data.source.bits": (16,),
     "data.label": (None,),
     "data.source.label": (None,),
+    "trainer.compile": (False,),
 }
 
 

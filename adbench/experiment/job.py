@@ -151,6 +151,7 @@ def _record(
         # Ties checkpoints to this record: one that an overwritten run has left is of another attempt.
         attempt=before["attempt"] if before.get("attempt") else uuid.uuid4().hex[:12],
         changed=identity.changed, precision=_precision(folder, standing),
+        compiled=before.get("compiled", UNKNOWN),
     )  # fmt: skip
 
 

@@ -148,7 +148,10 @@ def all_ranks(job: Job, world: int, threads: int) -> Iterator[Ranks]:
 def _orders(job: Job) -> dict[str, Any]:
     """What the other ranks must know beside the configuration."""
     record = job.record
-    return {"attempt": record.attempt, "resume": job.checkpoint is not None, "precision": record.precision}
+    return {
+        "attempt": record.attempt, "resume": job.checkpoint is not None, "precision": record.precision,
+        "compiled": record.compiled,
+    }  # fmt: skip
 
 
 def _start(
@@ -203,7 +206,7 @@ def main() -> None:
     orders = json.loads((folder.path / ORDERS).read_text(encoding="utf-8"))
     set_threads(threads)
     rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    record = RunRecord(attempt=orders["attempt"], precision=orders["precision"])
+    record = RunRecord(attempt=orders["attempt"], precision=orders["precision"], compiled=orders["compiled"])
     checkpoint = folder.newest_checkpoint(record.attempt) if orders["resume"] else None
     with quietly():
         job = prepare(cfg, folder, record, request, threads=threads, rank=rank, world=world, checkpoint=checkpoint)

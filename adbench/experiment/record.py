@@ -112,6 +112,9 @@ class RunRecord:
     precision: Annotated[
         str, "number format of the training, as in `trainer.precision`; what `auto` found. Scores are float32 always"
     ] = UNKNOWN
+    compiled: Annotated[
+        bool, "whether the networks were compiled for the training: `trainer.compile=true`, and it worked here"
+    ] = UNKNOWN
     data_kind: Annotated[str, "object, texture, small or tabular"] = UNKNOWN
     normal_class: Annotated[Any, "the normal class of a class data set, else null"] = UNKNOWN
     data_report: Annotated[dict[str, Any], "what is odd about the data, by kind, counted and named"] = UNKNOWN

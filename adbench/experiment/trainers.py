@@ -14,6 +14,7 @@ from adbench.errors import UserError
 from adbench.experiment.console import one_line
 
 NOTHING = nullcontext()
+OWN = ("threads", "compile")  # of `cfg.trainer`, and none of Lightning's
 STRATEGY = "ddp_find_unused_parameters_true"  # the players of an adversarial method take turns
 
 
@@ -23,7 +24,7 @@ def build_trainer(
     """A trainer of one epoch, which is a run's whole training, without what a run does by itself.
 
     Args:
-        cfg: its section `trainer` holds Lightning's options, and `threads`.
+        cfg: its section `trainer` holds Lightning's options, and the run's own.
         path: where Lightning may write.
         callbacks, loggers: of the trainer.
         world: number of ranks.
@@ -36,7 +37,7 @@ def build_trainer(
     from adbench.experiment.checkpoints import WholeFiles
     from adbench.experiment.precision import AUTO, FLOAT32
 
-    options = {key: value for key, value in cfg.trainer.items() if key != "threads"} | changes | {
+    options = {key: value for key, value in cfg.trainer.items() if key not in OWN} | changes | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
         "plugins": [WholeFiles()], "log_every_n_steps": 1, "callbacks": list(callbacks),

@@ -81,6 +81,12 @@ class Job:
         self.request.callback = saver
         log_settings(self.loggers, self.cfg)
 
+    def not_compiled(self, reason: str) -> None:
+        """Keep that compiling failed, so that the run, when it goes on, goes on as it trained."""
+        log.warning(f"warning: trainer.compile=true does not work here ({reason}); the training goes on without it")
+        self.record.compiled = False
+        self.folder.write_metrics(self.record.as_json())
+
 
 def prepare(
     cfg: DictConfig, folder: RunFolder, record: RunRecord, request: StopRequest, *, threads: int, rank: int = 0,
@@ -121,6 +127,8 @@ def prepare(
         str(cfg.trainer.precision), cfg.trainer.accelerator, trains=trains, tabular=cfg.data.kind == "tabular",
         begun=None if record.precision is UNKNOWN else record.precision,
     )  # fmt: skip
+    # A run that could not compile where it began goes on without, on whatever machine.
+    record.compiled = bool(cfg.trainer.get("compile")) and trains and record.compiled is not False
     record.hardware = hardware(threads) | {"ranks": world}
     record.budget = Budget(name=cfg.budget.name, batches=total, batch_size=cfg.data.batch_size)
     _describe_data(record, cfg, method, datamodule)
@@ -169,10 +177,12 @@ def train_and_test(job: Job, ranks: Ranks) -> None:
 def _train(job: Job, ranks: Ranks) -> Any:
     """Pretrain and train, or take over what a checkpoint holds; returns the trainer, which knows the device."""
     from adbench.experiment.checkpoints import SaveEvery
+    from adbench.methods.compiled import Compiled
 
     method, started = job.method, time.perf_counter()
     saver = SaveEvery(job.folder.checkpoint, job.cfg.budget.checkpoint_every, job.record.attempt)
     callbacks = [signal_callback(job.request), _first_batch_callback(job, saver), saver, *job.callbacks, progress_bar()]
+    callbacks += [Compiled(job.not_compiled)] if job.record.compiled else []
     trainer = build_trainer(job.cfg, job.folder.path, callbacks, world=ranks.world, precision=job.record.precision)
     if job.pretraining is not None and job.checkpoint is None:
         _pretrain(job, trainer.strategy.root_device)

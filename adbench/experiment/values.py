@@ -25,7 +25,8 @@ from adbench.experiment.precision import AUTO
 
 TRAINER = "pytorch_lightning.Trainer"
 OWN: dict[str, Any] = {
-    "log_every": int, "trainer.threads": int | None, "data.batch_size": int, "data.eval_batch_size": int,
+    "log_every": int, "trainer.threads": int | None, "trainer.compile": bool,
+    "data.batch_size": int, "data.eval_batch_size": int,
     "data.image_size": int | Sequence[int], "data.workers": int | Literal["auto"],
     "budget.max_batches": int | None, "budget.max_epochs": int | None, "budget.pretraining_batches": int | None,
     "budget.checkpoint_every": int, "evaluation.quantile": float, "evaluation.panels_anomalous": int,

@@ -99,6 +99,10 @@ class Method(LightningModule):
         """The reconstruction shown in pictures, (B, C, H, W) in [0, 1]; None for methods that have none."""
         return None
 
+    def regions(self) -> list[nn.Module]:
+        """The networks that `trainer.compile=true` compiles, each by itself: those that a training step calls."""
+        return networks_within(list(self.children()))
+
     # -- randomness ---------------------------------------------------------------------------------------------------
 
     def stream(self, purpose: str) -> torch.Generator:
@@ -419,6 +423,21 @@ def _refuse_lightnings_sampler(trainer: Trainer, datamodule: Any) -> None:
             f"on {trainer.world_size} devices this data module shares out its rows by itself; "
             "give Trainer(use_distributed_sampler=False)"
         )
+
+
+def networks_within(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The outermost networks that learn: modules with a forward, with layers and with weights that require a gradient.
+
+    Containers without a forward (lists, dictionaries) stand for what they hold; a single layer has nothing to be fused
+    with.
+    """
+    found: list[nn.Module] = []
+    for module in modules:
+        layers = list(module.children())
+        if not layers or not any(p.requires_grad for p in module.parameters()):
+            continue
+        found += [module] if type(module).forward is not nn.Module.forward else networks_within(layers)
+    return found
 
 
 def refuse_other_words(constructor: Callable[..., None], values: Mapping[str, Any]) -> None:

@@ -161,9 +161,10 @@ class CBiGAN(Adversarial):
         between = loss.interpolated_pairs(
             x, encoded, generated, z, self.rand("interpolation", len(x)), self.penalty_pairing
         )
+        critic = partial(Critic.forward, self.critic)  # never the compiled one: that has no second derivative
         return {
             "wasserstein": loss.critic_loss(real, fake),
-            "gradient_penalty": self.penalty_weight * loss.gradient_penalty(self.critic, *between),
+            "gradient_penalty": self.penalty_weight * loss.gradient_penalty(critic, *between),
         }
 
     def encoder_generator_objective(self, batch: Batch) -> Terms:

@@ -328,6 +328,14 @@ class IGD(Adversarial):
             ]
         return phases
 
+    def regions(self) -> list[nn.Module]:
+        return [
+            network
+            for d in self.descriptors.values()
+            for network in (d.encoder.trunk, d.decoder, d.critic)  # the trunk by itself: a step calls it alone
+            if network is not None
+        ]
+
     def optimizer_steps(self, k: int) -> int:
         return len(self._players) * sum(self.local_steps if scale == "local" else 1 for scale in self.scales)
 
