@@ -144,7 +144,7 @@ class RunRecord:
         self.metrics = measurement.metrics
         self.per_defect_image_auroc = measurement.per_defect
         self.image_auroc_interval_95 = measurement.interval
-        self.decisions = typing.cast("Decisions | None", measurement.decisions)
+        self.decisions = measurement.decisions
         self.time["test_s"] = measurement.seconds
 
     def as_json(self) -> dict[str, Any]:
