@@ -2,9 +2,9 @@
 
     python -m bench sweep_scale [jobs=200]
 
-Jobs are smoke runs of `esad/small` on digits, which differ in the seed. Sweeps of two jobs and of `jobs` are run with one
-worker and with two, each in a process of its own with one thread a job: their difference is what a job costs, what is
-left is the start, the imports of the command and of its workers. On a machine that others use the wall's rate says
+Jobs are smoke runs of `esad/small` on digits, which differ in the seed. Sweeps of two jobs and of `jobs` are run with
+one worker and with two, each in a process of its own with one thread a job: their difference is what a job costs, what
+is left is the start, the imports of the command and of its workers. On a machine that others use the wall's rate says
 little, so the rate of 200 jobs is worked out from processor seconds: with two workers, the command composes the jobs
 one after the other, and the workers share the rest.
 """
@@ -33,7 +33,9 @@ def measure(jobs: int = WHOLE) -> list[dict[str, Any]]:
     start = [less["cpu"] - FEW * each for less, each in zip(few, job, strict=True)]
     one = start[0] + WHOLE * job[0]
     two = start[1] / 2 + WHOLE * (driver + (job[1] - driver) / 2)
-    note = f"smoke runs of esad/small on digits under joblib, {os.cpu_count()} cores, one thread a job; {jobs} jobs less {FEW}"
+    note = (
+        f"smoke runs of esad/small on digits, joblib, {os.cpu_count()} cores, one thread a job; {jobs} less {FEW} jobs"
+    )
     walls = f"walls of {jobs} jobs: {many[0]['wall']:.0f} s and {many[1]['wall']:.0f} s"
     return [
         {"name": "sweep of small jobs: processor seconds of a job, two workers", "value": round(job[1], 3), "unit": "s",
