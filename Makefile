@@ -47,7 +47,7 @@ test-distributed: $(STAMP)  ## tests of launchers, killed sweeps and several dev
 test-adapters: $(STAMP)  ## detectors of other libraries, in an environment of their own: about twenty minutes
 	rm -rf .venv-adapters
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv-adapters
-	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-adapters/bin/python --constraint requirements.lock --editable ".[anomalib,export,weights]" pytest
+	UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --compile-bytecode --python .venv-adapters/bin/python --constraint requirements.lock --editable ".[anomalib,export,pyod,weights]" pytest
 	OMP_NUM_THREADS=1 .venv-adapters/bin/python -m pytest -m adapters tests/adapters
 
 PAPER ?= cbigan

@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[], str]] = {
             results.pwae_parts, results.ssae_textures,
         )
     },
+    **{f"robustness on {data}": lambda data=data: results.robustness(data) for data in results.ROBUSTNESS},  # type: ignore[misc]
 }  # fmt: skip
 MARKED = re.compile(r"^<!-- begin (.+?) -->\n.*?^<!-- end (.+?) -->$", re.MULTILINE | re.DOTALL)
 

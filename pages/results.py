@@ -208,6 +208,27 @@ def small_train() -> str:
     return _levels("small_train", "share of training rows")
 
 
+#: Data set of the comparison -> its table's protocols as runs.csv names them, with what stands above the column.
+ROBUSTNESS = ("mvtec/bottle", "mvtec/pill", "mtd", "odds/cardio")
+SETTINGS = {
+    "one_class": "all rows", "contaminated ratio=0.05": "5 % polluted", "contaminated ratio=0.1": "10 % polluted",
+    "small_train fraction=0.1": "a tenth of the rows",
+    "semi_supervised labelled_ratio=0.05 labelled_classes=all": "known anomalies",
+}  # fmt: skip
+
+
+def robustness(data: str) -> str:
+    """Detectors under five settings of one data set."""
+    found = [line for line in lines() if line["series"] == "robustness" and line["data"] == data]
+    body = []
+    for method in dict.fromkeys(line["method"] for line in found):
+        rows = [line for line in found if line["method"] == method]
+        figures = [cell([line for line in rows if line["protocol"] == protocol]) for protocol in SETTINGS]
+        times = [float(line["total_s"]) for line in rows if line["total_s"]]
+        body.append([f"`{method}`", *figures, f"{np.median(times):.0f} s"])
+    return table([f"`{data}`", *SETTINGS.values(), "a run"], body)
+
+
 # -- pages of methods -------------------------------------------------------------------------------------------------
 
 

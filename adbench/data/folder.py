@@ -144,8 +144,8 @@ def mvtec_rows(root: Path, advice: str, notes: Notes) -> list[Row]:
         test = printable(root / "test")
         raise UserError(f"expected test images in {test}/good and {test}/<defect>, found none; {advice}")
     _note_outside(root, [*train, *named(root, "test")], good, notes)
-    for unused in masks[0].unused() if masks else ():
-        notes.add("masks_unused", unused)
+    for mask in masks[0].unused() if masks else ():
+        notes.add("masks_unused", mask)
     return rows
 
 
@@ -220,9 +220,9 @@ class _Rows:
             rows.append(row)
         if belonging is not None and not self.left_out:
             images_named = {self.inside(path) for path in [*train, *test, *defects]}
-            for unused in belonging.unused():
-                if unused not in images_named:
-                    self.notes.add("masks_unused", unused)
+            for mask in belonging.unused():
+                if mask not in images_named:
+                    self.notes.add("masks_unused", mask)
         return rows
 
     def inside(self, path: Path) -> str:

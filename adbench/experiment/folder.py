@@ -52,9 +52,9 @@ class RunFolder:
             self._lock.acquire()
         except Timeout:
             held = self._lock.marker
-            advice = f" (if its machine has died, remove {held}, which tells of it)" if held.exists() else ""
+            hint = f" (if its machine has died, remove {held}, which tells of it)" if held.exists() else ""
             raise UserError(
-                f"{self.path} is being written by another process; wait for it, or use another seed{advice}"
+                f"{self.path} is being written by another process; wait for it, or use another seed{hint}"
             ) from None
         for place in (self.path, self.path / ".hydra", self.path / "checkpoints", self.path / "figures"):
             for left in place.glob(".*-*.*"):  # what `files.whole` had begun when an earlier owner was killed
