@@ -6,8 +6,8 @@ from adbench.experiment.groups import GROUPS, choices
 
 KEYS = ("seed=", "results=", "data_root=", "cache_dir=", "resume=", "overwrite=", "trainer.precision=",
         "trainer.devices=", "trainer.threads=", "trainer.compile=",
-        "budget.max_batches=", "budget.max_epochs=", "data.normal_class=",
-        "data.batch_size=", "data.workers=", "data.root=", "data.name=", "protocol.holdout=")  # fmt: skip
+        "budget.max_batches=", "budget.max_epochs=", "data.normal_class=", "data.batch_size=", "data.workers=",
+        "data.cache=", "data.root=", "data.name=", "protocol.holdout=")  # fmt: skip
 OPTIONS = {"serve": ("--host", "--port", "--false-alarm-rate", "--max-batch", "--queue", "--max-bytes", "--max-images",
                      "--max-pixels", "--device", "--trust", "--help"),
            "train": ("--dry-run", "--multirun", "--cfg", "--config-dir", "--help"),
