@@ -11,6 +11,7 @@ Compiled arithmetic differs from the other in the last digits; compiled again, i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -103,9 +104,13 @@ class _Region:
         self.network, self._owner, self._plain = network, owner, network.forward
         # Whole, so that nothing has run, no running mean has moved, where compiling fails; of one shape each, because
         # a graph for all shapes would depend on which came first, and a resumed training on where it was cut.
+        limits: dict[str, Any] = {"recompile_limit": MOST_GRAPHS, "isolate_recompiles": True}
+        known = inspect.signature(
+            torch.compile
+        ).parameters  # torch before 2.15 has one limit, for all networks together
         self._compiled: Callable[..., Any] = torch.compile(
-            network.forward, fullgraph=True, dynamic=False, backend=owner.backend, recompile_limit=MOST_GRAPHS,
-            isolate_recompiles=True,
+            network.forward, fullgraph=True, dynamic=False, backend=owner.backend,
+            **{name: value for name, value in limits.items() if name in known},
         )  # fmt: skip
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
