@@ -115,6 +115,36 @@ def test_a_measurement_finds_the_steps_and_what_is_done_beside_them(tmp_path, mo
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_preparation_that_is_slow_from_the_start_is_still_seen_to_grow_with_the_square(tmp_path, monkeypatch):
+    """Oracle: 1 ms a row and 0.2 ms a pair of rows; every measurement counts as a long one."""
+    import time
+
+    from tiny import Constant, Tiny
+
+    class Pairs(Tiny):
+        def prepare(self, batches):
+            n = sum(len(batch.image) for batch in batches)
+            time.sleep(0.001 * n + 0.0002 * n * n)
+
+    class Many(Constant):
+        def __init__(self, file):
+            super().__init__(file)
+            self.records = self.records.of_rows(np.zeros(400, int))  # 400 normal training rows
+            self.array = np.zeros((400, 4, 4, 1), np.uint8)
+
+    (tmp_path / "number").write_text("3")
+    monkeypatch.setattr(costs, "PATIENCE", 0.0)
+    datamodule = DataModule(
+        Many(str(tmp_path / "number")), lambda r, rng, s: one_class(r, rng, s, holdout=0), image_size=4, batch_size=2,
+        eval_batch_size=8, workers=0, seed=0, cache_dir=tmp_path / "cache", supervision="unsupervised",
+    )  # fmt: skip
+    datamodule.source.good_alone = True  # there is nothing to test
+    costs.set_up(datamodule, True)
+    _, growth, timed_on, _, _ = costs._prepared(Pairs(1), datamodule, "cpu")
+    assert timed_on == 32
+    assert growth(400) == pytest.approx(0.4 + 32, rel=0.5)  # a straight line would say 3 s
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 

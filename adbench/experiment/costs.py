@@ -541,7 +541,7 @@ def _prepared(method: Any, datamodule: Any, device: Any) -> tuple[Any, Growth, i
         of the checkpoint's bytes.
     """
     train = datamodule.split.train
-    untouched, n, warm = copy.deepcopy(method), min(16, len(train)), False
+    untouched, n, warm = copy.deepcopy(method), min(8, len(train)), False
     seconds: list[tuple[int, float]] = []
     a_row: list[tuple[int, float]] = []
     bytes_: list[tuple[int, float]] = []
@@ -559,7 +559,8 @@ def _prepared(method: Any, datamodule: Any, device: Any) -> tuple[Any, Growth, i
         seconds.append((n, took))
         a_row.append((n, _seconds_a_row(method, datamodule, device)))
         bytes_.append((n, float(sum(v.numel() * v.element_size() for v in method.state_dict().values()))))
-        if n == len(train) or took > PATIENCE:
+        # Three sizes at least: of fewer nobody could tell what grows with the square of the rows.
+        if n == len(train) or (took > PATIENCE and len(seconds) > 2):
             return method, work(seconds), n, line(a_row), line(bytes_)
         n = min(2 * n, len(train))
 
