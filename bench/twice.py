@@ -146,7 +146,7 @@ def shareable(trunk: nn.Module, along: int) -> float:
         share = (inside / side) ** 2 - (distinct / (along * side)) ** 2
         return float(convolution.weight.numel() * taps * side**2 * share)
 
-    for layer in trunk.layers:  # type: ignore[union-attr]
+    for layer in trunk.layers:
         if isinstance(layer, nn.Conv2d):
             rim += 1
             saved += saving(layer, rim)
@@ -168,7 +168,7 @@ def windows_in_pieces() -> dict[str, Any]:
     def scored(number: int) -> tuple[Tensor, ...]:
         method.eval_patches = number
         score = method.score(image)
-        return score.image, score.map
+        return score.image, score.maps
 
     return compared(
         "IGD's windows in pieces", lambda: scored(pieces), lambda: scored(1024),
@@ -223,17 +223,17 @@ def symmetric_views() -> dict[str, Any]:
 
 def encodings() -> dict[str, Any]:
     """P-WAE's test of an image: score, other scores and codes of one pass, or of one each."""
-    method, side, rows = built("pwae/small")
+    method, side, _ = built("pwae/small")
     method.eval()
-    image = images(rows, side)
+    image = images(rows := 4, side)
 
     def at_once() -> tuple[Tensor, ...]:
         scores = method.test_scores(image)
-        return scores.image, scores.map, *scores.extras.values(), scores.codes
+        return scores.image, scores.maps, *scores.extras.values(), scores.codes
 
     def each() -> tuple[Tensor, ...]:
         scores = method.score(image)
-        return scores.image, scores.map, *method.extra_scores(image).values(), method.codes(image)
+        return scores.image, scores.maps, *method.extra_scores(image).values(), method.codes(image)
 
     return compared(
         "P-WAE's encodings of a test image", at_once, each,
