@@ -12,7 +12,6 @@ import yaml
 from compositions import composed
 
 from adbench.experiment.groups import conf_dir
-from adbench.experiment.record import RunRecord
 from adbench.methods import pyod_detector
 from adbench.methods.pyod_detector import DETECTORS, PyOD
 from adbench.types import Batch, UserError
@@ -302,22 +301,14 @@ def table(tmp_path):
     return ("data=tabular", "data.name=t", "data.features=3", f"data.file={tmp_path / 't.npz'}")
 
 
-def test_a_transductive_run_says_so_in_its_record_and_in_the_report(package, run, table, tmp_path):
-    from adbench.report.__main__ import main as report
+@pytest.mark.parametrize(("line", "transductive"), [("method=pyod/sos", True), ("method=pyod/ecod", False)])
+def test_a_transductive_run_and_its_evaluation_say_so_and_no_other(package, run, table, line, transductive):
+    from adbench.evaluate import main as evaluate
 
-    for line, marked in ((("method=pyod/sos",), True), (("method=pyod/ecod",), False)):
-        code, folder = run(*line, *table)
-        assert code == 0
-        assert json.loads((folder / "metrics.json").read_text()).get("transductive") is (True if marked else None)
-    results = folder.parents[4]
-    assert report([str(results)]) == 0
-    text = (results / "report" / "report.md").read_text()
-    assert "| pyod/sos† |" in text.replace(" (quick)", "") and "pyod/ecod†" not in text
-    assert "† transductive: the score of a row depends on the rows that were scored with it" in text
-    page = (results / "report" / "report.html").read_text()
-    assert "pyod/sos†" in page and "† transductive:" in page
-    assert r"\textdagger{}" in (results / "report" / "tables.tex").read_text()
-    assert "transductive" not in RunRecord().as_json()
+    code, folder = run(line, *table)
+    assert code == 0 and evaluate([str(folder)]) == 0
+    for file in (folder / "metrics.json", *(folder / "evaluations").rglob("metrics.json")):
+        assert json.loads(file.read_text()).get("transductive") is (True if transductive else None)
 
 
 def test_without_known_anomalies_a_supervised_detector_says_what_to_type(package, run, table, capsys):

@@ -31,6 +31,21 @@ def test_the_markdown_report_shows_tables_marks_and_failures(results, report):
     assert "No run belongs to:" in text and "IGD 1" in text
 
 
+def test_a_transductive_method_is_marked_beside_its_figures_and_the_mark_is_told(results, report):
+    results.run("pyod/sos", "odds/cardio", metrics={"image_auroc": 0.8}, transductive=True)
+    results.run("pyod/ecod", "odds/cardio", metrics={"image_auroc": 0.7})
+    _, out, _ = report(results)
+    text = (out / "report.md").read_text()
+    assert "pyod/sos†" in text and "pyod/ecod†" not in text
+    told = "transductive: the score of a row depends on the rows that were scored with it"
+    assert f"† {told}." in text
+    page = (out / "report.html").read_text()
+    assert "pyod/sos†" in page and f"† {told}." in page
+    tables = (out / "tables.tex").read_text()
+    assert r"pyod/sos\textdagger{}" in tables and told in tables and tables.isascii()
+    assert told in (out / "runs.csv").read_text()
+
+
 def test_latex_is_balanced_and_has_booktabs(results, report):
     for seed in (0, 1):
         results.run("cbigan/small", "mvtec/bottle", seed, {"image_auroc": 0.8, "image_balanced_accuracy_max": 0.7})
