@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -76,28 +77,34 @@ def generated(real: Path, results: Path, runs: int) -> None:
 
 
 def copied(origin: Path, folder: Path, method: str, data: str, rng: np.random.Generator) -> None:
-    """A copy of a run folder without its checkpoints, as of another method, data set and seed."""
+    """A copy of a run folder without its checkpoints, as of another method, data set and seed; pictures are links."""
     from adbench.evaluation.curves import auroc
 
-    shutil.copytree(origin, folder, ignore=shutil.ignore_patterns("checkpoints", "*.ckpt", "logs"))
+    left_out = shutil.ignore_patterns("checkpoints", "*.ckpt", "logs", "run.log", "split.json", ".lock")
+    shutil.copytree(origin, folder, ignore=left_out, copy_function=os.link)
     seed = int(folder.name.removeprefix("seed"))
     with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     score = np.array([float(row[-1]) for row in rows])
     score += rng.normal(0, 0.3 * score.std(), len(score))
-    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([head, *([*row[:-1], f"{value:.9g}"] for row, value in zip(rows, score, strict=True))])
+    table = [head, *([*row[:-1], f"{value:.9g}"] for row, value in zip(rows, score, strict=True))]
+    _written(folder / "scores.csv", "".join(f"{','.join(line)}\n" for line in table))
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     record["metrics"]["image_auroc"] = auroc(score, np.array([int(row[2]) for row in rows]))
     record |= {"method": method, "data": "plant", "seed": seed, "config_hash": f"{rng.integers(2**48):012x}"}
-    (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+    _written(folder / "metrics.json", json.dumps(record))
     config = folder / ".hydra" / "config.yaml"
     lines = config.read_text(encoding="utf-8").splitlines()
     at = lines.index("data:")
     place = next(i for i in range(at + 1, len(lines)) if lines[i].startswith("  id:"))
     lines[place] = f"  id: {data}"
-    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _written(config, "\n".join(lines) + "\n")
+
+
+def _written(path: Path, text: str) -> None:
+    """Write a file in the place of a link."""
+    path.unlink()
+    path.write_text(text, encoding="utf-8")
 
 
 def seconds_to_open(page: Path) -> float | None:
