@@ -33,7 +33,7 @@ def measure() -> list[dict[str, Any]]:
     """A row of each: milliseconds now, and of the way that computes twice as the baseline."""
     with one_thread(), torch.no_grad():
         return [
-            similarity(), e_step(), windows(), windows_in_pieces(), crops_of_bytes(), symmetric_views(), encodings(),
+            similarity(), e_step(), windows(), crops_of_bytes(), symmetric_views(), encodings(),
         ]  # fmt: skip
 
 
