@@ -222,6 +222,7 @@ def test_a_run_that_could_not_compile_goes_on_without(run, without_code, monkeyp
 def test_compiling_is_a_setting_that_changes_results_and_its_absence_changes_no_name():
     plain = composed("method=ssae/small")
     before = copy.deepcopy(plain)
+    OmegaConf.set_struct(before, False)
     del before.trainer["compile"]
     assert config_hash(plain) == config_hash(before)
     assert config_hash(composed("method=ssae/small", "trainer.compile=true")) != config_hash(plain)
