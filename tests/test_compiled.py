@@ -7,6 +7,7 @@ import pytest
 import torch
 from compositions import composed, folder_of
 from conftest import metrics_of
+from omegaconf import OmegaConf
 from test_contract import make
 from torch import nn
 
