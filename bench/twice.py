@@ -158,25 +158,6 @@ def shareable(trunk: nn.Module, along: int) -> float:
     return saved
 
 
-def windows_in_pieces() -> dict[str, Any]:
-    """All windows of an image in pieces that the processor's cache holds, or at once."""
-    method, side, _ = built("igd", "method.scales=[local]")
-    method.eval()
-    image = images(1, side)
-    pieces = method.eval_patches
-
-    def scored(number: int) -> tuple[Tensor, ...]:
-        method.eval_patches = number
-        score = method.score(image)
-        return score.image, score.maps
-
-    return compared(
-        "IGD's windows in pieces", lambda: scored(pieces), lambda: scored(1024),
-        f"score of a {side}-px image, full size, windows alone, method.eval_patches={pieces}; baseline: up to 1,024 at "
-        f"once; {ASKED}", times=3,
-    )  # fmt: skip
-
-
 # -- the others -------------------------------------------------------------------------------------------------------
 
 
