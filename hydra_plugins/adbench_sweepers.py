@@ -76,8 +76,8 @@ class Sweep(BasicSweeper):
     def split_arguments(  # type: ignore[override]  # Hydra calls it on an instance, which its own does not need
         self, overrides: Any, max_batch_size: int | None
     ) -> Any:
-        assert self.hydra_context is not None
-        jobs = combinations(overrides, self.axes, self.hydra_context.config_loader)
+        loader = next((override.config_loader for override in overrides), None)
+        jobs = combinations(overrides, self.axes, loader)
         if self.at_most is not None and self.at_most < len(jobs):
             jobs = [jobs[i] for i in spread(len(jobs), self.at_most)]
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))

@@ -316,7 +316,7 @@ def test_a_file_in_place_of_the_folder_is_named_and_the_folder_is_asked_for(run,
     picture = next((write(tmp_path / "parts") / "good").iterdir())
     code, _ = run("data=folder", f"data.root={picture}", "method=pca")
     assert code == 1
-    said = capfd.readouterr().err
+    said = "".join(capfd.readouterr())
     assert f"{picture} is a file; give the folder that your images lie in as data.root={picture.parent}" in said
 
 

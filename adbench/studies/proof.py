@@ -422,15 +422,22 @@ def main(arguments: list[str] | None = None) -> int:
                                      "stopped by a signal. The same command goes on where it was.")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("proof"), help="folder of the results and the runs (proof)")
     parser.add_argument("--minutes", type=float, metavar="N", help="begin no task after so many minutes")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="NAME",
+    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME",
                         help=f"of {', '.join(METHODS)} (all)")  # fmt: skip
     parser.add_argument("--images", metavar="DIR", help="images that IGD's encoders are distilled on (ImageNet's)")
     parser.add_argument("--smoke", action="store_true", help="CPU presets, two batches: does the command run here?")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="for every run: data_root=DIR, cache_dir=DIR, trainer.KEY=VALUE, seed=N")  # fmt: skip
     asked = parser.parse_intermixed_args(arguments)
+    # An override that follows the names is none of them.
+    names = [word for word in asked.methods if "=" not in word]
+    asked.overrides = [word for word in asked.methods if "=" in word] + asked.overrides
+    if wrong := [name for name in names if name not in METHODS]:
+        parser.error(f"--methods: there is no {wrong[0]}; there are {', '.join(METHODS)}")
     try:
-        setting = Setting(asked.out.expanduser().absolute(), asked.methods, asked.overrides, asked.smoke, asked.images)
+        setting = Setting(
+            asked.out.expanduser().absolute(), names or METHODS, asked.overrides, asked.smoke, asked.images
+        )
         composed([f"data={setting.data(setting.methods[0])[0]}", *asked.overrides])  # a slip is said before any work
         return carry_out(setting, asked.minutes)
     except UserError as error:

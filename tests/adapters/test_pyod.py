@@ -244,7 +244,7 @@ def test_a_run_on_a_table_is_evaluated_predicted_and_released(run, saved, line, 
     assert export([str(folder), "--format", "safetensors", "--out", str(saved / "m.safetensors")]) == 0
     pyod_detector._LATEST.clear()
     assert predict(["--model", str(saved / "m.safetensors"), str(saved / "t.csv"), "--out", str(saved / "m")]) == 0
-    (found,), (released,) = (list((saved / name).rglob("*.csv")) for name in ("out", "m"))
+    (found,), (released,) = (list((saved / name).rglob("scores.csv")) for name in ("out", "m"))
     assert found.read_text() == released.read_text()
 
 

@@ -672,6 +672,7 @@ def test_after_a_short_fit_a_corrupted_image_outscores_a_clean_one():
     phase = torch.rand(32, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.6
     clean = (0.5 + 0.4 * torch.sin(position.view(1, 1, 1, 32) + phase)).expand(-1, 3, 32, 32).contiguous()
     adam = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 3e-3, "betas": [0.0, 0.9]}
+    torch.manual_seed(0)
     method = build(optimizers={"generator": adam, "critic": adam})
     fit(method, clean, batch_size=8, total=40)
     corrupted = clean.clone()
