@@ -37,6 +37,7 @@ def test_each_stage_leaves_a_row_and_a_second_command_does_nothing_again(places,
     assert (places / rows["paper: esad on mnist"]["folder"] / "metrics.json").is_file()
     capsys.readouterr()
     text = (places / "proof.md").read_text()
+    assert "no figure is a result" in text
     assert "| cbigan, 32-true | " in text and "share of peak" in text and "## At the papers' length" in text
     monkeypatch.setattr(proof, "trained", None)
     monkeypatch.setattr(proof, "speed", None)

@@ -278,6 +278,11 @@ def table(found: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     rows = found["tasks"]
     lines = ["# Proof", ""]
+    if "--smoke" in found.get("asked", ()):
+        lines += [
+            "A smoke run, CPU presets of two batches: it shows that the command works, and no figure is a result.",
+            "",
+        ]
     if "rate" in (about := rows.get("machine", {})):
         gpus = ", ".join(about["hardware"]["gpus"]) or "no GPU"
         rates = ", ".join(f"{rate:.3g} ({name})" for name, rate in about["rate"].items())
