@@ -231,7 +231,8 @@ def test_compiling_is_a_setting_that_changes_results_and_its_absence_changes_no_
 
 
 def test_lightning_is_not_asked_for_it(tmp_path):
-    build_trainer(composed("method=ssae/small", "trainer=cpu", "trainer.compile=true"), tmp_path)
+    trainer = build_trainer(composed("method=ssae/small", "trainer=cpu", "trainer.compile=true"), tmp_path)
+    assert not any(isinstance(callback, Compiled) for callback in trainer.callbacks)
 
 
 def test_compile_is_true_or_false():
