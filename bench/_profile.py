@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from adbench.evaluation.metrics import one_cpu_thread
 from adbench.files import write_text
-from bench._steps import Step, built, images, one_thread
+from bench._steps import Step, built, images
 
 METHODS = ("cbigan", "igd", "pwae", "ssae", "esad")
 PAGE = Path(__file__).parent.parent / "docs" / "profiles.md"
@@ -44,7 +45,7 @@ def section(preset: str) -> str:
     method, side, rows = built(preset)
     rows = rows if "/" in preset else min(rows, FULL_BATCH if preset != "cbigan" else 8)
     image = images(rows, side)
-    with one_thread():
+    with one_cpu_thread():
         step = Step(method, image)
         trained = operators(step.round, 1)
         method.eval()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -86,14 +86,3 @@ def in_turns(works: dict[str, Callable[[], Any]], times: int, warm: int = 1) -> 
             if turn >= warm:
                 seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes with one thread while this is open: processor time of several counts their waiting."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
+from adbench.evaluation.metrics import one_cpu_thread
 from adbench.methods.compiled import Compiled
-from bench._steps import SMALL, Step, built, images, in_turns, one_thread
+from bench._steps import SMALL, Step, built, images, in_turns
 
 TIMES = 15
 
 
 def measure() -> list[dict[str, Any]]:
     """A row of each method: milliseconds of a compiled step, those of a plain one as the baseline."""
-    with one_thread():
+    with one_cpu_thread():
         return [row(name) for name in SMALL]
 
 

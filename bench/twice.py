@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adbench.evaluation.metrics import one_cpu_thread
 from adbench.losses import igd
 from adbench.methods.igd import PATCH, STRIDE
 from adbench.networks.igd import Down
@@ -23,7 +24,7 @@ from adbench.transforms.geometry import rotated_crop
 from adbench.transforms.image import to_float, to_rgb
 from adbench.transforms.symmetry import apply_symmetry, undo_symmetry
 from adbench.types import Batch
-from bench._steps import built, images, in_turns, one_thread
+from bench._steps import built, images, in_turns
 
 ASKED = "at least 1.5"
 NEAR = 1e-5  # of the largest value
@@ -31,7 +32,7 @@ NEAR = 1e-5  # of the largest value
 
 def measure() -> list[dict[str, Any]]:
     """A row of each: milliseconds now, and of the way that computes twice as the baseline."""
-    with one_thread(), torch.no_grad():
+    with one_cpu_thread(), torch.no_grad():
         return [
             similarity(), e_step(), windows(), crops_of_bytes(), symmetric_views(), encodings(),
         ]  # fmt: skip

@@ -258,7 +258,7 @@ class PixelMetrics(Metric):
             raise ValueError(
                 f"expected maps and masks of one shape (B, 1, H, W), got {tuple(maps.shape)} and {tuple(mask.shape)}"
             )
-        with _one_cpu_thread():
+        with one_cpu_thread():
             self._add(maps.detach().float().flatten(1).to(self.negatives.device), mask[:, 0].cpu().numpy())
 
     def _add(self, maps: Tensor, mask: NDArray[np.bool_]) -> None:
@@ -352,7 +352,7 @@ class PixelMetrics(Metric):
 
 
 @contextmanager
-def _one_cpu_thread() -> Iterator[None]:
+def one_cpu_thread() -> Iterator[None]:
     """For short passes over memory: threads gain little on idle cores and wait long for each other on busy ones."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
