@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from adbench.testing import striped
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Whatever an earlier test has set, a test computes on one thread: sums depend on it in their last digits."""
+    torch.set_num_threads(1)
 
 
 def write_mvtec(root: Path, category: str, train: int = 8, normal: int = 3, anomalous: int = 3, size: int = 40) -> Path:
