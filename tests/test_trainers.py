@@ -1,5 +1,8 @@
 """The trainer of a run: what it does between two batches costs little, and the user's own profiler stays."""
 
+import ctypes
+
+import pytest
 import torch
 from compositions import composed
 
@@ -29,3 +32,16 @@ def test_a_batch_goes_to_a_device_part_by_part():
     assert isinstance(moved, Batch)
     assert {part.device.type for part in moved} == {"meta"}
     assert DataModule.transfer_batch_to_device(None, batch, torch.device("cpu"), 0) is batch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is found at once")
+def test_without_a_gpu_a_step_of_adam_looks_for_no_library(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # Lightning's import
+    build_trainer(composed("trainer=cpu"), tmp_path)
+    looked, library = [], ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: (looked.append(args), library(*args, **kwargs))[1])
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    torch.optim.Adam([weight]).step()
+    assert looked == []

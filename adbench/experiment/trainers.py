@@ -37,6 +37,7 @@ def build_trainer(
     from adbench.experiment.checkpoints import WholeFiles
     from adbench.experiment.precision import AUTO, FLOAT32
 
+    look_for_a_driver_once()
     options = {key: value for key, value in cfg.trainer.items() if key not in OWN} | changes | {
         "max_epochs": 1, "logger": loggers, "default_root_dir": path, "enable_checkpointing": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
@@ -52,6 +53,18 @@ def build_trainer(
         options["plugins"].append(LightningEnvironment())  # the ranks are ours, also inside a SLURM job
         options["strategy"] = STRATEGY if cfg.trainer.strategy == "auto" else cfg.trainer.strategy
     return Trainer(**options)
+
+
+def look_for_a_driver_once() -> None:
+    """Where there is no GPU, keep Adam from looking for one in every step.
+
+    Lightning has torch look for NVIDIA's library before it asks CUDA, so that processes may fork. Adam asks in every
+    step, and a library that is not there is searched anew each time, for a millisecond. CUDA itself remembers.
+    """
+    import torch
+
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and not torch.cuda.is_available():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 def _no_profiler() -> Any:
