@@ -221,7 +221,7 @@ def robustness(data: str) -> str:
     """Detectors under five settings of one data set."""
     found = [line for line in lines() if line["series"] == "robustness" and line["data"] == data]
     body = []
-    for method in dict.fromkeys(line["method"] for line in found):
+    for method in sorted({line["method"] for line in found}):
         rows = [line for line in found if line["method"] == method]
         figures = [cell([line for line in rows if line["protocol"] == protocol]) for protocol in SETTINGS]
         times = [float(line["total_s"]) for line in rows if line["total_s"]]

@@ -71,6 +71,7 @@ class Variant(NamedTuple):
     budget: str  # "paper", "quick", "quick, 400 batches", ...
     changed: tuple[tuple[str, str], ...]  # other values that differ from the files' defaults, as JSON
     holdout: float = HELD_OUT  # share of the normal training rows that was kept from training
+    holdout_rule: str = ""  # the word in place of a share: one rule keeps other shares of other numbers of rows
     transductive: bool = False  # the score of a row depends on the rows that were scored with it
 
     @property
@@ -106,7 +107,7 @@ class Variant(NamedTuple):
 
     @property
     def held_out(self) -> str:
-        return f"{100 * self.holdout:g} %"
+        return self.holdout_rule or f"{100 * self.holdout:g} %"
 
 
 class Weights(NamedTuple):
@@ -364,20 +365,24 @@ def variant_of(record: Mapping[str, Any], config: Mapping[str, Any], data: str) 
         budget=_budget(record, config, changed),
         changed=tuple(sorted(others.items())),
         holdout=_holdout(record, values),
+        holdout_rule=_holdout_rule(values),
         transductive=record.get("transductive") is True,
     )
 
 
 def _holdout(record: Mapping[str, Any], values: Mapping[str, Any]) -> float:
-    """The share of the normal training rows that a run kept from training."""
+    """The share of the normal training rows that a run kept from training; the default's where a rule chose it."""
     share = number(values.get("holdout"))
     if share is None:
-        counts = record.get("counts") or {}
-        rows = number(counts.get("holdout"))
-        if isinstance(values.get("holdout"), str) and rows and (train := number(counts.get("train"))):
-            return round(rows / (rows + train), 3)
-        share = 0.0 if rows == 0 else HELD_OUT
+        none = number((record.get("counts") or {}).get("holdout")) == 0
+        share = 0.0 if none and not _holdout_rule(values) else HELD_OUT
     return share
+
+
+def _holdout_rule(values: Mapping[str, Any]) -> str:
+    """The word that stands in the place of a share, as in `protocol.holdout=auto`; empty for a share."""
+    rule = values.get("holdout")
+    return rule if isinstance(rule, str) and number(rule) is None else ""
 
 
 def protocol_of(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

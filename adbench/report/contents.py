@@ -342,7 +342,8 @@ def _chart(heading: str, key: str, courses: Sequence[Curve]) -> Robustness:
         x, y = np.array([level for level, _ in points]), np.array([e.mean for _, e in points])
         spread = np.array([e.std or 0.0 for _, e in points])
         trivial = base.kind == "trivial"
-        series.append(Series(name, x, y, "grey" if trivial else f"c{at % COLOURS}", trivial, spread, dots=True))
+        colour, faint = "grey" if trivial else f"c{at % COLOURS}", trivial or at >= COLOURS
+        series.append(Series(name, x, y, colour, faint, spread, dots=True))
         counts.append((name, points))
     return Robustness(heading, key, series, counts)
 

@@ -168,7 +168,7 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     elif kind == "paper" and not spec.get("own"):
         marks.append("our implementation of a cited baseline")
     theirs = mapping()["held_out"].get(paper, 0.0)
-    if abs(variant.holdout - theirs) > 1e-9:
+    if variant.holdout_rule or abs(variant.holdout - theirs) > 1e-9:
         marks.append(f"{variant.held_out} held out" + (f", the paper's is {100 * theirs:g} %" if theirs else ""))
     conditions, printed = spec.get("with", {}), spec.get("printed", {})
     changed = [

@@ -86,6 +86,26 @@ def test_methods_under_several_protocols_stand_side_by_side(results, gather):
     assert means == {"igd": [0.91, 0.6, 0.7], "ssae": [0.81, None, 0.75]}
 
 
+def test_a_rule_that_holds_out_other_shares_of_other_numbers_of_rows_is_one_method_in_one_curve(results, gather):
+    for ratio, held, value in ((None, 17, 0.9), (0.1, 19, 0.7)):
+        protocol = {"protocol": "contaminated", "values": {"ratio": ratio}} if ratio else {}
+        results.run("igd", holdout="auto", counts={"train": 315, "holdout": held}, metrics={"image_auroc": value},
+                    **protocol)  # fmt: skip
+    found = gather(results)
+    (table,), (chart,) = by_protocol(found.lines), found.robustness
+    assert [[value and value.mean for value in values] for _, values in table.rows] == [[0.9, 0.7]]
+    assert [one.y.tolist() for one in chart.series] == [[0.9, 0.7]]
+    assert {line.variant.held_out for line in found.lines} == {"auto"}
+
+
+def test_more_curves_than_colours_are_told_apart_by_dashes(results, gather):
+    for number in range(10):
+        for ratio in (0.0, 0.1):
+            results.run(f"m{number}", protocol="contaminated", values={"ratio": ratio}, suffix=f"-{ratio}")
+    (chart,) = gather(results).robustness
+    assert len({(one.colour, one.faint) for one in chart.series}) == 10
+
+
 def test_an_image_size_that_was_made_of_another_is_one_change(results, gather):
     results.run("igd", changed={"data.image_size": 128, "method.image_size": 128})
     results.run("igd", seed=1, changed={"data.image_size": 128, "method.image_size": 64})
