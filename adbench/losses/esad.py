@@ -15,7 +15,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def squared_norm(x: Tensor, reduction: Reduction) -> Tensor:
-    """‖x‖² of each row, (B, ...) -> (B,), as a sum or a mean over the row's elements."""
+    """‖x‖², which Eqs. 5 to 9 are made of, of each row: (B, ...) -> (B,), a sum or a mean over the row's elements."""
     over = tuple(range(1, x.ndim))
     return x.square().mean(over) if reduction == "mean" else x.square().sum(over)
 
@@ -112,13 +112,25 @@ def score(
     reduction: Reduction,
     code_reduction: Reduction | None = None,
 ) -> Tensor:
-    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row: (B,), >= 0. `code_reduction` is that of the codes where it is another.
+    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row.
 
     Source: Huang et al. 2021 (ESAD), Eq. 9.
+
+    Args:
+        x, x_hat: (B, ...) float.
+        z_hat: (B, ...) float.
+        lambda_1: λ1, weight of the code.
+        code_reduction: that of ‖ẑ‖² where it is another than that of ‖x̂ - x‖².
+
+    Returns:
+        (B,) float, >= 0.
     """
     return squared_norm(x_hat - x, reduction) + lambda_1 * squared_norm(z_hat, code_reduction or reduction)
 
 
 def unsquared_score(x: Tensor, x_hat: Tensor, z_hat: Tensor, lambda_1: float) -> Tensor:
-    """‖x̂ - x‖ + λ1 ‖ẑ‖ of each row: (B,), >= 0. A reading of Eq. 9 without its squares, not what the paper prints."""
+    """‖x̂ - x‖ + λ1 ‖ẑ‖ of each row: (B,), >= 0. A reading of Eq. 9 without its squares, not what the paper prints.
+
+    Arguments as for `score`.
+    """
     return squared_norm(x_hat - x, "sum").sqrt() + lambda_1 * squared_norm(z_hat, "sum").sqrt()

@@ -150,6 +150,9 @@ def kernel_alignment(gram_x: Tensor, gram_z: Tensor) -> Tensor:
 
     Source: Cortes et al. 2012, in place of Eq. 14, whose value hardly depends on the dependence.
 
+    Args:
+        gram_x, gram_z: (m, m) centred Gram matrices.
+
     Returns:
         () in [0, 1]; 0 if a variable is constant.
     """
@@ -161,6 +164,13 @@ def hsic_bottleneck(prior_dependence: Tensor, input_dependence: Tensor, beta: fl
     """nHSIC(Z', Z) - β nHSIC(X, Z): dependence on the input is rewarded.
 
     Source: Eq. 15, sign as printed (the usual HSIC bottleneck has the opposite one).
+
+    Args:
+        prior_dependence, input_dependence: () float, of `nhsic` or `kernel_alignment`.
+        beta: β, weight of the dependence on the input.
+
+    Returns:
+        () float, any sign.
     """
     return prior_dependence - beta * input_dependence
 
