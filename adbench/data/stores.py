@@ -35,7 +35,7 @@ class Store(Protocol):
 
 
 class Memory:
-    """Arrays of this process. Rows of arrays that it lacks are dropped."""
+    """Arrays of this process, see `Store`. Rows of arrays that it lacks are dropped."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
@@ -51,7 +51,7 @@ class Memory:
 
 
 class Files:
-    """One .npy file for each array, beside its final place, and a journal of the rows that are complete.
+    """A `Store`: one .npy file for each array, beside its final place, and a journal of the rows that are complete.
 
     A job that is killed, or stopped by a signal, leaves both, and the next job of the same data goes on. It believes
     the journal only where the bytes in the files have the checksums that stand there, so that nothing need be forced to
