@@ -17,7 +17,7 @@ LONGEST_SIDE = 1024  # pixels of an overlay
 
 
 def thumbnail(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
-    """(H, W, 3) uint8, resized if its longer side has more than `longest` pixels."""
+    """(H, W, 3) uint8 -> (h, w, 3) uint8: resized if the longer side has more than `longest` pixels."""
     scale = longest / max(image.shape[:2])
     if scale >= 1:
         return image
@@ -45,7 +45,7 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
 
 
 def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:
-    """(h, w) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
+    """Write (h, w) floats as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
     low, high = float(values.min()), float(values.max())
     span = high - low or 1.0
     note = PngInfo()
