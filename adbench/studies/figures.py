@@ -38,6 +38,7 @@ class Finished(NamedTuple):
 
     @property
     def data(self) -> str:
+        """The id of its data."""
         return str(self.config.data.id)
 
 
@@ -171,7 +172,11 @@ def _datamodule(run: Finished, supervision: str) -> Any:
 
 
 def codes(runs: Sequence[Finished]) -> Figure:
-    """Densities of the codes of the normal test images that every run has kept codes of."""
+    """Densities of the codes of the normal test images that every run has kept codes of.
+
+    Raises:
+        UserError: a run has no codes or codes that are not finite, or too few of the images are shared.
+    """
     import numpy as np
 
     from adbench.evaluation.codes import draw_density, load_codes
@@ -217,7 +222,17 @@ def rows_of_each_kind(defects: Any, rows: Any, number: int) -> list[int]:
 def reconstructions(
     runs: Sequence[Finished], number: int | None = None, per_defect: int | None = None, rows: str | None = None
 ) -> Figure:
-    """A row for each test image: the image, and of each run its reconstruction and the absolute difference."""
+    """A row for each test image: the image, and of each run its reconstruction and the absolute difference.
+
+    Args:
+        runs: on the same data.
+        number: so many test images, evenly spread by their rows; 6 if nothing else is asked for.
+        per_defect: in place of it so many of each defect kind and of the normal images.
+        rows: in place of both, row numbers with commas between them.
+
+    Raises:
+        UserError: a run's method reconstructs no images, or a row is not tested by all runs.
+    """
     import numpy as np
     import torch
 
@@ -326,7 +341,11 @@ def draw_reconstructions(
 
 
 def moments(runs: Sequence[Finished]) -> Figure:
-    """A plot for each run: moments of the pixels of a window of half the image's side, over its training images."""
+    """A plot for each run: moments of the pixels of a window of half the image's side, over its training images.
+
+    Raises:
+        UserError: a run was trained on a table.
+    """
     from matplotlib.figure import Figure
 
     from adbench.evaluation.panels import DPI, FAINT, INK
