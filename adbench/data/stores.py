@@ -25,7 +25,7 @@ class Store(Protocol):
     """What takes rows, from several threads at once."""
 
     def put(self, name: str, place: int, rows: np.ndarray) -> None:
-        """Keep rows (n, ...) of an array, from row `place` on."""
+        """Keep rows (n, ...) of the array of that name, from row `place` on."""
 
     def done(self, spans: Spans, notes: Notes) -> None:
         """These rows are complete, and `notes` are what was odd about them."""
@@ -101,7 +101,11 @@ class Files:
                 yield {key: line[key] for key in ("spans", "sums", "notes")}
 
     def put(self, name: str, place: int, rows: np.ndarray) -> None:
-        """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
+        """Write rows (n, ...) where they belong; unlike a store to mapped memory it can report a full disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
         rows = np.ascontiguousarray(rows)
         content = rows.data.cast("B")
         offset = self._starts[name] + place * (rows.nbytes // len(rows))

@@ -444,7 +444,7 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
-    """Card, configuration and weights of a .safetensors file; nothing in it is run.
+    """Card, configuration and weights (by name, in the file's shapes) of a .safetensors file; nothing in it is run.
 
     Raises:
         UserError: `adbench.export` did not write the file, or it is damaged.
