@@ -48,7 +48,7 @@ class Run:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.path} is no run folder: {file} is missing") from None
+            raise UserError(f"{self.path} is no run folder: {file} is missing; give the folder of a run") from None
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -71,7 +71,7 @@ class Run:
 
         file = self.path / "scores.csv"
         if not file.is_file():
-            raise UserError(f"{self.path} is not finished: {file} is missing")
+            raise UserError(f"{self.path} is not finished: {file} is missing; the run's own command continues it")
         table = pandas.read_csv(file, keep_default_na=False, dtype={"path": str, "defect": str, "score": str})
         return table.assign(score=table["score"].astype(float))  # exact, whatever version of pandas reads it
 

@@ -279,7 +279,9 @@ class DataModule(LightningDataModule):
         self._duplicates = {"policy": self.duplicates, "dropped": dropped, **report}
         if text and (self.source.features is None or dropped):  # equal rows are usual in tables
             done = (
-                f"{dropped} training and held-out rows were dropped" if dropped else "protocol.duplicates=drop|refuse"
+                f"{dropped} training and held-out rows were dropped"
+                if dropped
+                else "protocol.duplicates=drop trains without them, protocol.duplicates=refuse stops here"
             )
             warnings.warn(f"{text}; {done}", stacklevel=2)
         return split

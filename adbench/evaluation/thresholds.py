@@ -70,10 +70,13 @@ def held_out_threshold(
     """
     score = np.asarray(score, dtype=np.float64).reshape(-1)
     if not 0 < quantile < 1:
-        raise UserError(f"the threshold's quantile must lie in (0, 1), got {quantile}; 0.95 allows 5 % false alarms")
+        raise UserError(f"{key}: a quantile lies in (0, 1), got {quantile}; 0.95 allows 5 % false alarms")
     if np.isnan(score).any():
         nan = int(np.isnan(score).sum())
-        raise UserError(f"{nan} of {len(score)} held-out scores are NaN: the method has diverged")
+        raise UserError(
+            f"{nan} of {len(score)} held-out scores are NaN: the method has diverged; train again with a lower "
+            "learning rate"
+        )
     n = len(score)
     if n == 0:
         warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)

@@ -186,9 +186,9 @@ def restored(
     try:
         cls = get_object(target)
     except Exception as error:
-        raise UserError(f"{target} is no method") from error
+        raise UserError(f"{target} is no method; {origin} must be of a trained run") from error
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
-        raise UserError(f"{target} is no method")
+        raise UserError(f"{target} is no method; {origin} must be of a trained run")
     _refuse_another_versions_arguments(cfg)
     method = build_method(cfg)
     try:

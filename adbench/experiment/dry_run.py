@@ -97,7 +97,7 @@ def jobs_of(words: Sequence[str], multirun: bool) -> tuple[list[Planned], Mappin
     if node.get("_target_") != SWEEPER:
         raise UserError(
             "--dry-run lists the jobs of a sweep over values, and a search (hydra/sweeper=tuning or optuna) chooses "
-            "its jobs as it goes: leave the sweeper away and give one value for each key that is searched"
+            "its jobs as it goes: leave hydra/sweeper=... out and give one value for each key that it searches"
         )
     sweeper = instantiate(node)
     texts = [*sweeper._parse_config(), *shared.hydra.overrides.task]

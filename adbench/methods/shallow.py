@@ -157,7 +157,9 @@ class IsolationForest(Shallow):
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if trees < 1 or rows_per_tree < 2:
-            raise UserError(f"a forest needs a tree and trees need 2 rows, got {trees} trees of {rows_per_tree} rows")
+            raise UserError(
+                f"method.trees is at least 1 and method.rows_per_tree at least 2, got {trees} and {rows_per_tree}"
+            )
         self.trees, self.rows_per_tree = trees, rows_per_tree
         if isinstance(self.input, FeatureScaling):
             self.input.far = torch.finfo(torch.float32).max  # cuts compare, they square nothing

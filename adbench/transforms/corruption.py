@@ -281,11 +281,11 @@ class Elastic:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.elastic.patch", self.patch)
         if self.nodes[0] < 3 or self.nodes[0] > self.nodes[1]:
-            raise UserError(f"corruption.nodes must be 3 <= fewest <= most, got {self.nodes}")
+            raise UserError(f"method.elastic.nodes must be 3 <= fewest <= most, got {self.nodes}")
         if self.tries < 1:
-            raise UserError(f"corruption.tries must be at least 1, got {self.tries}")
+            raise UserError(f"method.elastic.tries must be at least 1, got {self.tries}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         height, width = size = image.shape[-2], image.shape[-1]
@@ -425,15 +425,15 @@ class Occlusion:
     bank: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.side", self.side)
+        _check_shares("method.occlusion.side", self.side)
         if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise UserError(f"corruption.opacity must be two shares 0 <= least <= most <= 1, got {self.opacity}")
+            raise UserError(f"method.occlusion.opacity must be two shares 0 <= least <= most <= 1, got {self.opacity}")
         if not 1 <= self.shapes[0] <= self.shapes[1]:
-            raise UserError(f"corruption.shapes must be 1 <= fewest <= most, got {self.shapes}")
+            raise UserError(f"method.occlusion.shapes must be 1 <= fewest <= most, got {self.shapes}")
         if not 3 <= self.vertices[0] <= self.vertices[1]:
-            raise UserError(f"corruption.vertices must be 3 <= fewest <= most, got {self.vertices}")
+            raise UserError(f"method.occlusion.vertices must be 3 <= fewest <= most, got {self.vertices}")
         if not 0 <= self.matched <= 1:
-            raise UserError(f"corruption.matched must lie in [0, 1], got {self.matched}")
+            raise UserError(f"method.occlusion.matched must lie in [0, 1], got {self.matched}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         size = image.shape[-2], image.shape[-1]
@@ -512,7 +512,7 @@ class Cutout:
     patch: tuple[float, float] = (0.10, 0.40)
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.cutout.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         mask = _rectangle(image, draws, self.patch)
@@ -537,7 +537,7 @@ class Swap:
     patch: tuple[float, float] = (0.10, 0.40)
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.swap.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         mask = _rectangle(image, draws, self.patch)
