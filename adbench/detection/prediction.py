@@ -237,7 +237,7 @@ class _MapWriter:
         for path, future in self.waiting:
             try:
                 future.result()
-            except (OSError, ValueError) as error:  # a full disk; a map that is not finite
+            except (OSError, ValueError) as error:  # a full disk
                 self.results.unwritten.append((str(path), getattr(error, "strerror", None) or str(error)))
         self.waiting = []
 
