@@ -111,7 +111,8 @@ class Fetch(Dataset[Batch]):
 
     Args:
         images: (N, C, H, W) uint8, or (N, D) float64.
-        masks: (M, H, W) bool and `mask_place`, the place in it of each record or -1; None where masks are withheld.
+        masks: (M, H, W) bool; None where masks are withheld.
+        mask_place: (N,) int64, the place in `masks` of each record's mask, -1 where it has none.
         label, semi_label: (N,) as the batch shall show them.
     """
 

@@ -30,6 +30,7 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
 
     Args:
         out: the folder.
+        name: of both files, without suffix.
         values: (h, w) float32.
         image: (H, W, 3) uint8.
         kind: png (16 bits, `write_map`) or npy (float32).

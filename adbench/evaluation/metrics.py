@@ -113,9 +113,10 @@ def image_balanced_accuracy(
 def image_metrics(
     score: ArrayLike | Tensor, label: ArrayLike | Tensor, threshold: float | None = None
 ) -> dict[str, float | None]:
-    """All `IMAGE_METRICS` by name, each in [0, 1]. Arguments, errors and None as in `curve`.
+    """All `IMAGE_METRICS` by name, each in [0, 1]. Errors and None as in `curve`.
 
     Args:
+        score, label: see `curve`.
         threshold: of `image_balanced_accuracy`, which is None without it.
     """
     c = curve(score, label)

@@ -45,6 +45,7 @@ class Observer(Callback):
         Args:
             batch: of the test: images (B, 3, H, W) float in [0, 1] or (B, D) features, with labels and masks.
             scores: what `test_scores` of the method gave.
+            method: that is tested.
         """
 
     def share(self) -> Any:

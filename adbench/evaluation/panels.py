@@ -285,6 +285,7 @@ def draw_cell(name: str, panel: Panel, scale: Normalize | None, size: tuple[int,
     """One picture of a panel.
 
     Args:
+        panel: of a test image.
         name: image, reconstruction, anomaly map, overlay or mask (the grey image with the mask's outline).
         scale: of the maps' colours.
         size: (height, width) in pixels.

@@ -80,6 +80,7 @@ def floored_center(mean: Tensor, floor: float = 0.1) -> Tensor:
 
     Args:
         mean: (Z,) float, the mean embedding of the training samples.
+        floor: least size of a component that is not 0, >= 0.
 
     Returns:
         (Z,) float.
@@ -94,6 +95,7 @@ def floored_variance(distance_sum: Tensor, count: Tensor, floor: float = 1.0, *,
 
     Args:
         distance_sum, count: (n,) float, of each batch.
+        floor: >= 0, in squared units of the embedding.
         per_batch: floor each batch's mean, then average (released); else floor the mean over all samples.
 
     Returns:

@@ -200,6 +200,7 @@ def reconstruction(image: Tensor, x_hat: Tensor, form: Literal["squared", "absol
 
     Args:
         image, x_hat: (B, C, H, W) in [0, 1].
+        form: "squared" or "absolute_and_squared".
 
     Returns:
         () >= 0.
@@ -219,6 +220,8 @@ def tile_errors(image: Tensor, x_hat: Tensor, n: int, form: Literal["norm", "rel
 
     Args:
         image, x_hat: (B, C, H, W). Sides that n does not divide: the last row and column of tiles are smaller.
+        n: tiles along a side.
+        form: "norm" or "released".
 
     Returns:
         (B, 1 + n^2) >= 0, the whole image first, then tiles in raster order.
@@ -287,6 +290,7 @@ def released_metrics(
         errors: (N, 1 + K), `tile_errors(..., form="released")` of the test images in their order.
         label: (N,) 0 normal, 1 anomalous.
         folder: (N,) int, the folder of each image (its defect kind); None keeps every image's own tile errors.
+        tau_whole, tau_tile: see `two_threshold_score`.
 
     Returns:
         auroc, tpr, tnr, balanced_accuracy (their mean); None where a denominator is 0.

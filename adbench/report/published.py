@@ -158,6 +158,7 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     """What a reader must know of one of our values beside a paper's: what departs from the paper, not what follows it.
 
     Args:
+        variant: of our runs.
         kind: as in `Cell`.
         spec: of the printed method in mapping.yaml.
         metric: name of our metric.

@@ -230,6 +230,7 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
     """report.md.
 
     Args:
+        contents: of the report.
         charts: as `write_charts` gives them.
     """
     matrices = []
