@@ -104,10 +104,10 @@ class Run:
         import html
 
         picture = self.path / "figures" / "panels.png"
-        shown = ""
+        figure = ""
         if picture.is_file():
-            shown = f'<br><img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
-        return f"<code>{html.escape(repr(self))}</code>{shown}"
+            figure = f'<br><img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
+        return f"<code>{html.escape(repr(self))}</code>{figure}"
 
 
 def train(

@@ -263,8 +263,8 @@ class DataModule(LightningDataModule):
             left_out = lines(self.source.report()) if hasattr(self.source, "report") else []
             raise UserError("; ".join([str(error), *left_out])) from error
         if self.supervision != "semi":
-            shown = split.semi_label != -1
-            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+            visible = split.semi_label != -1
+            split = Split(split.train[visible], split.semi_label[visible], split.holdout, split.test)
         return checked(split, self.records, not getattr(self.source, "good_alone", False))
 
     def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:

@@ -85,10 +85,10 @@ class CodePanels(Observer):
         apart = {f"_{name}": codes[:, [k]] for k, name in enumerate(names)} or {"": codes}
         figures = {f"codes_tsne{name}": draw_tsne(tsne(one, self.seed), kinds) for name, one in apart.items()}
         normal = np.flatnonzero(kinds == "good")
-        shown = normal if len(normal) > 3 else np.arange(len(codes))
+        rows_of_density = normal if len(normal) > 3 else np.arange(len(codes))
         title = type(method).__name__
         figures["codes_density"] = draw_density(
-            {title + name.replace("_", " ", 1): c[shown] for name, c in apart.items()}
+            {title + name.replace("_", " ", 1): c[rows_of_density] for name, c in apart.items()}
         )
         codes = next(iter(apart.values()))
         if getattr(method, "decodes", False) and len(normal) > 1:

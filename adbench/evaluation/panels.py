@@ -378,9 +378,9 @@ def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None =
     values, labels = np.asarray(score, dtype=float), np.asarray(label)
     labels, values = labels[np.isfinite(values)], values[np.isfinite(values)]
     figure, axes = _plot(6.4, 3.6)
-    shown = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
+    span = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
     count = int(np.clip(2 * len(values) ** 0.5, 10, 60)) + 1
-    bins: Any = np.linspace(shown.min(), shown.max(), count) if len(shown) else 10
+    bins: Any = np.linspace(span.min(), span.max(), count) if len(span) else 10
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
         chosen = values[labels == value]
         axes.hist(chosen, bins, color=colour, histtype="stepfilled", alpha=0.3)

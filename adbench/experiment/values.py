@@ -349,8 +349,10 @@ def refuse_absent_devices(trainer: Mapping[str, Any]) -> None:
     try:
         Trainer(**asked, **silent)
     except Exception as error:  # Lightning has its own types for each way to be wrong
-        said = " ".join(str(error).split()).rstrip(".!")
-        if "can not run on your system" in said or "No supported gpu backend" in said:
-            said = f"there is no {trainer['accelerator']} on this machine"
+        reason = " ".join(str(error).split()).rstrip(".!")
+        if "can not run on your system" in reason or "No supported gpu backend" in reason:
+            reason = f"there is no {trainer['accelerator']} on this machine"
         keys = " ".join(f"trainer.{key}={value}" for key, value in asked.items())
-        raise UserError(f"{keys} cannot be had: {said}. Type trainer=cpu, or trainer=default for any device") from None
+        raise UserError(
+            f"{keys} cannot be had: {reason}. Type trainer=cpu, or trainer=default for any device"
+        ) from None

@@ -29,8 +29,8 @@ def encoders_of(method: Any, pretraining: str) -> dict[str, PretrainableEncoder]
     Raises:
         UserError: it shows none.
     """
-    shown = getattr(method, "encoders", None)
-    found = shown() if callable(shown) else {}
+    encoders = getattr(method, "encoders", None)
+    found = encoders() if callable(encoders) else {}
     if not found:
         raise UserError(
             f"pretraining={pretraining} needs an encoder to fill, and {type(method).__name__} has none; "
@@ -41,9 +41,9 @@ def encoders_of(method: Any, pretraining: str) -> dict[str, PretrainableEncoder]
 
 def finish(method: Any) -> None:
     """Tell the method that its encoders are filled."""
-    told = getattr(method, "on_pretrained", None)
-    if callable(told):
-        told()
+    hook = getattr(method, "on_pretrained", None)
+    if callable(hook):
+        hook()
 
 
 # -- images ---------------------------------------------------------------------------------------------------------

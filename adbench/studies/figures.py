@@ -151,13 +151,13 @@ def names(runs: Sequence[Finished]) -> list[str]:
         [str(run.config.protocol.id) for run in runs],
         [f"seed {run.record['seed']}" for run in runs],
     ]
-    told = levels[0]
+    texts = levels[0]
     for level in levels[1:]:
-        if len(set(told)) == len(runs):
+        if len(set(texts)) == len(runs):
             break
         if len(set(level)) > 1:
-            told = [f"{name} {more}".strip() for name, more in zip(told, level, strict=True)]
-    return told if len(set(told)) == len(runs) else [str(run.path) for run in runs]
+            texts = [f"{name} {more}".strip() for name, more in zip(texts, level, strict=True)]
+    return texts if len(set(texts)) == len(runs) else [str(run.path) for run in runs]
 
 
 def _datamodule(run: Finished, supervision: str) -> Any:
@@ -305,17 +305,17 @@ def draw_reconstructions(
     from adbench.evaluation.overlay import COLOURS, map_scale
     from adbench.evaluation.panels import ANOMALOUS, CONTOUR, DPI, INK, NORMAL
 
-    shown, _, masks = columns[0]
+    images, _, masks = columns[0]
     differences = [(image - x_hat).abs().mean(1).numpy() for image, x_hat, _ in columns]
     scale = map_scale([one for difference in differences for one in difference])
-    height, width = shown.shape[-2:]
+    height, width = images.shape[-2:]
     figure = Figure(
         figsize=((1 + 2 * len(columns)) * 1.35 + 0.9, len(kinds) * 1.35 * height / width + 0.5),
         dpi=DPI, facecolor="white", layout="constrained",
     )  # fmt: skip
     grid = figure.subplots(len(kinds), 1 + 2 * len(columns), squeeze=False)
     for at, (row, kind) in enumerate(zip(grid, kinds, strict=True)):
-        row[0].imshow(shown[at].movedim(0, -1).numpy())
+        row[0].imshow(images[at].movedim(0, -1).numpy())
         if masks is not None and masks[at].any():
             row[0].contour(masks[at, 0].numpy(), levels=[0.5], colors=CONTOUR, linewidths=1.0)
         colour = NORMAL if kind == "good" else ANOMALOUS
