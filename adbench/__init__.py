@@ -18,7 +18,14 @@ API = ("Run", "compare", "create_data", "create_method", "evaluate", "fit", "tra
 
 
 def refuse_windows(platform: str = sys.platform) -> None:
-    """Leave with a sentence where runs cannot be kept safe: signals, locks and names of folders differ on Windows."""
+    """Leave with a sentence where runs cannot be kept safe: signals, locks and names of folders differ on Windows.
+
+    Args:
+        platform: as `sys.platform` has it.
+
+    Raises:
+        SystemExit: on Windows.
+    """
     if platform in ("win32", "cygwin"):
         raise SystemExit(
             "error: adbench runs on Linux and macOS. On Windows, use it inside WSL2: in PowerShell `wsl --install`, "
@@ -45,8 +52,12 @@ def load(path: Path | str, device: str = "cpu", trust: Sequence[str] = ()) -> De
 
     Args:
         path: of the folder or file.
-        device: cpu, cuda, ...
+        device: cpu, gpu, cuda:1, ...
         trust: packages whose classes may be built from it, beside this one and installed plug-ins.
+
+    Raises:
+        UserError: there is no finished run or exported file at `path`, it is damaged, it asks for code that nobody
+            trusts, or the device cannot be used.
     """
     from adbench.detection.detector import load
 

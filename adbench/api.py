@@ -48,26 +48,42 @@ class Run:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.path} is no run folder: {file} is missing") from None
+            raise UserError(f"{self.path} is no run folder: {file} is missing; give the folder of a run") from None
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Name -> fraction in 0..1, None where undefined."""
+        """Name -> fraction in [0, 1], None where undefined; empty before the run is finished.
+
+        Raises:
+            UserError: the folder has no metrics.json.
+        """
         return dict(self.record.get("metrics", {}))
 
     @property
     def scores(self) -> pandas.DataFrame:
-        """The test rows: index, path, label (0 normal, 1 anomalous), defect and score (higher is more anomalous)."""
+        """The test rows, a line each: index, path, label (0 normal, 1 anomalous), defect and score (float64, any range,
+        higher is more anomalous).
+
+        Raises:
+            UserError: the run is not finished.
+        """
         import pandas
 
         file = self.path / "scores.csv"
         if not file.is_file():
-            raise UserError(f"{self.path} is not finished: {file} is missing")
+            raise UserError(f"{self.path} is not finished: {file} is missing; the run's own command continues it")
         table = pandas.read_csv(file, keep_default_na=False, dtype={"path": str, "defect": str, "score": str})
         return table.assign(score=table["score"].astype(float))  # exact, whatever version of pandas reads it
 
     def detector(self, device: str = "cpu") -> Detector:
-        """The trained detector, for new images."""
+        """The trained detector, for new images.
+
+        Args:
+            device: cpu, gpu, cuda:1, ...
+
+        Raises:
+            UserError: the run is not finished, or the device cannot be used; see `adbench.load`.
+        """
         from adbench.detection.detector import load
 
         return load(self.path, device, trust=self.trust)
@@ -88,10 +104,10 @@ class Run:
         import html
 
         picture = self.path / "figures" / "panels.png"
-        shown = ""
+        figure = ""
         if picture.is_file():
-            shown = f'<br><img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
-        return f"<code>{html.escape(repr(self))}</code>{shown}"
+            figure = f'<br><img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
+        return f"<code>{html.escape(repr(self))}</code>{figure}"
 
 
 def train(
@@ -176,8 +192,13 @@ def evaluate(
 def compare(results: Path | str = "results") -> pandas.DataFrame:
     """All runs below a folder as one tidy table: a row a run, settings, metrics and intervals as columns.
 
+    Metrics are fractions in [0, 1]; `image_auroc_low` and `image_auroc_high` bound the image AUROC's 95 % interval.
+
+    Args:
+        results: the folder.
+
     Raises:
-        UserError: there is no run.
+        UserError: there is no such folder, or no run below it.
     """
     import pandas
 
@@ -255,7 +276,12 @@ def fit(
         method: untrained.
         data: its data module.
         max_batches: length of the training; None takes `max_epochs` passes over the training rows.
+        max_epochs: see `max_batches`.
         trainer: further arguments of `pytorch_lightning.Trainer`.
+
+    Raises:
+        UserError: the data cannot be had, or the method cannot be trained on them.
+        NonFiniteLoss: a term of the loss became NaN or infinite (`adbench.methods.base`).
     """
     from adbench.experiment.training import fit as fitted
 

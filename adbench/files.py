@@ -91,6 +91,7 @@ class Lock:
             self._held.acquire()
 
     def release(self) -> None:
+        """Let the lock go; nothing happens where it is not held."""
         if self._held is not None:
             self._held.release()
 

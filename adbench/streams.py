@@ -37,6 +37,8 @@ def seeded_globals(seed: int, *purpose: str | int, device: torch.device | str = 
     `seed` and the purpose; outside, the generators of Python, NumPy and torch go on as if nothing had been drawn.
 
     Args:
+        seed: of the run.
+        purpose: what is drawn for, in words and numbers.
         device: where the code draws beside the CPU.
     """
     derived = derived_seed(seed, *purpose)

@@ -65,12 +65,15 @@ class Stripes:
         )  # fmt: skip
 
     def read_image(self, row: int) -> np.ndarray:
+        """(size, size, 3) uint8."""
         return self.images[row]
 
     def read_mask(self, row: int) -> np.ndarray:
+        """(size, size) bool, True where anomalous."""
         return self.masks[row]
 
     def fingerprint(self) -> str:
+        """Of shape and sum: the images are the same for the same arguments."""
         return f"stripes{self.images.shape}{self.images.sum()}"
 
 
@@ -82,7 +85,13 @@ def striped(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def stripes(method: Method, image_size: int | Sequence[int], cache_dir: Path | str) -> DataModule:
-    """`Stripes` as the data module of a method: batches of four rows, one-class protocol, seed 0."""
+    """`Stripes` as the data module of a method: batches of four rows, one-class protocol, seed 0.
+
+    Args:
+        method: says whether it may see known anomalies.
+        image_size: side, or [height, width], of the images as the method sees them.
+        cache_dir: where decoded images are kept.
+    """
     side = image_size if isinstance(image_size, int) else max(image_size)
     return DataModule(
         cast(Any, Stripes(side)), partial(one_class, holdout=0.05), image_size=image_size, batch_size=4,
@@ -107,7 +116,10 @@ def fit(
     """Train (or prepare) and calibrate a method as a run does, on the CPU; returns it in eval mode.
 
     Args:
+        method: untrained.
+        datamodule: its data, such as `stripes` gives.
         batches: training batches; 0, or a method without gradients, prepares alone.
+        callbacks, precision: of the Lightning trainer.
         checkpoint: a checkpoint to go on from.
     """
     method.total_batches = batches
@@ -210,7 +222,15 @@ def _seeded(build: Callable[[], Method]) -> Method:
 
 
 def check_learning(method: Method, before: dict[str, Tensor]) -> None:
-    """Every parameter that required a gradient has changed, or at least had one that is not zero."""
+    """Every parameter that required a gradient has changed, or at least had one that is not zero.
+
+    Args:
+        method: trained.
+        before: its parameters by name, as they were before the training.
+
+    Raises:
+        AssertionError: naming those that never learn.
+    """
     unchanged = [name for name, value in before.items() if torch.equal(method.get_parameter(name), value)]
     # A step below float32's resolution leaves a weight of 1 as it was; its gradient shows that it is trained.
     unchanged = [n for n in unchanged if (grad := method.get_parameter(n).grad) is None or not grad.any()]
@@ -219,7 +239,16 @@ def check_learning(method: Method, before: dict[str, Tensor]) -> None:
 
 
 def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
-    """Scores, maps and reconstructions have the promised shapes, types and ranges, row by row."""
+    """Scores, maps and reconstructions have the promised shapes, types and ranges, row by row.
+
+    Args:
+        method: trained, in eval mode.
+        image: (N, 3, H, W) in [0, 1].
+        tolerance: largest relative difference between a row's score alone and in a batch.
+
+    Raises:
+        AssertionError: a promise is broken; the message says which.
+    """
     rows = len(image)
     with torch.no_grad():
         scores = method.score(image)
@@ -243,7 +272,16 @@ def check_scores(method: Method, image: Tensor, tolerance: float) -> None:
 
 
 def check_test_scores(method: Any, image: Tensor, scores: Scores) -> None:
-    """What a test asks for is `score`; extras and codes that come with it are those of `extra_scores` and `codes`."""
+    """What a test asks for is `score`; extras and codes that come with it are those of `extra_scores` and `codes`.
+
+    Args:
+        method: trained, in eval mode.
+        image: (N, 3, H, W) in [0, 1].
+        scores: what `score` gave for it.
+
+    Raises:
+        AssertionError: one differs; the message says which.
+    """
     tested = method.test_scores(image)
     assert torch.equal(tested.image, scores.image), "test_scores scores otherwise than score"
     if tested.maps is not None:
@@ -258,7 +296,16 @@ def check_test_scores(method: Any, image: Tensor, scores: Scores) -> None:
 
 
 def check_state(method: Method, twin: Method, image: Tensor) -> None:
-    """The state dict alone carries everything that scores depend on."""
+    """The state dict alone carries everything that scores depend on.
+
+    Args:
+        method: trained, in eval mode.
+        twin: the same method, untrained.
+        image: (N, 3, H, W) in [0, 1].
+
+    Raises:
+        AssertionError: the twin scores otherwise with the method's state dict.
+    """
     twin.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
     twin.eval()
     with torch.no_grad():
@@ -267,7 +314,11 @@ def check_state(method: Method, twin: Method, image: Tensor) -> None:
 
 
 def check_blindness(build: Callable[[], Method], image_size: int | Sequence[int], place: Path | str) -> None:
-    """Random labels in the training batches leave every weight as it was."""
+    """Random labels in the training batches leave every weight as it was.
+
+    Raises:
+        AssertionError: naming the weights that labels reach.
+    """
     plain, tampered = (_seeded(build) for _ in range(2))
     data = stripes(plain, image_size, place)
     fit(plain, data, 2)
@@ -281,7 +332,11 @@ def check_blindness(build: Callable[[], Method], image_size: int | Sequence[int]
 def check_resume(
     whole: Method, build: Callable[[], Method], image_size: int | Sequence[int], batches: int, place: Path
 ) -> None:
-    """A training that stops in the middle and goes on from its checkpoint ends with the same weights, byte for byte."""
+    """A training that stops in the middle and goes on from its checkpoint ends with the same weights, byte for byte.
+
+    Raises:
+        AssertionError: naming the weights that differ.
+    """
     file, half = place / "half.ckpt", max(1, batches // 2)
     first = _seeded(build)
     stop = SaveEvery(file, half)

@@ -22,14 +22,21 @@ class Batch(NamedTuple):
 
     @classmethod
     def unlabelled(cls, image: Tensor) -> Batch:
-        """A training batch of images of which nothing else is known: (B, 3, H, W) bytes or floats in [0, 1]."""
+        """A training batch of images of which nothing else is known.
+
+        Args:
+            image: (B, 3, H, W) bytes, or floats in [0, 1].
+
+        Returns:
+            the images with labels -1 (withheld), semi-labels 0, empty masks and the numbers 0 .. B - 1.
+        """
         rows = torch.zeros(len(image), dtype=torch.int64)
         mask = torch.zeros(len(image), 1, *(image.shape[2:] or (1, 1)), dtype=torch.bool)
         return cls(image, rows - 1, rows, mask, torch.arange(len(image)))
 
 
 class Scores(NamedTuple):
-    """What a detector says of a batch."""
+    """What a detector says of a batch, a row for each image."""
 
     image: Tensor  # (B,) float32, higher = more anomalous, any range
     maps: Tensor | None  # (B, 1, H, W) float32 at the input's H and W
@@ -41,7 +48,11 @@ def chunk_sizes(rows: int, size: int) -> list[int]:
     """Sizes of the pieces in which so many rows go through a network in training mode: `size`, and what is left.
 
     No piece has one row, which batch normalisation cannot take, unless there is but one: the piece before it lends one
-    of its own, or, of a size of two or less, takes it in.
+    of its own, or, of a size of two or less, takes it in. A size of 1 counts as 2.
+
+    Args:
+        rows: how many, from 0.
+        size: of a piece.
     """
     size = max(size, 2)
     full, rest = divmod(rows, size)

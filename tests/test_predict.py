@@ -140,6 +140,16 @@ def test_a_16_bit_map_holds_the_scores_with_their_scale(trained, data_root, tmp_
     assert (read_map(tmp_path / "flat.png") == 2.5).all()
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_broken_pixel_of_a_map_leaves_the_others_as_they_are(broken, tmp_path):
+    values = np.array([[broken, 1.0], [2.0, 3.0]], np.float32)
+    write_map(tmp_path / "map.png", values)
+    np.testing.assert_allclose(read_map(tmp_path / "map.png").ravel()[1:], [1, 2, 3], atol=2 / 131070)
+    assert read_map(tmp_path / "map.png")[0, 0] == (1 if broken == -np.inf else 3)  # the coldest, the hottest
+    write_map(tmp_path / "map.png", np.full((2, 2), broken, np.float32))
+    assert np.isfinite(read_map(tmp_path / "map.png")).all()
+
+
 def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
     test = data_root / "mvtec/bottle/test"
     predict(trained, test / "good", test / "spot", "--out", tmp_path / "out")

@@ -57,7 +57,7 @@ class Rows:
 
     @classmethod
     def of(cls, array: np.ndarray) -> Rows:
-        """The rows of an array in memory."""
+        """The rows of an array (N, ...) in memory."""
         rows = cls(None)
         rows._array = array
         return rows
@@ -67,6 +67,7 @@ class Rows:
 
     @property
     def array(self) -> np.ndarray:
+        """(N, ...): all rows of the file, mapped into memory, or the array; `places` are not applied."""
         if self._array is None:
             assert self.path is not None
             self._array = np.asarray(np.load(self.path, mmap_mode="r"))
@@ -125,7 +126,7 @@ class Entry(NamedTuple):
 def cached(
     source: Source, size: tuple[int, int], cache_dir: Path | str
 ) -> tuple[Rows | Decoded, Rows | Decoded | None]:
-    """All of a source's images and masks at one size; see `entry`."""
+    """All of a source's images and masks at one size; arguments, errors and shapes as of `entry`."""
     found = entry(source, size, cache_dir)
     return found.images, found.masks
 
@@ -185,7 +186,11 @@ def missing(source: Source, size: tuple[int, int], cache_dir: Path | str) -> int
 
 
 def checked_keep(keep: str) -> str:
-    """One of `KEPT`."""
+    """Where decoded images are kept, as it was given.
+
+    Raises:
+        UserError: it is none of `KEPT`.
+    """
     if keep not in KEPT:
         raise UserError(f"data.cache is {', '.join(KEPT[:-1])} or {KEPT[-1]}, got {keep!r}")
     return keep

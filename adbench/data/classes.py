@@ -28,6 +28,9 @@ class Classes:
         name: of the data set, for messages.
         train, test: (images, classes) each; images (N, H, W[, C]) uint8 or float in [0, 1], classes (N,) of anything.
         normal_class: the class that counts as normal, as text or number.
+
+    Raises:
+        UserError: the arrays are no images or do not fit each other, or no training image is of the normal class.
     """
 
     has_masks = False
@@ -72,10 +75,16 @@ class Classes:
         )
 
     def read_image(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
         image = self.array[row]
         return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
     def read_mask(self, row: int) -> np.ndarray:
+        """There are none.
+
+        Raises:
+            LookupError: always.
+        """
         raise LookupError("data sets of classes have no masks")
 
     def fingerprint(self) -> str:
@@ -110,7 +119,15 @@ def _names(classes: np.ndarray) -> np.ndarray:
 
 
 class Npz(Classes):
-    """A .npz file with x_train, y_train, x_test and y_test."""
+    """A .npz file with x_train, y_train, x_test and y_test, in the shapes of `Classes`.
+
+    Args:
+        file: its path.
+        normal_class: see `Classes`.
+
+    Raises:
+        UserError: there is no such file, it lacks an array, or see `Classes`.
+    """
 
     def __init__(self, file: Path | str, normal_class: str | int) -> None:
         path = Path(file).expanduser()
@@ -165,6 +182,9 @@ class Idx(Classes):
         root: the data root.
         normal_class: 0..9.
         download: whether torchvision may fetch missing files.
+
+    Raises:
+        UserError: a file is missing or broken, the download fails, or there is no such class.
     """
 
     FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -192,7 +212,17 @@ def _idx_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """An idx file of unsigned bytes: two zeros, the type 8, the number of axes, their big-endian lengths, the data."""
+    """The array of an idx file of unsigned bytes: uint8, of the shape that stands in the file.
+
+    The format: two zeros, the type 8, the number of axes, their big-endian lengths, the data.
+
+    Args:
+        folder: of the file.
+        name: without .gz; the file may have it.
+
+    Raises:
+        UserError: the file is broken.
+    """
     path = next(path for path in _idx_paths(folder, name) if path.is_file())
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -206,7 +236,16 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
 
 
 class Cifar10(Classes):
-    """CIFAR-10, from the published python version (`cifar-10-batches-py`)."""
+    """CIFAR-10, from the published python version (`cifar-10-batches-py`).
+
+    Args:
+        root: the data root.
+        normal_class: 0..9.
+        download: whether torchvision may fetch the set.
+
+    Raises:
+        UserError: the set is missing or damaged, the download fails, or there is no such class.
+    """
 
     def __init__(self, root: Path | str, normal_class: str | int, download: bool = False) -> None:
         root = Path(root).expanduser()

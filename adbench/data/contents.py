@@ -56,6 +56,9 @@ def hashes(root: Path, names: Iterable[str], cache_dir: Path | str | None) -> di
         root: the folder that the names are relative to.
         names: of files; a file that cannot be opened gets `UNREADABLE`.
         cache_dir: where hashes are remembered, one file for each root; None reads every file.
+
+    Returns:
+        name -> 64 hexadecimal digits, or `UNREADABLE`.
     """
     names = list(dict.fromkeys(names))
     if cache_dir is None:

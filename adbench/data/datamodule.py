@@ -111,7 +111,8 @@ class Fetch(Dataset[Batch]):
 
     Args:
         images: (N, C, H, W) uint8, or (N, D) float64.
-        masks: (M, H, W) bool and `mask_place`, the place in it of each record or -1; None where masks are withheld.
+        masks: (M, H, W) bool; None where masks are withheld.
+        mask_place: (N,) int64, the place in `masks` of each record's mask, -1 where it has none.
         label, semi_label: (N,) as the batch shall show them.
     """
 
@@ -164,6 +165,9 @@ class DataModule(LightningDataModule):
             training and the held-out rows (see `duplicates.without`).
         holdout: the protocol's rule, where it may ask for a cross-validation.
         cache: where decoded images are kept: "disk", "memory" or "none"; see `adbench.data.cache.entry`.
+
+    Raises:
+        UserError: a number or word is out of its range. What is wrong with the data is found by `setup`.
     """
 
     def __init__(
@@ -204,7 +208,12 @@ class DataModule(LightningDataModule):
     # -- what is in it --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the rows and read every image once; errors in the data come here, before any training."""
+        """Split the rows and read every image once: errors in the data come here, before any training.
+
+        Raises:
+            UserError: the protocol cannot be kept, a file is broken, the cache cannot be written, or there are
+                duplicates and `duplicates` is "refuse".
+        """
         if self._split is not None:
             return
         split = self._divided()
@@ -254,8 +263,8 @@ class DataModule(LightningDataModule):
             left_out = lines(self.source.report()) if hasattr(self.source, "report") else []
             raise UserError("; ".join([str(error), *left_out])) from error
         if self.supervision != "semi":
-            shown = split.semi_label != -1
-            split = Split(split.train[shown], split.semi_label[shown], split.holdout, split.test)
+            visible = split.semi_label != -1
+            split = Split(split.train[visible], split.semi_label[visible], split.holdout, split.test)
         return checked(split, self.records, not getattr(self.source, "good_alone", False))
 
     def _without_duplicates(self, split: Split, content: np.ndarray) -> Split:
@@ -271,7 +280,9 @@ class DataModule(LightningDataModule):
         self._duplicates = {"policy": self.duplicates, "dropped": dropped, **report}
         if text and (self.source.features is None or dropped):  # equal rows are usual in tables
             done = (
-                f"{dropped} training and held-out rows were dropped" if dropped else "protocol.duplicates=drop|refuse"
+                f"{dropped} training and held-out rows were dropped"
+                if dropped
+                else "protocol.duplicates=drop trains without them, protocol.duplicates=refuse stops here"
             )
             warnings.warn(f"{text}; {done}", stacklevel=2)
         return split
@@ -285,12 +296,13 @@ class DataModule(LightningDataModule):
 
     @property
     def split(self) -> Split:
+        """Who trains, is held out and is tested; sets up first."""
         self.setup()
         assert self._split is not None
         return self._split
 
     def split_table(self) -> list[dict[str, Any]]:
-        """Every record and its role, as it is written to split.json."""
+        """Every record and its role (train, holdout, test, unused), a row each, as it is written to split.json."""
         self.setup()
         role = np.full(len(self.records), "unused", dtype="<U7")
         for name in ("train", "holdout", "test"):
@@ -326,7 +338,11 @@ class DataModule(LightningDataModule):
 
     @property
     def rows_of_a_step(self) -> int:
-        """Rows of an optimizer step over all devices together."""
+        """Rows of an optimizer step over all devices together.
+
+        Raises:
+            UserError: the devices do not share a batch out evenly, or outnumber the training rows.
+        """
         _, world = self._rank_and_world()
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {world} devices")
@@ -352,6 +368,7 @@ class DataModule(LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
+        """Training batches of one pass through the rows; see `batches_of`."""
         return self.batches_of(1)
 
     def batches_of(self, epochs: float) -> int:
@@ -391,7 +408,7 @@ class DataModule(LightningDataModule):
 
     @property
     def folds(self) -> list[np.ndarray]:
-        """The training rows of each fold of a cross-validation; empty where rows are held out, or none.
+        """The training rows of each fold of a cross-validation, (n_k,) int64 each; empty where there is none.
 
         Equal rows lie in one fold.
         """
@@ -409,7 +426,10 @@ class DataModule(LightningDataModule):
         return [train[fold[content] == k] for k in range(count)]
 
     def rows_batches(self, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
-        """Some rows in order, on every rank, as training shows them; no batch of one row if there are more."""
+        """Some rows, (n,) int64, in order, on every rank, as training shows them.
+
+        No batch has one row if there are more.
+        """
         ends = np.cumsum(chunk_sizes(len(rows), self.eval_batch_size))
         return self._batches(self._withheld(), np.split(rows, ends[:-1]), device)
 

@@ -95,11 +95,19 @@ class DatasetSource:
                 "mask": f"{name}/mask" if has_mask else ""}  # fmt: skip
 
     def read_image(self, row: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """(H, W, 3) uint8.
+
+        Raises:
+            UserError: the item fails, or its image is none.
+        """
         return _image(self._item(row)[0], f"the image of item {self.records.path[row]} of {self.root}")
 
     def read_mask(self, row: int) -> np.ndarray:
-        """(H, W) bool."""
+        """(H, W) bool, True where anomalous.
+
+        Raises:
+            UserError: the item's mask has no two axes.
+        """
         mask = self._item(row)[2]
         values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
         values = values.squeeze()

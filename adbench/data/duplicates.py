@@ -19,7 +19,7 @@ LISTED = 20  # and in the report
 
 
 def same(content: np.ndarray) -> np.ndarray:
-    """(N, ...) of anything -> (N,) int64: equal numbers for equal rows."""
+    """(N, ...) of any type -> (N,) int64: equal numbers for rows of equal bytes."""
     rows = np.ascontiguousarray(content).reshape(len(content), -1)
     return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_inverse=True)[
         1
@@ -46,6 +46,10 @@ def without(split: Split, content: np.ndarray) -> Split:
 
 def found(split: Split, records: Records, content: np.ndarray) -> dict[str, Any]:
     """What is there more than once among the rows that a split uses.
+
+    Args:
+        split, records: of the data set.
+        content: (N,) of `same`.
 
     Returns:
         `test_in_training`: test rows that equal a training or held-out row; `both_labels`: different contents that are
@@ -97,7 +101,12 @@ SENTENCES = {
 
 
 def message(report: dict[str, Any], noun: str = "image") -> str:
-    """One sentence on what `found` found, with names; empty where there is nothing."""
+    """One sentence on what `found` found, with names; empty where there is nothing.
+
+    Args:
+        report: of `found`.
+        noun: of a row, "image" or "row".
+    """
     parts = []
     for kind, sentence in SENTENCES.items():
         if count := report[kind]:
@@ -109,7 +118,11 @@ def message(report: dict[str, Any], noun: str = "image") -> str:
 
 
 def checked_policy(policy: str) -> str:
-    """One of `POLICIES`."""
+    """What is done about duplicates, as it was given.
+
+    Raises:
+        UserError: it is none of `POLICIES`.
+    """
     if policy not in POLICIES:
         raise UserError(f"protocol.duplicates is {', '.join(POLICIES[:-1])} or {POLICIES[-1]}, got {policy!r}")
     return policy

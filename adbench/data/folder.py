@@ -61,6 +61,10 @@ class Folder(ImageFiles):
         seed: the share of test images is evenly spread over the sorted names, from a place on that the seed decides.
         bits, max_pixels, unreadable: see `ImageFiles`.
 
+    Raises:
+        UserError: there is no such folder, names and patterns do not say what the images are, or an image lacks its
+            mask; the message says what to type.
+
     Attributes:
         good_alone: whether all images are normal and none is to be tested.
         undivided: whether nothing but a share says which of the normal images are tested.
@@ -118,7 +122,16 @@ def in_mvtec_layout(root: Path) -> bool:
 
 
 def mvtec_rows(root: Path, advice: str, notes: Notes) -> list[Row]:
-    """The rows of a tree in MVTec layout; `advice` ends the message when it is not one."""
+    """The rows of a tree in MVTec layout.
+
+    Args:
+        root: of the tree.
+        advice: ends the message where it is no such tree.
+        notes: where what is left out is written.
+
+    Raises:
+        UserError: there are no normal training images or no test images, or an anomalous image lacks its mask.
+    """
     train, truth = named(root, "train"), named(root, "ground_truth")
     good = [folder for part in train for folder in named(part, "good")]
     if not good:

@@ -81,7 +81,7 @@ def decode(path: Path | str, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np
 
     Args:
         path: of the file.
-        bits: of what a file of 16-bit values holds: 2^bits - 1 is white. 12 for a 12-bit camera.
+        bits: of what a file of 16-bit values holds, 8 to 31: 2^bits - 1 is white. 12 for a 12-bit camera.
         max_pixels: larger images are refused.
 
     Raises:
@@ -102,6 +102,10 @@ def decode_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     - Where transparency varies, what cannot be seen is normal. If nothing anomalous remains the file is refused: black
       on transparent says nothing of which is meant.
 
+    Args:
+        path: of the file.
+        max_pixels: larger masks are refused.
+
     Raises:
         UserError: the file cannot be read as a mask; the message names it.
     """
@@ -109,7 +113,7 @@ def decode_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def read_image(path: Path | str, bits: int = 16, max_pixels: int = MAX_PIXELS) -> Read:
-    """`decode` with what is odd about the file."""
+    """`decode` with what is odd about the file; arguments and errors as there."""
     with _named("image", path), Path(path).open("rb") as file:
         head = _png_head(file)
         if head is not None and _is_plain(head, file):
@@ -140,7 +144,7 @@ def read_image(path: Path | str, bits: int = 16, max_pixels: int = MAX_PIXELS) -
 
 
 def read_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> Read:
-    """`decode_mask` with what is odd about the file."""
+    """`decode_mask` with what is odd about the file; arguments and errors as there."""
     with _named("mask", path), Path(path).open("rb") as file:
         head = _png_head(file)
         image, turn, odd = _loaded(file, max_pixels)
@@ -156,6 +160,10 @@ def read_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> Read:
 
 def pixels_of(image: Image.Image, bits: int = 16) -> np.ndarray:
     """(H, W, 3) uint8 of a PIL image, by the same rules.
+
+    Args:
+        image: of any mode.
+        bits: see `decode`.
 
     Raises:
         UserError: its values are no image's, or its file is broken.
@@ -187,7 +195,7 @@ def scaled(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def center_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """The central square of (H, W, C), or as much of it as there is."""
+    """(H, W, C) -> (side, side, C): the central square, or as much of it as there is."""
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return np.ascontiguousarray(image[top : top + side, left : left + side])
 
@@ -535,6 +543,9 @@ class ImageFiles:
         unreadable: "refuse" or "skip": whether files that cannot be read stop the run, all of them named at once, or
             are left out and counted.
         notes: what was odd while the folder was listed.
+
+    Raises:
+        UserError: a word or number is out of its range, or a file's name is no UTF-8.
     """
 
     array: ClassVar[np.ndarray | None] = None
@@ -572,6 +583,11 @@ class ImageFiles:
         return self._listing.left_out()
 
     def read_image(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8, see `decode`; what is odd about the file goes into `notes`.
+
+        Raises:
+            Unreadable: the file cannot be read as an image.
+        """
         name = str(self.records.path[row])
         read = read_image(self.root / name, self.bits, self.max_pixels)
         if read.peak is not None and self.bits == 16:
@@ -579,6 +595,11 @@ class ImageFiles:
         return self._noted(name, read)
 
     def read_mask(self, row: int) -> np.ndarray:
+        """(H, W) bool, True where anomalous, see `decode_mask`; what is odd about the file goes into `notes`.
+
+        Raises:
+            Unreadable: the file cannot be read as a mask.
+        """
         name = str(self.records.mask[row])
         return self._noted(name, read_mask(self.root / name, self.max_pixels))
 
@@ -592,7 +613,17 @@ class ImageFiles:
         return self._listing.report()
 
     def leave_out(self, unreadable: Mapping[str, str]) -> np.ndarray:
-        """Go on without some images, by their paths in the records. Returns the rows that are kept, as they were."""
+        """Go on without some images.
+
+        Args:
+            unreadable: path in the records -> reason.
+
+        Returns:
+            (n,) int64: of each row that is kept, the number that it had.
+
+        Raises:
+            UserError: no image is left, or the rest makes no data set.
+        """
         before = {str(path): row for row, path in enumerate(self.records.path)}
         self._use(self._without(self.records, unreadable))
         for path, reason in unreadable.items():

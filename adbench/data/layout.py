@@ -270,13 +270,13 @@ def _who_is_normal(root: Path, images: Sequence[Path], places: dict[Path, _Place
     if not images:
         return f"data.root: there is no image ({', '.join(SUFFIXES)}) in {printable(root)} or its folders"
     counts = _counted(root, images)
-    shown = ", ".join(f"{name} ({count})" for name, count in counts[:MANY]) + (", ..." if len(counts) > MANY else "")
+    listing = ", ".join(f"{name} ({count})" for name, count in counts[:MANY]) + (", ..." if len(counts) > MANY else "")
     open_to = [path for path, place in places.items() if place.role in ("unknown", "open")]
     folders = [name for name, _ in _counted(root, open_to)] or [name for name, _ in counts]
     example = typed("data.normal", folders[0])
     return (
         f"which images in {printable(root)} are normal? No folder is called good, ok, normal or pass. Folders and "
-        f"their images: {shown}. Say data.normal=NAME, {example} for instance, and data.anomalous=NAME if there are "
+        f"their images: {listing}. Say data.normal=NAME, {example} for instance, and data.anomalous=NAME if there are "
         "anomalous ones"
     )
 
@@ -284,10 +284,10 @@ def _who_is_normal(root: Path, images: Sequence[Path], places: dict[Path, _Place
 def _who_is_anomalous(root: Path, base: Path, unknown: list[Path], places: dict[Path, _Place]) -> str:
     names = sorted({_relative(root, base.joinpath(*places[path].named)) for path in unknown})
     normal = sorted({place.named for place in places.values() if place.role == "normal"})
-    said = typed("data.normal", _relative(root, base.joinpath(*normal[0])) if normal else ".")
-    shown = ", ".join(f"{name}" for name in names[:MANY]) + (", ..." if len(names) > MANY else "")
+    choice = typed("data.normal", _relative(root, base.joinpath(*normal[0])) if normal else ".")
+    listing = ", ".join(f"{name}" for name in names[:MANY]) + (", ..." if len(names) > MANY else "")
     return (
-        f"are the images in {shown} anomalous? No folder is called bad, nok, ng, reject, defect... or anomal.... Say "
-        f"{said} {typed('data.anomalous', _listed(names))} to test with them, or {said} 'data.anomalous=[]' to "
+        f"are the images in {listing} anomalous? No folder is called bad, nok, ng, reject, defect... or anomal.... Say "
+        f"{choice} {typed('data.anomalous', _listed(names))} to test with them, or {choice} 'data.anomalous=[]' to "
         "leave them out"
     )

@@ -24,6 +24,7 @@ def hidden(name: str) -> bool:
 
 
 def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix, in any case."""
     return path.suffix.lower() in SUFFIXES
 
 

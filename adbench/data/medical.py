@@ -35,6 +35,9 @@ class ListedImages(ImageFiles):
         list_file: relative to `root`, or null for folders.
         expected: a paper's counts, of train_normal, train_anomalous, test_normal, test_anomalous; null checks none.
         reading: `bits`, `max_pixels` and `unreadable` of `ImageFiles`.
+
+    Raises:
+        UserError: the folder or a file is missing, the list is wrong, or the counts are not those that were expected.
     """
 
     def __init__(
@@ -70,6 +73,9 @@ class ChestXrays(ImageFiles):
         view: "PA" or "AP".
         crop: side of the central square that is used, in pixels.
         expected, reading: see `ListedImages`.
+
+    Raises:
+        UserError: a file is missing, the view is neither, or the counts are not those that were expected.
     """
 
     COLUMNS = ("Image Index", "Finding Labels", "View Position")
@@ -110,6 +116,7 @@ class ChestXrays(ImageFiles):
         super().__init__(root, _checked(f"NIH chest X-rays ({view})", root, rows, expected), **reading)
 
     def read_image(self, row: int) -> np.ndarray:
+        """(crop, crop, 3) uint8, or as much of it as there is."""
         return center_crop(super().read_image(row), self.crop)
 
     def fingerprint(self) -> str:

@@ -27,6 +27,9 @@ class MVTec(ImageFiles):
         root: the folder that holds the categories.
         category: one of `KINDS`.
         bits, max_pixels, unreadable: see `ImageFiles`.
+
+    Raises:
+        UserError: there is no such category, or its folder is missing or not in the official layout.
     """
 
     def __init__(

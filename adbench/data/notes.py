@@ -110,11 +110,11 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             continue
         part = report[kind]
         groups = part.get("reasons") or {"": part}
-        said = "; ".join(
+        names = "; ".join(
             (f"{why}: " if why else "") + ", ".join(group["names"]) + (", ..." if group["count"] > NAMES else "")
             for why, group in groups.items()
         )
-        found.append(f"data: {part['count']} {words} ({said})")
+        found.append(f"data: {part['count']} {words} ({names})")
     if part := report.get("regions"):
         found.append(
             f"data: {part['in_files']} regions in the mask files are {part['at_working_size']} at the working size; "

@@ -31,6 +31,9 @@ class Odds:
         expected: rows and anomalous rows of the published set, which the file must have; None does not check.
         train_share: of the rows of each label, in (0, 1).
         label: the column of a CSV file that holds y, by name or by number from 1; all others are features.
+
+    Raises:
+        UserError: there is no such file, or it does not hold what is expected.
     """
 
     has_masks = False
@@ -72,12 +75,23 @@ class Odds:
         )
 
     def read_image(self, row: int) -> np.ndarray:
+        """There are none.
+
+        Raises:
+            LookupError: always.
+        """
         raise LookupError("tabular data have no images")
 
     def read_mask(self, row: int) -> np.ndarray:
+        """There are none.
+
+        Raises:
+            LookupError: always.
+        """
         raise LookupError("tabular data have no masks")
 
     def fingerprint(self) -> str:
+        """Of the features alone: labels and split change none."""
         digest = hashlib.sha256(str(self.features.shape).encode())
         digest.update(self.features.data)
         return digest.hexdigest()[:32]

@@ -37,6 +37,9 @@ def one_class(
         supervision: what the method may see; no label is given here, so it does not matter.
         holdout: share of the normal training rows kept back, in [0, 1); at least three rows unless it is 0. Or "auto"
             or "cv", see `HoldOut`.
+
+    Raises:
+        UserError: fewer than two rows would remain to train on.
     """
     train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
     return Split(train, np.zeros(len(train), np.int8), kept, np.flatnonzero(records.split == "test"))
@@ -58,6 +61,9 @@ def small_train(
         records, rng, supervision: see `one_class`.
         fraction: share of the normal training rows that there are, in (0, 1], rounded; held-out rows are among them.
         holdout: share of *these* rows kept back.
+
+    Raises:
+        UserError: a share is out of its range, or fewer than two rows would remain to train on.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"protocol.fraction is a share of the normal training rows in (0, 1], got {fraction}")
@@ -85,6 +91,9 @@ def contaminated(
         records, rng, supervision: see `one_class`.
         ratio: of the anomalous test rows, in [0, 1), rounded; at least one must be left to test.
         holdout: share of the normal training rows kept back.
+
+    Raises:
+        UserError: a share is out of its range, or no anomalous test row would move or stay.
     """
     if not 0 <= ratio < 1:
         raise UserError(f"protocol.ratio is a share of the anomalous test rows in [0, 1), got {ratio}")
@@ -133,6 +142,9 @@ def semi_supervised(
         anomalies: the split that the anomalies come from: "train"; "test", as `contaminated` does; or "auto", the
             training rows where any of them is anomalous, else the test rows.
         holdout: share of the normal training rows kept back.
+
+    Raises:
+        UserError: a share is out of its range or less than one row, or there are not as many anomalies.
     """
     train, kept = hold_out(normal_rows(records, "train"), rng, holdout)
     none = isinstance(labelled_classes, int) and labelled_classes == 0
@@ -226,6 +238,13 @@ def semi_supervised_counts(
     anomalies = pollution_ratio (unknown anomalies + unlabelled normals), all normals = `normal`; then cut to integers.
 
     Source: Ruff et al. 2020 (Deep SAD), section 4, and its published sampler.
+
+    Args:
+        normal: how many normal rows train.
+        labelled_ratio, pollution_ratio, labelled_normal_ratio: shares in [0, 1).
+
+    Raises:
+        UserError: a share is out of its range, or more normal rows would be known than there are.
     """
     for name, value in zip(SHARES, (labelled_ratio, pollution_ratio, labelled_normal_ratio), strict=True):
         if not 0 <= value < 1:
@@ -278,7 +297,7 @@ def _known_kinds(
 
 
 def normal_rows(records: Records, split: str) -> np.ndarray:
-    """Rows of the normal samples of "train" or "test", in order."""
+    """Rows of the normal samples of "train" or "test": (n,) int64, in order."""
     return np.flatnonzero((records.split == split) & (records.label == 0))
 
 
@@ -304,6 +323,9 @@ class HoldOut:
         way: "auto" or "cv".
         enough: rows that the threshold needs; 19 for a false-alarm rate of 5 % (`evaluation.thresholds.needed`).
         refits: whether the method is fitted in one pass, without gradient steps, so that several fits cost little.
+
+    Raises:
+        UserError: another word, or "cv" for a method that takes gradient steps.
     """
 
     way: str
@@ -336,8 +358,13 @@ class HoldOut:
 def hold_out(normal: np.ndarray, rng: np.random.Generator, share: Share | HoldOut) -> tuple[np.ndarray, np.ndarray]:
     """Divide normal training rows into (to train on, held out), both in order.
 
+    Args:
+        normal: (n,) int64 rows.
+        rng: draws the held-out ones.
+        share: in [0, 1); of a share above 0 at least three rows. Or a `HoldOut`, or its word.
+
     Raises:
-        UserError: fewer than two rows would remain to train on.
+        UserError: the share is out of its range, or fewer than two rows would remain to train on.
     """
     if isinstance(share, str):
         share = HoldOut(share)  # of a method that nothing is known of

@@ -14,7 +14,11 @@ from adbench.data.notes import Notes
 
 @dataclass(frozen=True)
 class Records:
-    """One row per sample, in columns of equal length."""
+    """One row per sample, in columns (N,) of equal length.
+
+    Raises:
+        ValueError: the columns differ in length.
+    """
 
     split: np.ndarray  # str: "train" or "test", as the data set's authors have it
     label: np.ndarray  # int8: 0 normal, 1 anomalous
@@ -42,7 +46,7 @@ class Records:
         return cls(label=np.array([row["label"] for row in rows], dtype=np.int8), **columns)
 
     def of_rows(self, rows: np.ndarray) -> Records:
-        """The records of some rows, in their order."""
+        """The records of some rows, (n,) int64, in their order."""
         return Records(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
@@ -77,7 +81,11 @@ class Source(Protocol):
         """(H, W) bool, True where anomalous; called for rows whose `records.mask` is not ""."""
 
     def leave_out(self, unreadable: Mapping[str, str]) -> np.ndarray:
-        """Take rows out of the records, by path with the reason; returns those kept. Only sources that skip have it."""
+        """Take rows out of the records, by path with the reason. Only sources that skip have it.
+
+        Returns:
+            (n,) int64: of each row that is kept, the number that it had.
+        """
 
     def fingerprint(self) -> str:
         """A text that changes whenever any image, mask or feature does, and with nothing else."""

@@ -25,7 +25,7 @@ class Store(Protocol):
     """What takes rows, from several threads at once."""
 
     def put(self, name: str, place: int, rows: np.ndarray) -> None:
-        """Keep rows (n, ...) of an array, from row `place` on."""
+        """Keep rows (n, ...) of the array of that name, from row `place` on."""
 
     def done(self, spans: Spans, notes: Notes) -> None:
         """These rows are complete, and `notes` are what was odd about them."""
@@ -35,7 +35,7 @@ class Store(Protocol):
 
 
 class Memory:
-    """Arrays of this process. Rows of arrays that it lacks are dropped."""
+    """Arrays of this process, see `Store`. Rows of arrays that it lacks are dropped."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
@@ -51,7 +51,7 @@ class Memory:
 
 
 class Files:
-    """One .npy file for each array, beside its final place, and a journal of the rows that are complete.
+    """A `Store`: one .npy file for each array, beside its final place, and a journal of the rows that are complete.
 
     A job that is killed, or stopped by a signal, leaves both, and the next job of the same data goes on. It believes
     the journal only where the bytes in the files have the checksums that stand there, so that nothing need be forced to
@@ -101,7 +101,11 @@ class Files:
                 yield {key: line[key] for key in ("spans", "sums", "notes")}
 
     def put(self, name: str, place: int, rows: np.ndarray) -> None:
-        """Write rows where they belong; unlike a store to mapped memory it can report a full disk."""
+        """Write rows (n, ...) where they belong; unlike a store to mapped memory it can report a full disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
         rows = np.ascontiguousarray(rows)
         content = rows.data.cast("B")
         offset = self._starts[name] + place * (rows.nbytes // len(rows))

@@ -152,6 +152,13 @@ def _why(field: str, line: int) -> str:
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Arrays of a .npz or .mat file by name.
 
+    Args:
+        path: of the file.
+        names: of the arrays.
+
+    Returns:
+        the arrays in the order of their names, in the shapes and types of the file.
+
     Raises:
         UserError: the file cannot be read, lacks one, or one is an array of objects.
     """

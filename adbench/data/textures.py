@@ -33,10 +33,13 @@ class Textures:
 
     Args:
         photograph: brick, grass or gravel.
-        size: side of a crop in pixels, at most 128.
+        size: side of a crop in pixels, 16 to 128.
         train: number of training crops, all normal.
-        test: number of test crops, half of them defective.
+        test: number of test crops, half of them defective; 2 to 1000.
         seed: of positions and defects.
+
+    Raises:
+        UserError: there is no such photograph, or a number is out of its range.
     """
 
     has_masks = True
@@ -79,12 +82,15 @@ class Textures:
         self._masks = np.stack(masks)
 
     def read_image(self, row: int) -> np.ndarray:
+        """(size, size, 3) uint8."""
         return np.repeat(self.array[row], 3, axis=-1)
 
     def read_mask(self, row: int) -> np.ndarray:
+        """(size, size) bool, True where anomalous."""
         return self._masks[row]
 
     def fingerprint(self) -> str:
+        """Of the crops and masks."""
         digest = hashlib.sha256(str(self.array.shape).encode())
         digest.update(self.array.data)
         digest.update(self._masks.data)

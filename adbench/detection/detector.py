@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
-        """Scores of prepared rows, on the CPU."""
+        """Scores of prepared rows: `image` (N,) and `maps` (N, 1, h, w) or None, float32 on the CPU."""
         ...
 
 
@@ -179,11 +179,11 @@ class Detector:
         return self.overlay_of(pixels, scores.maps[0, 0].numpy(), longest)
 
     def overlay_of(self, pixels: np.ndarray, values: np.ndarray, longest: int = LONGEST_SIDE) -> Image.Image:
-        """The overlay of an image (H, W, 3) uint8 whose map (h, w) is known."""
+        """The overlay, see `overlay`, of an image (H, W, 3) uint8 whose map (h, w) float32 is known."""
         return Image.fromarray(overlay(thumbnail(pixels, longest), values, self.scale([values])))
 
     def scale(self, maps: Any) -> Normalize:
-        """The colour scale of overlays for maps (h, w) each."""
+        """The colour scale that overlays of maps, (h, w) each, share; see `map_scale`."""
         return map_scale(maps, self.card.get("map_range"))
 
     def _features(self, rows: Any) -> np.ndarray:
@@ -200,6 +200,9 @@ class Detector:
 
         Without a rate it is the run's own. A rate that the held-out rows are too few for gets a warning and
         `false_alarm_rate` says which can be had.
+
+        Raises:
+            UserError: the rate lies outside (0, 1).
         """
         false_alarm_rate = self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         if not 0 < false_alarm_rate < 1:
@@ -209,12 +212,15 @@ class Detector:
         return held_out_threshold(self.card["held_out_scores"], 1 - false_alarm_rate, origin, "--false-alarm-rate")
 
     def p_value(self, score: Any) -> np.ndarray:
-        """(N,): for a normal image P(p <= a) <= a; 1 everywhere, which says nothing, without held-out scores."""
+        """(N,) scores -> (N,) p-values in (0, 1]: for a normal image P(p <= a) <= a.
+
+        Without held-out scores it is 1 everywhere, which says nothing.
+        """
         return conformal_p_value(np.asarray(score, dtype=float), np.asarray(self.card["held_out_scores"], dtype=float))
 
 
 def is_anomalous(score: Any, threshold: float) -> np.ndarray:
-    """(N,) bool. A score that is no number is an alarm too."""
+    """(N,) scores -> (N,) bool: those above the threshold. A score that is no number is an alarm too."""
     return ~(np.asarray(score, dtype=float) <= threshold)
 
 
@@ -223,6 +229,9 @@ def is_anomalous(score: Any, threshold: float) -> np.ndarray:
 
 def image_list(images: Any) -> list[Any]:
     """One image after another; a folder gives its image files and those of its subfolders, by name.
+
+    Args:
+        images: as in `Detector.score`.
 
     Raises:
         UserError: these are no images, or a folder holds none.
@@ -254,7 +263,16 @@ def _file_of(image: Any) -> str:
 
 
 def as_bytes(image: Any, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """(H, W, 3) uint8 of a path, a PIL image, an array with the channels last or a tensor with the channels first."""
+    """(H, W, 3) uint8 of one image.
+
+    Args:
+        image: a path, a PIL image, an array (H, W) or (H, W, 1, 3 or 4), or a tensor (H, W) or (1, 3 or 4, H, W), of
+            uint8 or floats in [0, 1].
+        bits, max_pixels: see `adbench.data.images.decode`.
+
+    Raises:
+        UserError: the file cannot be read, or this is no image; the message says what was expected.
+    """
     if isinstance(image, str | Path):
         return decode(image, bits, max_pixels)
     if isinstance(image, Image.Image):
@@ -289,7 +307,16 @@ def as_bytes(image: Any, bits: int = 16, max_pixels: int = MAX_PIXELS) -> np.nda
 
 
 class MethodEngine:
-    """A method of this package, with the data layer's own decoding and resizing."""
+    """A method of this package, with the data layer's own decoding and resizing.
+
+    Args:
+        method: trained, in eval mode.
+        inputs: the card's `input`.
+        device: cpu, cuda, ...
+
+    Raises:
+        UserError: the device cannot be used.
+    """
 
     def __init__(self, method: Any, inputs: Mapping[str, Any], device: str) -> None:
         self.device = devices.device(device)
@@ -301,9 +328,11 @@ class MethodEngine:
         self.size: tuple[int, int] = tuple(inputs["size"] or (0, 0))  # (0, 0): features
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (3, h, w) uint8 at the size that the method sees."""
         return resized((center_crop(image, self.crop) if self.crop else image)[None], self.size)[0]
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
+        """Scores of (3, h, w) uint8 images or (D,) float64 features, on the CPU."""
         batch = torch.from_numpy(np.stack(rows)).to(self.device)
         with torch.no_grad():
             scores = self.method.score(to_float(batch) if batch.dtype == torch.uint8 else batch)
@@ -311,7 +340,11 @@ class MethodEngine:
 
 
 class OnnxEngine:
-    """An exported graph, which resizes for itself; images of one size are scored together."""
+    """An exported graph, which resizes for itself; images of one size are scored together.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+    """
 
     def __init__(self, session: Any) -> None:
         self.session = session
@@ -321,6 +354,11 @@ class OnnxEngine:
         self.fixed = tuple(entry.shape[2:]) if all(isinstance(n, int) for n in entry.shape[2:]) else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (3, H, W) uint8.
+
+        Raises:
+            UserError: the graph takes another size.
+        """
         if self.fixed and image.shape[:2] != self.fixed:
             raise UserError(
                 f"this graph takes images of {self.fixed[0]}x{self.fixed[1]}, got {image.shape[0]}x{image.shape[1]}; "
@@ -329,6 +367,7 @@ class OnnxEngine:
         return np.ascontiguousarray(image.transpose(2, 0, 1))
 
     def score(self, rows: Sequence[np.ndarray]) -> Scores:
+        """Scores of (3, H, W) uint8 images of any sizes or (D,) float64 features, on the CPU, in their order."""
         places = defaultdict(list)
         for place, row in enumerate(rows):
             places[row.shape].append(place)
@@ -405,7 +444,11 @@ def card_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_released(path: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
-    """Card, configuration and weights of a .safetensors file; nothing in it is run."""
+    """Card, configuration and weights (by name, in the file's shapes) of a .safetensors file; nothing in it is run.
+
+    Raises:
+        UserError: `adbench.export` did not write the file, or it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

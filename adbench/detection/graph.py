@@ -118,6 +118,13 @@ def save_graph(
 ) -> float:
     """Write the graph of a method, if its scores are the method's.
 
+    Args:
+        method: trained, in eval mode.
+        card: of the detector; it goes into the file.
+        kind: onnx or torch-export.
+        path: of the file.
+        input_size: see `export`.
+
     Returns:
         The largest difference between the two, relative to the largest score.
 

@@ -17,7 +17,7 @@ LONGEST_SIDE = 1024  # pixels of an overlay
 
 
 def thumbnail(image: np.ndarray, longest: int = LONGEST_SIDE) -> np.ndarray:
-    """(H, W, 3) uint8, resized if its longer side has more than `longest` pixels."""
+    """(H, W, 3) uint8 -> (h, w, 3) uint8: resized if the longer side has more than `longest` pixels."""
     scale = longest / max(image.shape[:2])
     if scale >= 1:
         return image
@@ -30,6 +30,7 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
 
     Args:
         out: the folder.
+        name: of both files, without suffix.
         values: (h, w) float32.
         image: (H, W, 3) uint8.
         kind: png (16 bits, `write_map`) or npy (float32).
@@ -45,13 +46,18 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
 
 
 def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:
-    """(h, w) as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`."""
-    low, high = float(values.min()), float(values.max())
+    """Write (h, w) floats as a 16-bit PNG; the scores of its 0 and 65535 stand in its text chunks `low` and `high`.
+
+    These are the least and the largest finite values. NaN and inf are 65535, -inf is 0, as an overlay colours them.
+    """
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     span = high - low or 1.0
     note = PngInfo()
     note.add_text("low", repr(low))
     note.add_text("high", repr(low + span))
-    steps = np.rint((values.astype(np.float64) - low) / span * 65535).astype(np.uint16)
+    shares = np.nan_to_num((values.astype(np.float64) - low) / span, nan=1.0, posinf=1.0, neginf=0.0)
+    steps = np.rint(shares * 65535).astype(np.uint16)
     Image.fromarray(steps).save(path, format="PNG", pnginfo=note, compress_level=3)
 
 

@@ -76,6 +76,7 @@ def predict(
     Args:
         model: a run folder, or a .onnx or .safetensors file.
         inputs: files, and folders that are searched with their subfolders.
+        options: how they are scored and what is written.
         device: cpu, cuda, ...
         trust: packages whose classes may be built from the run folder.
 
@@ -142,7 +143,11 @@ def _check_writable(out: Path) -> None:
 
 
 def score_tables(detector: Detector, paths: Sequence[Path], options: Options, results: Results) -> None:
-    """Score every row of every table; one that is wrong stops the call before anything is scored."""
+    """Score every row of every table.
+
+    Raises:
+        UserError: a table is wrong; nothing has been scored then.
+    """
     tables = [(path, _table(detector, path)) for path in paths]
     for path, values in tables:
         scores = detector.score(values, options.batch_size).image.tolist()
@@ -232,7 +237,7 @@ class _MapWriter:
         for path, future in self.waiting:
             try:
                 future.result()
-            except (OSError, ValueError) as error:  # a full disk; a map that is not finite
+            except (OSError, ValueError) as error:  # a full disk
                 self.results.unwritten.append((str(path), getattr(error, "strerror", None) or str(error)))
         self.waiting = []
 

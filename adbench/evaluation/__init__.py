@@ -1,0 +1,1 @@
+"""From scores to metrics, thresholds and pictures: everything that a test measures."""

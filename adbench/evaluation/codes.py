@@ -85,10 +85,10 @@ class CodePanels(Observer):
         apart = {f"_{name}": codes[:, [k]] for k, name in enumerate(names)} or {"": codes}
         figures = {f"codes_tsne{name}": draw_tsne(tsne(one, self.seed), kinds) for name, one in apart.items()}
         normal = np.flatnonzero(kinds == "good")
-        shown = normal if len(normal) > 3 else np.arange(len(codes))
+        rows_of_density = normal if len(normal) > 3 else np.arange(len(codes))
         title = type(method).__name__
         figures["codes_density"] = draw_density(
-            {title + name.replace("_", " ", 1): c[shown] for name, c in apart.items()}
+            {title + name.replace("_", " ", 1): c[rows_of_density] for name, c in apart.items()}
         )
         codes = next(iter(apart.values()))
         if getattr(method, "decodes", False) and len(normal) > 1:
@@ -150,7 +150,7 @@ def tsne(codes: Floats, seed: int) -> Floats:
 
 def interpolations(first: Floats, last: Floats, steps: int) -> dict[str, Floats]:
     """Codes on the straight way from `first` to `last`, both (tiles, D): of all tiles, and of each tile alone while the
-    others stay at `first`. Each (steps, tiles, D)."""
+    others stay at `first`. By the name of what moves, (steps, tiles, D) each; the ends are included."""
     share = np.linspace(0, 1, steps, dtype=np.float32)[:, None, None]
     whole = (1 - share) * first + share * last
     path = {"all tiles": whole}
@@ -177,8 +177,8 @@ def plane(codes: Floats) -> NDArray[np.float64]:
 
 
 def effective_dimensions(codes: Floats) -> float:
-    """In how many directions normalised codes vary, (sum of variances)^2 / sum of squared variances: 1 for codes on a
-    line, n for equal variances in n directions; 0 if nothing varies."""
+    """In how many directions normalised codes (N, tiles, D) vary, (sum of variances)^2 / sum of squared variances: 1
+    for codes on a line, n for equal variances in n directions; 0 if nothing varies."""
     flat = normalised(codes)
     variances = np.linalg.svd(flat - flat.mean(0), compute_uv=False) ** 2
     return float(variances.sum() ** 2 / (variances**2).sum()) if variances.max() > 1e-20 else 0.0
@@ -197,7 +197,12 @@ def density(points: NDArray[np.float64], side: int, extent: float) -> NDArray[np
 
 
 def draw_tsne(points: Floats, kinds: NDArray[np.str_]) -> Figure:
-    """One plot per defect kind over the faint cloud of all; colours are tiles. Points (N, tiles, 2)."""
+    """One plot per defect kind, six at most, over the faint cloud of all; colours are tiles.
+
+    Args:
+        points: (N, tiles, 2) of `tsne`.
+        kinds: (N,) defect kinds.
+    """
     names = sorted(set(kinds.tolist()), key=lambda kind: (kind != "good", kind))[:6]
     figure = Figure(figsize=(2.6 * len(names) + 0.4, 3.1), dpi=DPI, facecolor="white", layout="constrained")
     tiles = np.broadcast_to(np.arange(points.shape[1]), points.shape[:2])
@@ -217,7 +222,7 @@ def draw_tsne(points: Floats, kinds: NDArray[np.str_]) -> Figure:
 
 
 def draw_interpolations(pictures: Mapping[str, Floats]) -> Figure:
-    """A row of pictures (steps, H, W, 3) for each name."""
+    """A row of pictures (steps, H, W, 3) in [0, 1] for each name."""
     steps, height, width = next(iter(pictures.values())).shape[:3]
     cell = 1.0
     figure = Figure(

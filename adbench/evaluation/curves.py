@@ -34,28 +34,30 @@ class Curve:
 
     @property
     def fpr(self) -> Floats:
+        """(K + 1,) false positive rate, from 0 to 1."""
         return self.false / self.false[-1]
 
     @property
     def tpr(self) -> Floats:
+        """(K + 1,) true positive rate, from 0 to 1."""
         return self.true / self.true[-1]
 
     @property
     def precision(self) -> Floats:
-        """Share of anomalous samples among those found; 1 where nothing is found."""
+        """(K + 1,) share of anomalous samples among those found, in [0, 1]; 1 where nothing is found."""
         found = self.true + self.false
         return np.divide(self.true, found, out=np.ones_like(found), where=found > 0)
 
     def auroc(self) -> float:
-        """Chance that an anomalous sample outscores a normal one, ties counted half."""
+        """Chance that an anomalous sample outscores a normal one, in [0, 1], ties counted half."""
         return float(_area(self.false, self.true) / (self.false[-1] * self.true[-1]))
 
     def average_precision(self) -> float:
-        """Sum of precision times the step in recall (no interpolation)."""
+        """Sum of precision times the step in recall (no interpolation), in [0, 1]."""
         return float((np.diff(self.tpr) * self.precision[1:]).sum())
 
     def f1_max(self) -> float:
-        """Largest F1 over all thresholds."""
+        """Largest F1 over all thresholds, in [0, 1]."""
         return float((2 * self.true / (self.true + self.false + self.true[-1])).max())
 
     def balanced_accuracy_max(self) -> float:
@@ -147,13 +149,13 @@ def bootstrap(score: ArrayLike, label: ArrayLike, draws: int | None = None, seed
 
 @lru_cache(maxsize=8)
 def resampled(rows: int, draws: int, seed: int) -> NDArray[np.float32]:
-    """(rows, draws) how often each row is in each resample; runs on one data set share it."""
+    """(rows, draws) how often each row is in each resample, whole numbers; runs on one data set share it."""
     drawn = np.random.default_rng(seed).integers(rows, size=(draws, rows))
     drawn += rows * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * draws).reshape(draws, rows).T.astype(np.float32, order="C")
 
 
 def interval(areas: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of (draws,) areas."""
+    """Percentile interval (low, high) of (draws,) areas; it holds the share `level` of them."""
     low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -25,6 +25,11 @@ def keys(score: Tensor, label: Tensor, threshold: float | None) -> dict[str, Ten
 
     `found` and `missed` are anomalous rows of the highest and the lowest score, `false_alarm` and `passed` normal
     ones, `borderline` rows nearest to the threshold.
+
+    Args:
+        score: (B,), any range.
+        label: (B,) 0 normal, 1 anomalous.
+        threshold: None leaves no row borderline.
     """
     score = score.float()
     out = torch.full_like(score, -torch.inf)

@@ -13,7 +13,7 @@ from adbench.types import Batch, Scores
 class Kept(NamedTuple):
     """K rows. A key of -inf marks a row that is not eligible."""
 
-    key: Tensor  # (K,)
+    key: Tensor  # (K,) float
     index: Tensor  # type: ignore[assignment]  # (K,); hides tuple.index
     label: Tensor  # (K,)
     score: Tensor  # (K,)
@@ -33,6 +33,7 @@ class Kept(NamedTuple):
         return Kept._make(None if column is None else column[rows] for column in self)
 
     def with_rows_of(self, other: Kept) -> Kept:
+        """These rows, then the other's; without maps if either has none."""
         pairs = zip(self, other, strict=True)
         return Kept._make(None if a is None or b is None else torch.cat((a, b)) for a, b in pairs)
 
@@ -42,4 +43,5 @@ class Kept(NamedTuple):
         return Kept._make(None if column is None else column[rows] for column in self)
 
     def on_host(self) -> Kept:
+        """The rows in the host's memory."""
         return Kept._make(None if column is None else column.cpu() for column in self)

@@ -73,25 +73,25 @@ def curve(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> Curve | None:
 
 
 def image_auroc(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> float | None:
-    """Area under the ROC curve, ties counted half. Arguments and None as in `curve`."""
+    """Area under the ROC curve, in [0, 1], ties counted half. Arguments, errors and None as in `curve`."""
     c = curve(score, label)
     return None if c is None else c.auroc()
 
 
 def image_ap(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> float | None:
-    """Step-wise average precision. Arguments and None as in `curve`."""
+    """Step-wise average precision, in [0, 1]. Arguments, errors and None as in `curve`."""
     c = curve(score, label)
     return None if c is None else c.average_precision()
 
 
 def image_f1_max(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> float | None:
-    """Largest F1 over thresholds. Arguments and None as in `curve`."""
+    """Largest F1 over thresholds, in [0, 1]. Arguments, errors and None as in `curve`."""
     c = curve(score, label)
     return None if c is None else c.f1_max()
 
 
 def image_balanced_accuracy_max(score: ArrayLike | Tensor, label: ArrayLike | Tensor) -> float | None:
-    """Largest balanced accuracy over thresholds. Arguments and None as in `curve`."""
+    """Largest balanced accuracy over thresholds, in [0.5, 1]. Arguments, errors and None as in `curve`."""
     c = curve(score, label)
     return None if c is None else c.balanced_accuracy_max()
 
@@ -99,9 +99,9 @@ def image_balanced_accuracy_max(score: ArrayLike | Tensor, label: ArrayLike | Te
 def image_balanced_accuracy(
     score: ArrayLike | Tensor, label: ArrayLike | Tensor, threshold: float | None
 ) -> float | None:
-    """Mean of true positive and true negative rate where `score > threshold` means anomalous; None without threshold.
+    """Mean of true positive and true negative rate where `score > threshold` means anomalous, in [0, 1].
 
-    Arguments and None as in `curve`.
+    None without threshold; other arguments, errors and None as in `curve`.
     """
     c = curve(score, label)
     if c is None or threshold is None:
@@ -113,7 +113,12 @@ def image_balanced_accuracy(
 def image_metrics(
     score: ArrayLike | Tensor, label: ArrayLike | Tensor, threshold: float | None = None
 ) -> dict[str, float | None]:
-    """All image metrics by the names that results carry. Arguments and None as in `curve`."""
+    """All `IMAGE_METRICS` by name, each in [0, 1]. Errors and None as in `curve`.
+
+    Args:
+        score, label: see `curve`.
+        threshold: of `image_balanced_accuracy`, which is None without it.
+    """
     c = curve(score, label)
     if c is None:
         return dict.fromkeys(IMAGE_METRICS)
@@ -129,9 +134,10 @@ def image_metrics(
 def bootstrap_auroc(
     score: ArrayLike | Tensor, label: ArrayLike | Tensor, *, seed: int = curves.SEED, draws: int | None = None
 ) -> tuple[float, float] | None:
-    """95 % percentile interval of the image AUROC under resampling with replacement, normal and anomalous apart.
+    """95 % percentile interval (low, high) of the image AUROC under resampling, normal and anomalous rows apart.
 
-    Arguments and None as in `curve`, `seed` and `draws` as in `curves.bootstrap`: what a report says of the same rows.
+    Arguments, errors and None as in `curve`, `seed` and `draws` as in `curves.bootstrap`: what a report says of the
+    same rows.
     """
     if curve(score, label) is None:
         return None
@@ -199,6 +205,9 @@ def histogram_offset(maps: ArrayLike | Tensor) -> float:
 
     Bins are relative: scores that vary by 0.1 around 100 share few of them. The median is returned where it spreads
     the scores over more bins than 0 does and 0 leaves too many pairs in one bin; otherwise 0.
+
+    Args:
+        maps: of any shape, any range, not empty.
     """
     maps = torch.as_tensor(np.asarray(maps, dtype=np.float32)).flatten()
     median = float(maps.median())
@@ -216,6 +225,9 @@ class PixelMetrics(Metric):
     Three histograms over the bins of `bin_of` are kept: normal pixels, anomalous pixels, and anomalous pixels weighted
     by 1 / area of their region. All are sums, so they add over batches and ranks, and memory does not grow with the
     test set. Images without defects contribute their pixels as normal ones.
+
+    Source: Bergmann et al. 2020 (Uninformed Students), section 4: PRO, the mean overlap with connected regions, here
+    8-connected, as the area up to a false positive rate of 0.3, divided by 0.3.
 
     Args:
         offset: subtracted from every map before binning (`histogram_offset`); the bins are finest around it.
@@ -251,8 +263,11 @@ class PixelMetrics(Metric):
         """Add a batch.
 
         Args:
-            maps: (B, 1, H, W) float, higher = more anomalous.
+            maps: (B, 1, H, W) float, any range, higher = more anomalous.
             mask: (B, 1, H, W) bool, True where anomalous.
+
+        Raises:
+            ValueError: the shapes differ or are others.
         """
         if maps.shape != mask.shape or maps.ndim != 4 or maps.shape[1] != 1:
             raise ValueError(
@@ -287,7 +302,7 @@ class PixelMetrics(Metric):
         self.mixed_images += mixed
 
     def compute(self) -> dict[str, float | None]:
-        """The metrics by the names that results carry, and `pixel_auroc_bound`.
+        """All `PIXEL_METRICS` by name, each in [0, 1], None where undefined.
 
         The exact AUROC differs from `pixel_auroc` by at most `pixel_auroc_bound`, half the share of
         normal-anomalous pairs that share a bin; a warning says what to do where that is more than 1e-4.

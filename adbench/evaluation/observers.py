@@ -17,7 +17,7 @@ class Subject(NamedTuple):
 
     defects: NDArray[np.str_]  # (N,) defect kind, "good" for normal rows
     paths: NDArray[np.str_]  # (N,) relative to the data set's root
-    rows: NDArray[np.int64]  # the test rows
+    rows: NDArray[np.int64]  # (n,), the test rows
     has_masks: bool  # whether the data set has ground-truth masks
 
     @classmethod
@@ -38,7 +38,15 @@ class Observer(Callback):
         """Forget the test before."""
 
     def observe(self, batch: Batch, scores: Scores, method: LightningModule) -> None:
-        """Look at a batch and its scores, without gradients. Waiting for the device costs every batch."""
+        """Look at a batch and its scores, without gradients.
+
+        Waiting for the device costs every batch: leave tensors where they are until `share`.
+
+        Args:
+            batch: of the test: images (B, 3, H, W) float in [0, 1] or (B, D) features, with labels and masks.
+            scores: what `test_scores` of the method gave.
+            method: that is tested.
+        """
 
     def share(self) -> Any:
         """What this rank has seen: on the host, and of a type that can be pickled."""

@@ -15,7 +15,11 @@ HEAT = 0.75  # share of the hottest colour over the image
 
 
 def map_range(pixels: NDArray[np.float32]) -> list[float] | None:
-    """[median, 99.8 % quantile] of normal images' map values, None without any: what an overlay need not colour."""
+    """[median, 99.8 % quantile] of normal images' map values, None without any: what an overlay need not colour.
+
+    Args:
+        pixels: of maps, in any shape; values that are not finite do not count.
+    """
     values = pixels[np.isfinite(pixels)]
     return [float(value) for value in np.quantile(values, [0.5, 0.998])] if len(values) else None
 
@@ -42,7 +46,7 @@ def map_scale(
 
 
 def in_colours(values: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
-    """(h, w) -> (h, w, 3): the map in the scale's colours."""
+    """(h, w) -> (h, w, 3) uint8: the map in the scale's colours."""
     return _table()[(_shares(values, scale) * 255).astype(np.uint8)].astype(np.uint8)
 
 
@@ -59,12 +63,12 @@ def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], scale: Normal
     """The map's colours over the grey image: where the map is cold the image stays visible.
 
     Args:
-        image: (H, W, 3).
-        values: (h, w), the anomaly map, enlarged to the image.
+        image: (H, W, 3) uint8.
+        values: (h, w), the anomaly map, resized to the image.
         scale: of the map's values.
 
     Returns:
-        (H, W, 3).
+        (H, W, 3) uint8.
     """
     height, width = image.shape[:2]
     share = np.asarray(Image.fromarray(_shares(values, scale)).resize((width, height), Image.Resampling.BILINEAR))

@@ -117,7 +117,7 @@ RECONSTRUCTIONS = 16  # computed together
 
 
 def panels_of(rows: Kept, method: Any, subject: Subject) -> list[tuple[int, Panel]]:
-    """The eligible rows, each with its place in the record table."""
+    """The eligible rows as panels, each with its row in the record table; reconstructions are computed here."""
     rows = rows.eligible()
     if not len(rows.key):
         return []
@@ -158,7 +158,7 @@ def publish(figures: dict[str, Figure], folder: Path, trainer: Trainer) -> None:
 
 
 def spread(rows: NDArray[np.int64], number: int) -> list[int]:
-    """So many of the rows, evenly spread over them; all where there are no more."""
+    """`number` of the (n,) rows, evenly spread over them; all where there are no more."""
     if len(rows) > number:
         rows = rows[((np.arange(number) + 0.5) * len(rows) / number).astype(np.int64)]
     return rows.tolist()
@@ -285,12 +285,13 @@ def draw_cell(name: str, panel: Panel, scale: Normalize | None, size: tuple[int,
     """One picture of a panel.
 
     Args:
+        panel: of a test image.
         name: image, reconstruction, anomaly map, overlay or mask (the grey image with the mask's outline).
         scale: of the maps' colours.
         size: (height, width) in pixels.
 
     Returns:
-        (height, width, 3), or None if the panel has no such picture.
+        (height, width, 3) uint8, or None if the panel has no such picture.
     """
     image = _as_bytes(panel.image)
     if name == "image":
@@ -327,7 +328,10 @@ STRIP = 128  # pixels of the longer side of a strip's cells
 
 
 def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
-    """(h, w, 3): image, reconstruction, map over the image with the mask's outline, side by side at a small size."""
+    """(h, w, 3) uint8: image, reconstruction and the map over the image with the mask's outline, side by side.
+
+    The longer side of each is `STRIP` pixels.
+    """
     names = ["image", *["reconstruction"] * (panel.reconstruction is not None)]
     names += ["overlay"] * (panel.map is not None or panel.mask is not None)
     longest = max(panel.image.shape[:2])
@@ -339,7 +343,13 @@ def draw_strip(panel: Panel, scale: Normalize | None) -> NDArray[np.uint8]:
 
 
 def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: float | None = None) -> Figure:
-    """ROC curve of the images, AUROC in the title; the threshold is a point on it."""
+    """ROC curve of the images, AUROC in the title; the threshold is a point on it.
+
+    Args:
+        c: of the test images.
+        interval: of the AUROC, (low, high).
+        threshold: a score.
+    """
     figure, axes = _plot(4.6, 4.6)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
     axes.fill_between(c.fpr, c.tpr, color=NORMAL, alpha=0.12, linewidth=0)
@@ -358,13 +368,19 @@ def draw_roc(c: Curve, interval: tuple[float, float] | None = None, threshold: f
 
 
 def draw_histogram(score: ArrayLike, label: ArrayLike, threshold: float | None = None) -> Figure:
-    """Scores of normal and anomalous test images, with the threshold where there is one."""
+    """Scores of normal and anomalous test images, with the threshold where there is one.
+
+    Args:
+        score: (N,), any range; those that are not finite are left out.
+        label: (N,) 0 normal, 1 anomalous.
+        threshold: a score.
+    """
     values, labels = np.asarray(score, dtype=float), np.asarray(label)
     labels, values = labels[np.isfinite(values)], values[np.isfinite(values)]
     figure, axes = _plot(6.4, 3.6)
-    shown = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
+    span = values if threshold is None or not np.isfinite(threshold) else np.append(values, threshold)
     count = int(np.clip(2 * len(values) ** 0.5, 10, 60)) + 1
-    bins: Any = np.linspace(shown.min(), shown.max(), count) if len(shown) else 10
+    bins: Any = np.linspace(span.min(), span.max(), count) if len(span) else 10
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
         chosen = values[labels == value]
         axes.hist(chosen, bins, color=colour, histtype="stepfilled", alpha=0.3)
@@ -397,7 +413,7 @@ def _finish(axes: Axes, title: str, across: str, up: str) -> None:
 
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels, (H, W, 3)."""
+    """The figure's pixels, (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

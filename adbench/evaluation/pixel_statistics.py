@@ -110,9 +110,10 @@ def _squared_distances(images: Tensor) -> Tensor:
 
 
 def draw_moments(mean: Tensor, std: Tensor, middle_line: bool) -> Figure:
-    """Figure 8: mean and standard deviation over the position of a pixel, (window, window) each.
+    """Figure 8: mean and standard deviation over the position of a pixel.
 
     Args:
+        mean, std: (window, window) each, of `pixel_moments`.
         middle_line: draw the pixels on the horizontal line through the middle alone, as the paper does for objects.
     """
     rows = [values[len(values) // 2] if middle_line else values.flatten() for values in (mean.cpu(), std.cpu())]

@@ -26,9 +26,11 @@ class Folder(Protocol):
 
     path: Path
 
-    def write_scores(self, name: str, rows: Iterable[Row]) -> None: ...
+    def write_scores(self, name: str, rows: Iterable[Row]) -> None:
+        """Write the table of scores under a file name."""
 
-    def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None: ...
+    def write_curves(self, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Write `curves.json`: level ("pixel") -> name of a column -> its values."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ def named_rows(records: Any, index: NDArray[np.int64], score: NDArray[np.float32
 
     Args:
         records: the data set's record table.
-        index, score: (n,) rows of it, and their scores.
+        index: (n,) rows of it.
+        score: (n,) their scores.
     """
     for i, s in zip(index.tolist(), score.tolist(), strict=True):
         yield i, str(records.path[i]), int(records.label[i]), str(records.defect[i]), s

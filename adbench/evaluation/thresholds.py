@@ -70,10 +70,10 @@ def held_out_threshold(
     """
     score = np.asarray(score, dtype=np.float64).reshape(-1)
     if not 0 < quantile < 1:
-        raise UserError(f"the threshold's quantile must lie in (0, 1), got {quantile}; 0.95 allows 5 % false alarms")
+        raise UserError(f"{key}: a quantile lies in (0, 1), got {quantile}; 0.95 allows 5 % false alarms")
     if np.isnan(score).any():
         nan = int(np.isnan(score).sum())
-        raise UserError(f"{nan} of {len(score)} held-out scores are NaN: the method has diverged")
+        raise UserError(f"{nan} of {len(score)} held-out scores are NaN: train again with a lower learning rate")
     n = len(score)
     if n == 0:
         warnings.warn("no normal samples were held out: no threshold, thresholded metrics are null", stacklevel=2)
@@ -82,11 +82,11 @@ def held_out_threshold(
     least = 1 / (n + 1)  # of a new normal sample to exceed the largest of n others
     if rate < least - 1e-9:
         asked, attainable = _told_apart(rate, least)
-        said = f"{quantile:.6g} (a false-alarm rate of {asked})" if key == "evaluation.quantile" else asked
+        setting = f"{quantile:.6g} (a false-alarm rate of {asked})" if key == "evaluation.quantile" else asked
         above = np.ceil(least * 1e4) / 1e4  # what is typed is rounded to the side that can be had
         other = f"{1 - above:.6g}" if key == "evaluation.quantile" else f"{above:.6g}"
         warnings.warn(
-            f"{key}={said} is out of reach of {n} held-out normal samples: the threshold is the largest of their "
+            f"{key}={setting} is out of reach of {n} held-out normal samples: the threshold is the largest of their "
             f"scores, with a rate of about {attainable}. Hold out at least {needed(quantile)} "
             f"(protocol.holdout, in training), or set {key}={other}",
             stacklevel=2,

@@ -25,7 +25,14 @@ FROZEN = (None, "adbench.pretraining.imagenet.ImageNet")  # pretraining that see
 
 
 def build(node: Any) -> Any:
-    """What a configuration node describes; whatever its constructor refuses comes out as one `UserError`."""
+    """What a configuration node describes.
+
+    Args:
+        node: plain values or a section of a configuration; `_target_` names what is built.
+
+    Raises:
+        UserError: whatever the constructor refuses, in one message.
+    """
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -46,6 +53,9 @@ def build_method(cfg: DictConfig) -> Any:
     """The method of a configuration, untrained, its seed set.
 
     The recipe is advice to the data and budget groups, so the constructor does not get it.
+
+    Raises:
+        UserError: the method refuses a value, or one of its sizes is 0.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # refused here
@@ -63,7 +73,11 @@ def _method_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_source(cfg: DictConfig) -> Any:
-    """The data set of a configuration, listed; it remembers in `cache_dir` what its files hold."""
+    """The data set of a configuration, listed; it remembers in `cache_dir` what its files hold.
+
+    Raises:
+        UserError: the data are not there, or not as they should be.
+    """
     source = build(cfg.data.source)
     source.cache_dir = cfg.cache_dir
     return source
@@ -159,6 +173,9 @@ def restored(
         state, batches_seen: of the training.
         origin: where the configuration comes from, for messages.
         trust: see `load_method`.
+
+    Raises:
+        UserError: it is no method's, it asks for code that nobody trusts, or the weights do not fit.
     """
     import_quickly("torch", "pytorch_lightning")
     from adbench.methods.base import Method
@@ -169,9 +186,9 @@ def restored(
     try:
         cls = get_object(target)
     except Exception as error:
-        raise UserError(f"{target} is no method") from error
+        raise UserError(f"{target} is no method; {origin} must be of a trained run") from error
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
-        raise UserError(f"{target} is no method")
+        raise UserError(f"{target} is no method; {origin} must be of a trained run")
     _refuse_another_versions_arguments(cfg)
     method = build_method(cfg)
     try:

@@ -70,11 +70,11 @@ def folder_lines(folders: Sequence[Mapping[str, Any]], most: int = 20) -> list[s
     """The table of `DataModule.overview`, a line each; of many folders the first."""
     heads = {"folder": "folder", "images": "images", "taken_as": "taken as", "train": "train", "holdout": "held out",
              "test": "test", "unused": "unused"}  # fmt: skip
-    shown = [name for name in heads if name not in ("holdout", "unused") or any(row[name] for row in folders)]
-    rows = [[heads[name] for name in shown]]
-    rows += [["" if row[name] == 0 else str(row[name]) for name in shown] for row in folders[:most]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
-    text = [name in ("folder", "taken_as") for name in shown]
+    columns = [name for name in heads if name not in ("holdout", "unused") or any(row[name] for row in folders)]
+    rows = [[heads[name] for name in columns]]
+    rows += [["" if row[name] == 0 else str(row[name]) for name in columns] for row in folders[:most]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    text = [name in ("folder", "taken_as") for name in columns]
     lines = [
         "  ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}" for cell, w, left in zip(row, widths, text, strict=True))
         for row in rows

@@ -122,6 +122,7 @@ class Size(NamedTuple):
 
     @property
     def drawn(self) -> int:
+        """Test rows that are drawn."""
         return min(self.panels[0], self.test_anomalous) + min(self.panels[1], self.test_normal)
 
 
@@ -322,6 +323,7 @@ class Clock(Callback):
 
     @property
     def timed(self) -> int:
+        """How many training batches were timed."""
         return sum(kind == "step" for kind, _, _ in self.done)
 
     @property

@@ -72,6 +72,7 @@ class Planned:
 
     @property
     def runs(self) -> bool:
+        """Whether it would train, were its data in reach."""
         return self.status in ("start", "resume", "no data")
 
 
@@ -96,7 +97,7 @@ def jobs_of(words: Sequence[str], multirun: bool) -> tuple[list[Planned], Mappin
     if node.get("_target_") != SWEEPER:
         raise UserError(
             "--dry-run lists the jobs of a sweep over values, and a search (hydra/sweeper=tuning or optuna) chooses "
-            "its jobs as it goes: leave the sweeper away and give one value for each key that is searched"
+            "its jobs as it goes: leave hydra/sweeper=... out and give one value for each key that it searches"
         )
     sweeper = instantiate(node)
     texts = [*sweeper._parse_config(), *shared.hydra.overrides.task]
@@ -170,6 +171,7 @@ class StandIn:
         self.features = noise
 
     def fingerprint(self) -> str:
+        """Empty: nothing is known of its contents."""
         return ""
 
 
@@ -221,7 +223,11 @@ class Sources:
         return " ".join(str(self._latest[1]).split())
 
     def data(self, cfg: DictConfig) -> Data:
-        """What a folder's data are compared with."""
+        """What a folder's data are compared with.
+
+        Raises:
+            UserError: the data are not in reach.
+        """
         key = digest(OmegaConf.to_container(cfg.data.source, resolve=True), 32)
         if key not in self._listed:
             source, real = self.of(cfg)
@@ -386,6 +392,7 @@ class Plan:
             )
 
     def threads(self, cfg: Any) -> int:
+        """CPU threads that a job would have."""
         return int(cfg.trainer.threads or threads_per_job(self.launcher, cores()))
 
     def seconds(self, job: Planned) -> dict[str, float]:
@@ -455,6 +462,7 @@ class Total:
     cache: float = 0.0
 
     def add(self, job: Planned, parts: Mapping[str, float], results: float, cache: float) -> None:
+        """Add a job: its seconds by part, the bytes of its folder and those of the image cache."""
         self.jobs += 1
         for name, value in parts.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value

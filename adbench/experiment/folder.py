@@ -89,10 +89,12 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
+        """Where the last checkpoint lies, if there is one."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def config_file(self) -> Path:
+        """Where the configuration lies that the run was made with."""
         return self.path / ".hydra" / "config.yaml"
 
     def metrics(self) -> dict[str, Any]:
@@ -176,6 +178,7 @@ class RunFolder:
             return
 
     def write_config(self, cfg: DictConfig, file: Path | None = None) -> None:
+        """Write a configuration, its values worked out, to `config_file` or another file."""
         resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
         write_text(file or self.config_file, OmegaConf.to_yaml(resolved))
 
@@ -203,6 +206,7 @@ class RunFolder:
         write_text(self.path / "curves.json", json.dumps(finite(short), allow_nan=False) + "\n")
 
     def write_split(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """split.json, a line for each row of `DataModule.split_table`."""
         with whole(self.path / "split.json") as temporary:
             temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 

@@ -239,9 +239,9 @@ def changed_settings(folder: RunFolder, record: Mapping[str, Any], identity: Ide
     if now.get(PRECISION) == AUTO:  # it takes what the run began with, which its record says
         then.pop(PRECISION, None)
         now = {key: value for key, value in now.items() if key != PRECISION}
-    shown = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
+    text_of = lambda values, key: repr(values[key]) if key in values else "not there"  # noqa: E731
     return [
-        f"{key} was {shown(then, key)} and is {shown(now, key)} now"
+        f"{key} was {text_of(then, key)} and is {text_of(now, key)} now"
         for key in sorted(then.keys() | now.keys())
         if json.dumps(then.get(key, "absent"), default=str) != json.dumps(now.get(key, "absent"), default=str)
     ]

@@ -42,6 +42,9 @@ def execute(cfg: DictConfig) -> Outcome:
 
     Errors never escape: a sweep goes on with its next job. Only a job of a sweep that is stopped by a signal exits.
     A command that is refused, or that fails before its training begins, leaves the folder as it was.
+
+    Raises:
+        SystemExit: a job of a sweep was stopped by a signal.
     """
     import_quickly("torch", "pytorch_lightning")  # in a sweep's worker; the command has them
     hydra = HydraConfig.get()
@@ -170,7 +173,11 @@ def _code(before: Mapping[str, Any], now: str) -> str:
 
 
 def resolve(cfg: DictConfig) -> None:
-    """Fail now, with one message, if a value of the configuration cannot be had."""
+    """Fail now, with one message, if a value of the configuration cannot be had.
+
+    Raises:
+        UserError: a value is missing or does not resolve, or the method does not take data of this kind.
+    """
     missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
     if missing:
         raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")

@@ -237,6 +237,7 @@ class Known:
         self.axes: Mapping[str, list[Mapping[str, Any]]] = hydra["sweeper"].get("axes") or {}
 
     def is_group(self, key: str) -> bool:
+        """Whether a key names a group of choices."""
         if key not in self._groups:  # which reads folders
             self._groups[key] = bool(self.loader.get_group_options(key))
         return self._groups[key]

@@ -94,11 +94,11 @@ def with_method(words: Sequence[str]) -> tuple[list[str], str]:
 
     pretraining = [] if "pretraining" in keys else ["pretraining=imagenet"]
     if packaged(BACKBONE) is None and pretraining:
-        said = (
+        note = (
             "no method is chosen and no ImageNet weights are installed: the default method learns from your images "
             f"alone ({EXTRA} brings weights, with which {METHOD} is taken)"
         )
-        return list(words), said
+        return list(words), note
     chosen = [f"method={METHOD}", *pretraining]
     return [*words, *chosen], f"no method is chosen: {' '.join(chosen)} (--help says which method is for what)"
 

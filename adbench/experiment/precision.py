@@ -48,8 +48,8 @@ def has_bfloat16(accelerator: str) -> bool:
 @cache
 def cpu_has_bfloat16() -> bool:
     """Whether this processor computes in bfloat16: as torch says and, where it is silent, as one convolution shows."""
-    said = _said_of_the_cpu()
-    return bfloat16_cost() < EMULATED_FROM if said is None else said
+    answer = _said_of_the_cpu()
+    return bfloat16_cost() < EMULATED_FROM if answer is None else answer
 
 
 def _said_of_the_cpu() -> bool | None:

@@ -77,7 +77,7 @@ class Ranks:
 
 
 class Bystander(RunFolder):
-    """A run folder seen by a process that does not own it: reading works, writing does nothing."""
+    """A run folder seen by a process that does not own it: reading works, every `write_...` does nothing."""
 
     def clear(self) -> None: ...
 

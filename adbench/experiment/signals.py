@@ -28,6 +28,11 @@ class StopRequest:
         return 128 + (self.signal or signal.SIGINT)
 
     def handle(self, signum: int, frame: Any) -> None:
+        """Note the signal, and ask the training to stop.
+
+        Raises:
+            SystemExit: it is the second signal, or nothing is being trained.
+        """
         repeated, self.signal = bool(self), signum
         if repeated or self.callback is None:
             raise SystemExit(self.code)  # not training: what is written is whole, the rest is done again
@@ -60,6 +65,7 @@ def signal_callback(request: StopRequest) -> Any:
 
 @contextmanager
 def signals_as_request() -> Iterator[StopRequest]:
+    """While open, SIGTERM and Ctrl-C become a request; outside the main thread signals stay as they are."""
     request = StopRequest()
     try:
         earlier = request.listen()

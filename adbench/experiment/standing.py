@@ -29,6 +29,7 @@ class Data(NamedTuple):
 
     @classmethod
     def of(cls, source: Any) -> Data:
+        """That of a source of rows; its files are read, as far as they may have changed."""
         columns = {column.name: getattr(source.records, column.name).tolist() for column in fields(source.records)}
         return cls(digest([source.fingerprint(), columns], 32), tuple(columns["path"]))
 

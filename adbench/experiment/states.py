@@ -54,6 +54,7 @@ class Rule(NamedTuple):
     words: str  # what the command does, for the documentation
 
     def fits(self, facts: Facts) -> bool:
+        """Whether the row is about these facts."""
         given = ((self.data, facts.data), (self.settings, facts.settings), (self.code, facts.code))
         return (
             (not self.holds or facts.holds in self.holds)

@@ -54,6 +54,7 @@ class Job:
 
     @property
     def done(self) -> bool:
+        """Whether there is nothing left to run."""
         return self.status in ("finished", "failed", "refused")
 
     def look(self, since: float = 0.0) -> None:

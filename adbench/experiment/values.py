@@ -192,7 +192,17 @@ def refuse_wrong_values(sections: Mapping[str, Any], reference: Mapping[str, Any
 
 
 def refuse(key: str, value: Any, want: str, default: Any = None) -> typing.NoReturn:
-    """The one message for a value that cannot be."""
+    """The one message for a value that cannot be.
+
+    Args:
+        key: dotted.
+        value: as it was given.
+        want: what it should be, in words.
+        default: an example, if there is one.
+
+    Raises:
+        UserError: always.
+    """
     got = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     typed = json.dumps(default, separators=(",", ":")).replace('"', "")  # without spaces: one word of a shell
     example = "" if default is None or isinstance(default, dict) else f", as in {key}={typed}"
@@ -205,6 +215,9 @@ def refuse_numbers_that_cannot_be(sections: Mapping[str, Any], defaults: Mapping
     Args:
         sections: resolved sections of the configuration by name.
         defaults: every default by dotted name, of lists the whole list.
+
+    Raises:
+        UserError: naming key and value, and what to type.
     """
     for name, section in sections.items():
         for key, value in leaves(section, name):
@@ -221,7 +234,15 @@ def refuse_numbers_that_cannot_be(sections: Mapping[str, Any], defaults: Mapping
 
 
 def refuse_own(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Keys that no constructor gets; `values` are those of OWN, as far as they resolve."""
+    """Refuse wrong values of keys that no constructor gets.
+
+    Args:
+        values: of the keys in `OWN`, as far as they resolve.
+        defaults: every default by dotted name.
+
+    Raises:
+        UserError: naming key and value, and what to type.
+    """
     for key, value in values.items():
         default, hint = defaults.get(key), OWN[key]
         if value is None and default is None:
@@ -328,8 +349,10 @@ def refuse_absent_devices(trainer: Mapping[str, Any]) -> None:
     try:
         Trainer(**asked, **silent)
     except Exception as error:  # Lightning has its own types for each way to be wrong
-        said = " ".join(str(error).split()).rstrip(".!")
-        if "can not run on your system" in said or "No supported gpu backend" in said:
-            said = f"there is no {trainer['accelerator']} on this machine"
+        reason = " ".join(str(error).split()).rstrip(".!")
+        if "can not run on your system" in reason or "No supported gpu backend" in reason:
+            reason = f"there is no {trainer['accelerator']} on this machine"
         keys = " ".join(f"trainer.{key}={value}" for key, value in asked.items())
-        raise UserError(f"{keys} cannot be had: {said}. Type trainer=cpu, or trainer=default for any device") from None
+        raise UserError(
+            f"{keys} cannot be had: {reason}. Type trainer=cpu, or trainer=default for any device"
+        ) from None

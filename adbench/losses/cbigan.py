@@ -68,6 +68,7 @@ def interpolated_pairs(
         generated: (B, C, H, W) samples G(z).
         latent: (B, Z) latents z.
         epsilon: (B,) in [0, 1]; 1 gives the image's end.
+        pairing: see above.
 
     Returns:
         (B, C, H, W) images and (B, Z) latents.

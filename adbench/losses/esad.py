@@ -15,7 +15,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def squared_norm(x: Tensor, reduction: Reduction) -> Tensor:
-    """‖x‖² of each row, (B, ...) -> (B,), as a sum or a mean over the row's elements."""
+    """‖x‖², which Eqs. 5 to 9 are made of, of each row: (B, ...) -> (B,), a sum or a mean over the row's elements."""
     over = tuple(range(1, x.ndim))
     return x.square().mean(over) if reduction == "mean" else x.square().sum(over)
 
@@ -48,6 +48,7 @@ def reconstruction(
     Args:
         x_hat, target: (B, ...) float; target is Φ(x).
         semi_label: (B,) int, +1 known normal, 0 unlabelled, -1 known anomalous.
+        reduction: of ‖.‖² over a row's elements, "sum" or "mean".
         counts: (2,) float, what the sums over unlabelled and labelled rows are divided by; None for their numbers
             here. With 1 / d of their numbers in a batch over d devices, the mean over devices is that of the batch.
 
@@ -69,7 +70,7 @@ def norm(
         z_hat: (B, ...) float.
         semi_label: (B,) int, y where it is not 0.
         eps: added to ‖ẑ‖² where y = -1: bounds the term by 1 / eps and leaves it a gradient.
-        counts: see `reconstruction`.
+        reduction, counts: see `reconstruction`.
 
     Returns:
         () float, >= 0.
@@ -95,7 +96,7 @@ def assistance(
         z, z_hat: (B, ...) float.
         semi_label, labelled_share: (B,) int and () float, m / (n + m): a batch that holds labelled rows more often than
             the training rows do counts its groups by that share. None takes the rows of the batch as they are.
-        counts: see `reconstruction`.
+        reduction, counts: see `reconstruction`.
     """
     gap = squared_norm(z_hat - z, reduction)
     if semi_label is None or labelled_share is None:
@@ -112,13 +113,26 @@ def score(
     reduction: Reduction,
     code_reduction: Reduction | None = None,
 ) -> Tensor:
-    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row: (B,), >= 0. `code_reduction` is that of the codes where it is another.
+    """‖x̂ - x‖² + λ1 ‖ẑ‖² of each row.
 
     Source: Huang et al. 2021 (ESAD), Eq. 9.
+
+    Args:
+        x, x_hat: (B, ...) float.
+        z_hat: (B, ...) float.
+        lambda_1: λ1, weight of the code.
+        reduction: see `reconstruction`.
+        code_reduction: that of ‖ẑ‖² where it is another than that of ‖x̂ - x‖².
+
+    Returns:
+        (B,) float, >= 0.
     """
     return squared_norm(x_hat - x, reduction) + lambda_1 * squared_norm(z_hat, code_reduction or reduction)
 
 
 def unsquared_score(x: Tensor, x_hat: Tensor, z_hat: Tensor, lambda_1: float) -> Tensor:
-    """‖x̂ - x‖ + λ1 ‖ẑ‖ of each row: (B,), >= 0. A reading of Eq. 9 without its squares, not what the paper prints."""
+    """‖x̂ - x‖ + λ1 ‖ẑ‖ of each row: (B,), >= 0. A reading of Eq. 9 without its squares, not what the paper prints.
+
+    Arguments as for `score`.
+    """
     return squared_norm(x_hat - x, "sum").sqrt() + lambda_1 * squared_norm(z_hat, "sum").sqrt()

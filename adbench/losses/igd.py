@@ -28,7 +28,10 @@ LUMA = (0.2989, 0.587, 0.114)  # colour residual -> grey map
 
 
 def moments(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, sum and sum of squares of a batch, enough for its distances to any center: (B, Z) -> (), (Z,), ()."""
+    """Count, sum and sum of squares of a batch, enough for its distances to any center: (B, Z) -> (), (Z,), ().
+
+    float64. Eq. 3's mean and variance are sums of these.
+    """
     z = z.double()
     return z.new_full((), len(z)), z.sum(dim=0), (z * z).sum()
 
@@ -77,6 +80,10 @@ def floored_center(mean: Tensor, floor: float = 0.1) -> Tensor:
 
     Args:
         mean: (Z,) float, the mean embedding of the training samples.
+        floor: least size of a component that is not 0, >= 0.
+
+    Returns:
+        (Z,) float.
     """
     return torch.where(mean.abs() < floor, mean.sign() * floor, mean)
 
@@ -88,6 +95,7 @@ def floored_variance(distance_sum: Tensor, count: Tensor, floor: float = 1.0, *,
 
     Args:
         distance_sum, count: (n,) float, of each batch.
+        floor: >= 0, in squared units of the embedding.
         per_batch: floor each batch's mean, then average (released); else floor the mean over all samples.
 
     Returns:
@@ -127,6 +135,9 @@ def pyramid(x: Tensor, x_hat: Tensor, *, window: int, weights: Sequence[float]) 
     Args:
         x, x_hat: (B, C, H, W), normalised pixels.
         window, weights: see `similarity.ms_ssim`.
+
+    Returns:
+        a pair (ssim, cs) for each weight, see `similarity.ssim_maps`.
     """
     return ssim_pyramid(x, x_hat, data_range=DATA_RANGE, window=window, scales=len(weights))
 
@@ -167,7 +178,7 @@ def reconstruction(
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
-    """Mean squared error of each image, the MSE row of the ablation: (B, C, H, W) twice -> (B,)."""
+    """Mean squared error of each image, "MSE" in Table 5: (B, C, H, W) twice -> (B,), >= 0."""
     return (x.float() - x_hat.float()).square().mean(dim=(1, 2, 3))
 
 
@@ -176,12 +187,15 @@ def interpolate(z1: Tensor, z2: Tensor, alpha: Tensor) -> Tensor:
 
     Args:
         z1, z2: (B, Z). alpha: (B, 1), drawn from U(0, 1/2) in training.
+
+    Returns:
+        (B, Z).
     """
     return alpha * z1 + (1 - alpha) * z2
 
 
 def blend(x: Tensor, x_hat: Tensor, zeta: Tensor | float) -> Tensor:
-    """x_hat_zeta = zeta x + (1 - zeta) x_hat. Source: below Eq. 10. zeta: a number, or (B, 1, 1, 1)."""
+    """x_hat_zeta = zeta x + (1 - zeta) x_hat. Source: below Eq. 10. Two (B, C, H, W) and a number or (B, 1, 1, 1)."""
     return zeta * x + (1 - zeta) * x_hat
 
 
@@ -257,7 +271,7 @@ def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma of three channels: (B, 3, H, W) -> (B, 1, H, W)."""
+    """Luma of three channels, as the released code weighs them: (B, 3, H, W) -> (B, 1, H, W)."""
     return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
 
 

@@ -40,12 +40,12 @@ def greedy_coreset(rows: Tensor, count: int, first: int, head: int = 24) -> Tens
 
     Args:
         rows: (n, D) float.
-        count: how many to choose, at least 1; n or more gives all.
+        count: how many to choose, at least 1.
         first: place of the first member.
         head: axes that are looked at first.
 
     Returns:
-        (count,) int64 places, in the order of the choice.
+        (count,) int64 places, in the order of the choice; all (n,) in their order if `count` is n or more.
     """
     n = len(rows)
     if count >= n:

@@ -26,7 +26,11 @@ def regularised_covariance(total: Tensor, products: Tensor, count: int, epsilon:
 
 
 def whitening(covariance: Tensor) -> Tensor:
-    """(P, D, D) positive definite -> (P, D, D) W with W^T W = covariance^-1."""
+    """(P, D, D) positive definite -> (P, D, D) W with W^T W = covariance^-1: Eq. 2 is ||W (x - mean)||.
+
+    Raises:
+        torch.linalg.LinAlgError: a covariance is not positive definite.
+    """
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
 

@@ -150,6 +150,9 @@ def kernel_alignment(gram_x: Tensor, gram_z: Tensor) -> Tensor:
 
     Source: Cortes et al. 2012, in place of Eq. 14, whose value hardly depends on the dependence.
 
+    Args:
+        gram_x, gram_z: (m, m) centred Gram matrices.
+
     Returns:
         () in [0, 1]; 0 if a variable is constant.
     """
@@ -161,6 +164,13 @@ def hsic_bottleneck(prior_dependence: Tensor, input_dependence: Tensor, beta: fl
     """nHSIC(Z', Z) - β nHSIC(X, Z): dependence on the input is rewarded.
 
     Source: Eq. 15, sign as printed (the usual HSIC bottleneck has the opposite one).
+
+    Args:
+        prior_dependence, input_dependence: () float, of `nhsic` or `kernel_alignment`.
+        beta: β, weight of the dependence on the input.
+
+    Returns:
+        () float, any sign.
     """
     return prior_dependence - beta * input_dependence
 
@@ -190,6 +200,7 @@ def reconstruction(image: Tensor, x_hat: Tensor, form: Literal["squared", "absol
 
     Args:
         image, x_hat: (B, C, H, W) in [0, 1].
+        form: "squared" or "absolute_and_squared".
 
     Returns:
         () >= 0.
@@ -209,6 +220,8 @@ def tile_errors(image: Tensor, x_hat: Tensor, n: int, form: Literal["norm", "rel
 
     Args:
         image, x_hat: (B, C, H, W). Sides that n does not divide: the last row and column of tiles are smaller.
+        n: tiles along a side.
+        form: "norm" or "released".
 
     Returns:
         (B, 1 + n^2) >= 0, the whole image first, then tiles in raster order.
@@ -277,6 +290,7 @@ def released_metrics(
         errors: (N, 1 + K), `tile_errors(..., form="released")` of the test images in their order.
         label: (N,) 0 normal, 1 anomalous.
         folder: (N,) int, the folder of each image (its defect kind); None keeps every image's own tile errors.
+        tau_whole, tau_tile: see `two_threshold_score`.
 
     Returns:
         auroc, tpr, tnr, balanced_accuracy (their mean); None where a denominator is 0.

@@ -88,7 +88,10 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float, window: int = 11, sigma: fl
 
 
 def downsample(x: Tensor) -> Tensor:
-    """2 x 2 mean; an odd side is padded by one row of zeros that counts, as the reference implementation does."""
+    """2 x 2 mean, the step between two scales of Wang et al. 2003: (B, C, H, W) -> half the sides, odd ones rounded up.
+
+    An odd side begins with a row of zeros that counts, as in pytorch-msssim.
+    """
     return F.avg_pool2d(x, 2, padding=[side % 2 for side in x.shape[-2:]])
 
 
@@ -109,6 +112,9 @@ def ms_ssim(
 
     Returns:
         (B,) float in [0, 1].
+
+    Raises:
+        UserError: the shapes differ, or the window does not fit the coarsest scale.
     """
     levels = ssim_pyramid(x, y, data_range=data_range, window=window, scales=len(weights), sigma=sigma)
     return ms_ssim_of(levels, weights)
@@ -117,7 +123,10 @@ def ms_ssim(
 def ssim_pyramid(
     x: Tensor, y: Tensor, *, data_range: float, window: int, scales: int, sigma: float = 1.5
 ) -> list[tuple[Tensor, Tensor]]:
-    """`ssim_maps` of two images and of their halves, quarters, ...: `scales` pairs (ssim, cs), finest first."""
+    """`ssim_maps` of two images and of their halves, quarters, ...: `scales` pairs (ssim, cs), finest first.
+
+    Arguments and errors as for `ms_ssim`.
+    """
     levels = []
     for scale in range(scales):
         levels.append(ssim_maps(x, y, data_range=data_range, window=window, sigma=sigma))

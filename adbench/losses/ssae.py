@@ -71,7 +71,8 @@ def amplification(
     so a pixel of the mask that was not changed earns nothing.
 
     Args:
-        corrupted: X̂; the others as for `normal_region`.
+        reconstruction, clean, mask, squared: see `normal_region`.
+        corrupted: X̂.
 
     Returns:
         () float, >= 0.

@@ -1,0 +1,1 @@
+"""The detectors: subclasses of `base.Method`, which name networks and losses and turn images into scores."""

@@ -154,41 +154,50 @@ class StandIn:
 
     @property
     def datamodule(self) -> StandIn:
+        """It stands for both."""
         return self
 
     @property
     def batches_per_epoch(self) -> int:
+        """Training batches of one pass through the rows, at least 1."""
         return max(1, int(self.method.batches_per_epoch))
 
     @property
     def max_epochs(self) -> int:
+        """Epochs of the whole training, the last one counted whole."""
         return max(1, math.ceil((self.method.total_batches or 0) / self.batches_per_epoch))
 
     @property
     def estimated_stepping_batches(self) -> int:
+        """Training batches of the whole training, at least 1."""
         return max(1, self.method.total_batches or 0)
 
     @property
     def global_step(self) -> int:
+        """Training batches finished."""
         return int(self.method.batches_seen)
 
     @property
     def current_epoch(self) -> int:
+        """The number of the epoch, from 0."""
         return self.global_step // self.batches_per_epoch
 
     @property
     def train_batch_size(self) -> int | None:
+        """Rows of a training batch on this device; None where a loader does not say."""
         rows: int | None = self.method.rows_per_batch
         return rows
 
     @property
     def train_dataloader(self) -> Rows:
+        """The training rows in order."""
         return Rows(self.rows, self.batches_per_epoch)
 
     def _training_rows(self) -> Iterator[Any]:
         return map(self.method.theirs, self.method.training_rows())
 
     def val_dataloader(self) -> Rows:
+        """The held-out normal rows; none but while the method is calibrated."""
         return Rows(lambda: self.holdout, len(self.holdout))
 
 
@@ -198,20 +207,25 @@ class Borrowed:
     trainer: Any
 
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        """Hand a loss term to the method."""
         self.trainer.method.term(name, value)
 
     def log_dict(self, dictionary: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        """Hand loss terms to the method."""
         for name, value in dictionary.items():
             self.log(name, value)
 
     def optimizers(self, *_: Any, **__: Any) -> Any:
+        """The method's: one, or a list of several."""
         return self.trainer.method.optimizers()
 
     def lr_schedulers(self) -> Any:
+        """The method's: one, or a list of none or several."""
         schedulers = self.trainer.method.schedulers
         return schedulers[0] if len(schedulers) == 1 else schedulers
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of a () loss, under the method's precision and strategy."""
         self.trainer.method.manual_backward(loss, *args, **kwargs)
 
     def toggle_optimizer(self, *_: Any, **__: Any) -> None:
@@ -260,6 +274,9 @@ def their_batch(batch: Batch, image: Tensor) -> Any:
     Args:
         batch: of this package.
         image: (B, 3, H, W) as the model takes them, normalised where it wants that.
+
+    Returns:
+        an `anomalib.data.ImageBatch` with labels (B,) and masks (B, H, W), all False.
     """
     from anomalib.data import ImageBatch
 

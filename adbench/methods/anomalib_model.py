@@ -222,7 +222,7 @@ class AnomalibModel(Method):
         self._encoders, self._weights_known = {}, True
 
     def normalize(self, image: Tensor) -> Tensor:
-        """From [0, 1] to what the model takes."""
+        """(B, 3, H, W) in [0, 1] -> pixels as the model takes them, in the same shape."""
         return (image - self.mean) / self.std
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -318,13 +318,17 @@ class AnomalibTraining(AnomalibModel):
     """A model of anomalib that learns by gradients."""
 
     def term(self, name: str, value: Any) -> None:
-        """What the model logs."""
+        """Keep a term () that the model logs, for `record`; values of another shape are left out."""
         value = torch.as_tensor(value, device=self.device)
         if value.numel() == 1:
             self._terms[name.removeprefix("train_")] = value.detach().float().reshape(())
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """What the model computes from the training rows before its first step."""
+        """What the model computes from the training rows before its first step.
+
+        Raises:
+            UserError: EfficientAd is given batches of more than one image.
+        """
         self._say_what_is_random()
         if self.model == "EfficientAd" and self.total_batches and self.rows_per_batch != 1:
             raise UserError(f"EfficientAd learns from one image at a time: data.batch_size={self.world}")

@@ -40,6 +40,9 @@ class Autoencoder(SeveralSteps):
         window: of SSIM, in pixels.
         optimizer, schedule, rows_per_step: see `SeveralSteps`.
         norm: batch normalisation in the networks of images.
+
+    Raises:
+        UserError: there is no such error or scaling, or the images cannot be halved down to 8 px or less.
     """
 
     def __init__(
@@ -83,7 +86,11 @@ class Autoencoder(SeveralSteps):
             self.input.fit(batch.image for batch in batches)
 
     def errors(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """(B, 1, H, W) of images, (B, D) of features, >= 0."""
+        """The error of each pixel, (B, 1, H, W), or of each feature, (B, D): >= 0.
+
+        Args:
+            x, x_hat: (B, 3, H, W) in [0, 1], or (B, D) scaled features.
+        """
         if self.tabular:
             return (x - x_hat).square()
         if self.error == "ssim":

@@ -33,6 +33,10 @@ class NonFiniteLoss(RuntimeError):
 class Method(LightningModule):
     """A detector that is trained on batches and scores images.
 
+    A subclass may define more, which commands use where they find it: `encoders` and `on_pretrained` (pretraining),
+    `extra_scores`, `extra_metrics` and `codes` (a test records them), `decodes` and `decode` (pictures of codes). See
+    docs/extending.md.
+
     Attributes:
         seed: of everything that training draws.
         total_batches: length of the training. None until it is set or, by any `Trainer.fit`, read off the trainer.
@@ -74,29 +78,57 @@ class Method(LightningModule):
     # -- what a method may define ---------------------------------------------------------------------------------
 
     def check_inputs(self) -> None:
-        """Raise a `UserError` for what a training needs and does not find, before any data are read; scoring, which
-        may happen on another machine, never asks."""
+        """Refuse a training that misses a file or folder, before any data are read.
+
+        Scoring, which may happen on another machine, never asks.
+
+        Raises:
+            UserError: something is missing; the message says what to type.
+        """
 
     def before_pretraining(self, batches: Iterable[Batch]) -> None:
-        """Fit, on the training rows, what stands between data and encoder, so that pretraining sees it too."""
+        """Fit, on the training rows, what stands between data and encoder, so that pretraining sees it too.
+
+        Args:
+            batches: see `prepare`.
+        """
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Compute centers and statistics from the training rows, once before the first step. Kept in buffers."""
+        """Compute centers and statistics from the training rows, once before the first step. Buffers keep them.
+
+        Args:
+            batches: of all training rows in order, on this device: images (B, 3, H, W) float in [0, 1], or (B, D)
+                features. They can be gone through once.
+        """
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Fill buffers from the held-out normal rows, after the last step and before the test."""
+        """Fill buffers from the held-out normal rows, after the last step and before the test.
+
+        Args:
+            batches: of the held-out rows in order, as `prepare` gets those that train; empty where none are held out.
+        """
 
     def score(self, image: Tensor) -> Scores:
-        """Anomaly scores of (B, C, H, W) float images in [0, 1] (or (B, D) features); one row never sees another."""
+        """Anomaly scores of a batch; a row's score does not depend on the rows beside it.
+
+        Args:
+            image: (B, 3, H, W) float in [0, 1], or (B, D) features.
+
+        Returns:
+            (B,) scores, higher = more anomalous, and with `has_maps` maps (B, 1, H, W).
+        """
         raise NotImplementedError
 
     def test_scores(self, image: Tensor) -> Scores:
-        """`score` as a test asks for it. A method whose `extra_scores` or `codes` come out of the same pass through its
-        networks overrides this and gives them too, as `extras` and `codes`: a test then encodes each image once."""
+        """`score` as a test asks for it; arguments and result are those of `score`.
+
+        A method whose `extra_scores` or `codes` come out of the same pass through its networks overrides this and gives
+        them too, as `extras` and `codes`: a test then encodes each image once.
+        """
         return self.score(image)
 
     def reconstruct(self, image: Tensor) -> Tensor | None:
-        """The reconstruction shown in pictures, (B, C, H, W) in [0, 1]; None for methods that have none."""
+        """The reconstruction that pictures show, (B, 3, H, W) in [0, 1]; None for methods that have none."""
         return None
 
     def regions(self) -> list[nn.Module]:
@@ -106,7 +138,10 @@ class Method(LightningModule):
     # -- randomness ---------------------------------------------------------------------------------------------------
 
     def stream(self, purpose: str) -> torch.Generator:
-        """The generator of training batch k for one purpose, on this module's device."""
+        """The generator of training batch k for one purpose, on this module's device.
+
+        It is a function of seed, purpose and k, so that a resumed training draws what an uninterrupted one draws.
+        """
         return torch_stream(self.seed, purpose, self.batches_seen, device=self.device)
 
     def rand(self, purpose: str, rows: int, *shape: int) -> Tensor:
@@ -145,7 +180,7 @@ class Method(LightningModule):
         return 0 if self._attached is None else self._attached.global_rank
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all devices, on each of them."""
+        """The mean of a tensor over all devices, in its shape, on each of them."""
         return value if self.world == 1 else self.trainer.strategy.reduce(value, reduce_op="mean")
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -255,7 +290,7 @@ class Method(LightningModule):
     # -- loss terms: on the device until they are logged ----------------------------------------------------------
 
     def record(self, terms: Mapping[str, Tensor]) -> None:
-        """Keep this step's terms; every `log_every` batches they are checked and logged with one host copy."""
+        """Keep this step's terms, () each; every `log_every` batches they are checked and logged with one host copy."""
         self._recent.append((self.batches_seen, {name: term.detach() for name, term in terms.items()}))
 
     def flush_terms(self) -> None:
@@ -316,7 +351,7 @@ class Method(LightningModule):
         flag.fill_(True)
 
     def after_batch(self) -> None:
-        """Called when a training batch is over and counted in `batches_seen`, before any checkpoint is written."""
+        """What a method does when a training batch is over and counted, before any checkpoint is written."""
 
     def rhythm(self, batches_per_epoch: int | None = None) -> int | None:
         """Training batches between two at which training does more than a step (a validation, an E-step), beginning
@@ -332,7 +367,7 @@ class Method(LightningModule):
         return 1
 
     def optimizer_steps(self, k: int) -> int:
-        """Optimizer steps of training batch k that the trainer counts for its `max_steps`."""
+        """Optimizer steps of training batch k (from 0) that the trainer counts for its `max_steps`."""
         return 1
 
     def _length_of_training(self) -> int:
@@ -457,7 +492,7 @@ def refuse_other_words(constructor: Callable[..., None], values: Mapping[str, An
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from one side, or from [height, width]."""
+    """Height and width in pixels, from one side or from [height, width]."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height, width
 
@@ -467,7 +502,7 @@ Schedule = Callable[[float], float]  # share of the budget spent -> multiplier o
 
 
 def polynomial(power: float) -> Schedule:
-    """lr * (1 - progress)^power."""
+    """lr * (1 - progress)^power, progress in [0, 1]."""
     return lambda progress: (1.0 - progress) ** power
 
 
@@ -498,7 +533,15 @@ class SingleObjective(Method):
         self._optimizer_factory, self._schedule = optimizer, schedule
 
     def objective(self, batch: Batch) -> Terms:
-        """The summands of the loss of a training batch."""
+        """The summands of the loss of a training batch.
+
+        Args:
+            batch: images (B, 3, H, W) float in [0, 1], or (B, D) features. Labels are withheld (-1); `semi_label` is
+                all that may be seen.
+
+        Returns:
+            name -> () float, already multiplied by its weight.
+        """
         raise NotImplementedError
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -541,9 +584,11 @@ class Phase:
     at: tuple[int, ...] = (0,)
 
     def acts(self, k: int) -> bool:
+        """Whether it acts on training batch k, from 0."""
         return k % self.cycle in self.at
 
     def parameters(self) -> list[nn.Parameter]:
+        """Those of its networks that require a gradient now."""
         return [p for module in self.modules for p in module.parameters() if p.requires_grad]
 
 
@@ -572,11 +617,11 @@ class Adversarial(Method):
         self._phase_parameters: list[list[nn.Parameter]] = []
 
     def phases(self) -> list[Phase]:
-        """The players in the order of their turns within a batch."""
+        """The players in the order of their turns within a batch; their names are the keys of `optimizers`."""
         raise NotImplementedError
 
     def after_phase(self, phase: Phase) -> None:
-        """Called after a phase's step, e.g. to update an average of weights."""
+        """What a method does after a phase's step, such as updating an average of weights."""
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         self._phases = self.phases()
@@ -596,7 +641,15 @@ class Adversarial(Method):
         self.record(self.turns(self.admitted(batch, first=batch_idx == 0)))
 
     def turns(self, batch: Batch, names: Sequence[str] | None = None) -> Terms:
-        """One turn of each phase that acts on this batch (of the phases in `names` alone); the terms of all."""
+        """One turn of each phase that acts on this batch.
+
+        Args:
+            batch: see `SingleObjective.objective`.
+            names: of the phases that may act; None takes all.
+
+        Returns:
+            "phase/term" -> () float.
+        """
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         terms: Terms = {}

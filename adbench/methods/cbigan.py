@@ -68,6 +68,9 @@ class CBiGAN(Adversarial):
         tiles_per_chunk: how many tiles or images are scored at once; bounds memory, does not change scores.
         optimizers: for `critic` and `encoder_generator`.
         schedule: learning-rate multiplier as a function of the budget spent, for both.
+
+    Raises:
+        UserError: a value is out of its range, or the images are not square or no multiple of what the networks take.
     """
 
     gradient_free = ("critic.output.bias",)  # it cancels in the difference of Eq. 6 and in the penalty
@@ -144,7 +147,14 @@ class CBiGAN(Adversarial):
         ]
 
     def view(self, image: Tensor) -> Tensor:
-        """The encoder's view in training of images in [0, 1] or of bytes: turned, cropped, scaled to [-1, 1]."""
+        """The encoder's view in training: turned, cropped, scaled.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1]; of textures also (B, 1 or 3, H, W) bytes.
+
+        Returns:
+            (B, 3, side, side) in [-1, 1].
+        """
         low, high = self.rotation
         degrees = low + (high - low) * self.rand("rotation", len(image))
         if self.is_texture:
@@ -154,6 +164,7 @@ class CBiGAN(Adversarial):
         return _signed(image)
 
     def critic_objective(self, batch: Batch) -> Terms:
+        """L_D and the weighted gradient penalty. Source: CBiGAN, Eq. 6 and section III-B."""
         x, z = self.view(batch.image), self.randn("latent", len(batch.image), self.latent)
         with torch.no_grad():
             encoded, generated = self.encoder(x).float(), self.generator(z).float()
@@ -168,6 +179,7 @@ class CBiGAN(Adversarial):
         }
 
     def encoder_generator_objective(self, batch: Batch) -> Terms:
+        """The summands of L*_{E,G}. Source: CBiGAN, Eq. 13."""
         x, z = self.view(batch.image), self.randn("latent", len(batch.image), self.latent)
         encoded = self.encoder(x).float()
         # Both halves of the batch in one pass: small convolutions cost their call more than their arithmetic.

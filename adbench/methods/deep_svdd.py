@@ -135,18 +135,21 @@ class _Hypersphere(SeveralSteps):
         return self.encoder(self.input(image)).float()[:, None]
 
     def distance(self, image: Tensor) -> Tensor:
-        """Squared distance from the center: (B,)."""
+        """Squared distance from the center of (B, 3, H, W) images in [0, 1], or (B, D) features: (B,), >= 0."""
         return hypersphere.distance(self.encoder(self.input(image)), self.center)
 
 
 class DeepSVDD(_Hypersphere):
-    """Unsupervised: one-class or soft-boundary.
+    """Unsupervised: one-class or soft-boundary. Score = squared distance from the center, minus the squared radius.
 
     Args:
         soft_boundary: whether a radius is learnt.
         nu: share of training rows outside the sphere, in (0, 1].
         warm_up: share of the training before the radius leaves 0.
         others: see `_Hypersphere`.
+
+    Raises:
+        UserError: nu is out of its range, there is no such network or scaling, or the network takes another side.
     """
 
     radius: Tensor  # ()
@@ -191,11 +194,14 @@ class DeepSVDD(_Hypersphere):
 
 
 class DeepSAD(_Hypersphere):
-    """Semi-supervised.
+    """Semi-supervised: known anomalies are pushed away from the center. Score = squared distance from it.
 
     Args:
         eta: weight of a labelled row relative to an unlabelled one, > 0.
         others: see `_Hypersphere`.
+
+    Raises:
+        UserError: there is no such network or scaling, or the network takes another side.
     """
 
     supervision = "semi"

@@ -37,6 +37,9 @@ class DeepSVDDRec(SingleObjective):
         freeze: whether a pretrained trunk is held fixed.
         center_floor: smallest size of a component of the center.
         optimizer, schedule: see `SingleObjective`.
+
+    Raises:
+        UserError: there is no such trunk, or the networks do not take this side.
     """
 
     pretrained: Tensor  # () bool
@@ -73,7 +76,7 @@ class DeepSVDDRec(SingleObjective):
         return self.networks.encoder
 
     def normalize(self, image: Tensor) -> Tensor:
-        """From [0, 1] to ImageNet-normalised pixels."""
+        """(B, 3, H, W) in [0, 1] -> ImageNet-normalised pixels of the same shape."""
         return (image - self.mean) / self.std
 
     def encoders(self) -> dict[str, PretrainableEncoder]:

@@ -59,6 +59,9 @@ class ESAD(SeveralSteps):
         inverse_eps: bounds the inverse norm, see `losses.esad.norm`.
         second_encoder: False leaves it out, and z takes the place of ẑ (Table 4, vanilla autoencoder).
         optimizer, schedule, rows_per_step, clip: see `SeveralSteps`.
+
+    Raises:
+        UserError: there is no such reduction, scaling or network, or the network takes another side.
     """
 
     supervision = "semi"
@@ -162,7 +165,7 @@ class ESAD(SeveralSteps):
         self.labelled_share.copy_((torch.cat(labels) != 0).float().mean())
 
     def shared_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """(x, Φ(x)): what the networks see, and what they are to reconstruct."""
+        """(x, Φ(x)): what the networks see, and what they are to reconstruct; both (B, 3, H, W) or (B, D)."""
         x = self._input(batch.image)
         anomalous = (batch.semi_label < 0).view(-1, *[1] * (x.ndim - 1))
         source = x

@@ -117,7 +117,10 @@ class IGD(Adversarial):
         signed_error: score local patches with the signed mean error, as released.
         eval_patches: patches per forward pass while scoring.
         optimizers: "generator" (projection, decoder and an unfrozen trunk) and "critic" -> factory.
-        schedule: learning-rate multiplier.
+        schedule: learning-rate multiplier as a function of the budget spent.
+
+    Raises:
+        UserError: a value is out of its range, or the networks do not take this side or kind of images.
     """
 
     descriptors: MutableMapping[str, Descriptor]  # by scale; a ModuleDict, whose type does not say what it holds
@@ -220,7 +223,7 @@ class IGD(Adversarial):
             self.on_pretrained()  # before the optimizers are made
 
     def normalize(self, image: Tensor) -> Tensor:
-        """From [0, 1] to ImageNet-normalised pixels in channels-last memory."""
+        """(B, 3, H, W) in [0, 1] -> ImageNet-normalised pixels of the same shape, in channels-last memory."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     # -- E-step -------------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ class IGD(Adversarial):
             self.e_step(self.training_rows(), first=False)
 
     def e_step(self, batches: Iterable[Batch], *, first: bool) -> None:
-        """Set each scale's center and variance from all training images. Source: Eq. 3.
+        """Set each scale's center (Z,) and variance () from all training images. Source: Eq. 3.
 
         In eval mode, but for the first time with a trunk that starts from scratch: its running statistics say nothing
         yet, and their embeddings lie far from those of training, where l_h would be 1 without a slope.
@@ -504,8 +507,17 @@ class IGD(Adversarial):
         return scores
 
     def extra_metrics(self, columns: Mapping[str, Tensor], label: Tensor) -> dict[str, float]:
-        """Accuracy at the paper's threshold of 0.5 on the score as it is, of both fusions of `extra_scores`. Source:
-        "Implementation Details"; the sum of four terms in [0, 1) is not made for it."""
+        """Accuracy at the paper's threshold of 0.5 on the score as it is, of both fusions of `extra_scores`.
+
+        Source: "Implementation Details". The sum of four terms in [0, 1) is not made for that threshold.
+
+        Args:
+            columns: (N,) test scores by name.
+            label: (N,) int64, 0 normal, 1 anomalous.
+
+        Returns:
+            name -> share of right decisions, in [0, 1].
+        """
         return {
             f"{name}_accuracy_at_0.5": ((columns[name] > 0.5).long() == label).double().mean().item()
             for name in ("sum", "released")

@@ -18,7 +18,10 @@ class Knn(Reference):
 
     Args:
         backbone, image_size: see `Reference`.
-        neighbours: k; at most the number of training rows.
+        neighbours: k, at least 1; of fewer training rows all are taken.
+
+    Raises:
+        UserError: k is below 1, or timm has no such model.
     """
 
     has_maps = False

@@ -30,8 +30,11 @@ class PaDiM(Reference):
     Args:
         backbone, stages, image_size: see `Reference`.
         dimensions: how many channels are drawn, with the run's seed; all of them where there are no more.
-        epsilon: added to the diagonal of the covariances.
+        epsilon: added to the diagonal of the covariances, > 0.
         sigma: of the Gaussian that smooths the map, in pixels.
+
+    Raises:
+        UserError: a value is out of its range, timm has no such model, or the model no such stage.
     """
 
     fitted = ("channels", "mean", "white")
@@ -59,7 +62,11 @@ class PaDiM(Reference):
         return features.flatten(2).transpose(1, 2), (size[0], size[1])
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Mean and covariance at every position, from sums over the training rows in float64."""
+        """Mean and covariance at every position, from sums over the training rows in float64.
+
+        Raises:
+            UserError: there are fewer than two training rows.
+        """
         total = sum(self.backbone.channels)
         order = torch.randperm(total, generator=torch_stream(self.seed, "channels"))
         self.channels = order[: self.dimensions].sort().values.to(self.device)

@@ -31,6 +31,9 @@ class PatchCore(Reference):
         coreset: share of the patches that the bank keeps, in (0, 1]; at least one.
         neighbours: b of Eq. 7.
         sigma: of the Gaussian that smooths the map, in pixels.
+
+    Raises:
+        UserError: the share is out of its range, timm has no such model, or the model no such stage.
     """
 
     fitted = ("bank", "center")

@@ -81,7 +81,10 @@ class PWAE(SingleObjective):
         identity_share: share of training images whose tiles stay in place, a class of its own; None has no such class.
         error: "norm" (Eqs. 22, 23) or "released".
         tau_whole, tau_tile: thresholds of the normalised errors whose rule the score carries.
-        optimizer, schedule: see SingleObjective.
+        optimizer, schedule: see `SingleObjective`.
+
+    Raises:
+        UserError: a value is out of its range, two values exclude each other, or the backbone does not fit.
     """
 
     permutations: Tensor  # (|S|, K) int64
@@ -341,7 +344,7 @@ class PWAE(SingleObjective):
         return self._decoded(image)[0].clamp(0, 1)
 
     def tile_errors(self, image: Tensor) -> Tensor:
-        """(B, 1 + K): the error of the whole image, then of its tiles, not normalised."""
+        """(B, 3, H, W) in [0, 1] -> (B, 1 + K): the error of the whole image, then of its tiles, not normalised."""
         return loss.tile_errors(image, self._decoded(image)[0], self.grid, self.error)
 
     def extra_scores(self, image: Tensor) -> dict[str, Tensor]:
@@ -359,7 +362,16 @@ class PWAE(SingleObjective):
     def released_metrics(
         self, columns: Mapping[str, Tensor], label: Tensor, folder: Tensor
     ) -> Mapping[str, float | None]:
-        """What the published program would print for a test set, from its `extra_scores`; see losses.pwae."""
+        """What the published program would print for a test set; empty without the `errors` of `extra_scores`.
+
+        Args:
+            columns: test scores by name; `errors` are (N, 1 + K).
+            label: (N,) 0 normal, 1 anomalous.
+            folder: (N,) int, the folder of each image.
+
+        Returns:
+            see `losses.pwae.released_metrics`.
+        """
         if "errors" not in columns:
             return {}
         return loss.released_metrics(columns["errors"], label, folder, self.tau_whole, self.tau_tile)
@@ -392,7 +404,11 @@ class PWAE(SingleObjective):
         return self.code_to_map is not None
 
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, K, d) codes -> (B, 3, H, W)."""
+        """(B, K, d) codes -> (B, 3, H, W).
+
+        Raises:
+            UserError: the decoder is fed with feature maps.
+        """
         if self.code_to_map is None:
             raise UserError("this decoder is fed with feature maps, not codes; use method.decoder_input=latent")
         return self._mosaic_to_image(self._maps_of(codes))

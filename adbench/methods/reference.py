@@ -22,6 +22,9 @@ class Reference(Method):
         backbone: name of a timm model.
         stages: places among its feature maps, see `Backbone`.
         image_size: side, or [height, width].
+
+    Raises:
+        UserError: timm has no such model, or the model no such stage.
     """
 
     #: Buffers whose size depends on the training rows.

@@ -45,12 +45,14 @@ class SeveralSteps(SingleObjective):
         return self._drawn[purpose][self._step]
 
     def shared_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What can be computed for all steps of a loaded batch together: tensors (rows, ...), cut like the batch and
-        handed to `objective` behind it."""
+        """What can be computed for all steps of a loaded batch together: tensors of shape (rows, ...).
+
+        They are cut like the batch and handed to `objective` behind it.
+        """
         return ()
 
     def after_step(self) -> None:
-        """Called after each optimizer step."""
+        """What a method does after each optimizer step."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         batch = self.admitted(batch, first=batch_idx == 0)

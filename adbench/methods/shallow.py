@@ -29,6 +29,9 @@ class Shallow(Method):
         image_size: side of the images, or the number of features.
         scaling: of tabular data, see `FeatureScaling`.
         encoder: of images: null takes pixels, the name of a LeNet its embeddings, which pretraining should fill.
+
+    Raises:
+        UserError: tables are given an encoder, or there is no such encoder or scaling, or it takes another side.
     """
 
     has_maps = False
@@ -67,11 +70,11 @@ class Shallow(Method):
         self.fit_rows(torch.cat([self.encoder(self.input(image)) for image in images]))
 
     def fit_rows(self, rows: Tensor) -> None:
-        """Learn from the (n, E) training rows."""
+        """Learn from the training rows, (n, E) float: scaled features, pixels or embeddings."""
         raise NotImplementedError
 
     def score_rows(self, rows: Tensor) -> Tensor:
-        """(B, E) -> (B,)."""
+        """(B, E) float -> (B,), higher for more anomalous rows."""
         raise NotImplementedError
 
     def score(self, image: Tensor) -> Scores:
@@ -133,9 +136,12 @@ class IsolationForest(Shallow):
     Source: Liu et al. 2008, Eq. 2. Settings: Huang et al. 2021, supplement 6.5 (100 trees of 256 rows).
 
     Args:
-        trees: how many.
-        rows_per_tree: how many training rows each sees, at most.
+        trees: how many, at least 1.
+        rows_per_tree: how many training rows each sees, at most; at least 2.
         others: see `Shallow`.
+
+    Raises:
+        UserError: a number is too small.
     """
 
     fitted = ("feature", "threshold", "below", "depth")
@@ -151,7 +157,9 @@ class IsolationForest(Shallow):
     ) -> None:
         super().__init__(kind, image_size, scaling, encoder)
         if trees < 1 or rows_per_tree < 2:
-            raise UserError(f"a forest needs a tree and trees need 2 rows, got {trees} trees of {rows_per_tree} rows")
+            raise UserError(
+                f"method.trees is at least 1 and method.rows_per_tree at least 2, got {trees} and {rows_per_tree}"
+            )
         self.trees, self.rows_per_tree = trees, rows_per_tree
         if isinstance(self.input, FeatureScaling):
             self.input.far = torch.finfo(torch.float32).max  # cuts compare, they square nothing
@@ -210,8 +218,12 @@ class KernelDensity(Shallow):
     """Score = -log of the density, a mean of Gaussians around the training rows.
 
     Args:
-        bandwidth: their standard deviation; "scott" takes n^(-1 / (E + 4)) times the mean deviation of the columns.
+        bandwidth: their standard deviation, > 0; "scott" takes n^(-1 / (E + 4)) times the root of the columns' mean
+            variance.
         others: see `Shallow`.
+
+    Raises:
+        UserError: another bandwidth.
     """
 
     fitted = ("rows", "width")
@@ -248,8 +260,11 @@ class NearestNeighbour(Shallow):
     """Score = mean distance to the k nearest training rows.
 
     Args:
-        neighbours: k, at most the number of training rows.
+        neighbours: k, at least 1; of fewer training rows all are taken.
         others: see `Shallow`.
+
+    Raises:
+        UserError: k is below 1.
     """
 
     fitted = ("rows",)

@@ -64,10 +64,12 @@ class Snapshot(nn.Module):
 
     @torch.no_grad()
     def take(self, module: nn.Module) -> None:
+        """Copy the module's weights and statistics as they are now."""
         for name, value in module.state_dict().items():
             self.get_buffer(name.replace(".", "/")).copy_(value)
 
     def give_back(self, module: nn.Module) -> None:
+        """Put what was taken last into the module."""
         module.load_state_dict({name.replace("/", "."): value for name, value in self.named_buffers()})
 
 
@@ -103,6 +105,9 @@ class SSAE(SingleObjective):
             `patience` batches. None keeps the last weights.
         optimizer: factory from parameters to an optimizer.
         schedule: learning-rate multiplier as a function of the budget spent, in the place of the halving by patience.
+
+    Raises:
+        UserError: a value is out of its range, or the images do not fit the network or the mean filter.
     """
 
     networks: Sequence[DilatedAutoencoder]  # a ModuleList, whose type does not say what it holds
@@ -214,7 +219,7 @@ class SSAE(SingleObjective):
             return self.corruption()(clean, draws)
 
     def extent(self) -> tuple[int, int]:
-        """Height and width of the training crops at this point of the budget."""
+        """Height and width in pixels of the training crops at this point of the budget, multiples of 8."""
         share = next(s for milestone, s in reversed(self.extents) if self.progress >= milestone)
         sides = (max(share * side, self.extent_floor) for side in self.size)
         height, width = (
@@ -264,7 +269,7 @@ class SSAE(SingleObjective):
 
     @torch.no_grad()
     def validation_errors(self, batches: Iterable[Batch]) -> Tensor | None:
-        """Each network's error on held-out normal images under fixed corruptions; None without such images.
+        """Each network's error on held-out normal images under fixed corruptions: (networks,), None without any.
 
         Objective (1) has its own value, "a good measure of training progress" (Section 4.4). Objective (4) can be
         lowered without end by amplifying, so its error is that in normal regions.

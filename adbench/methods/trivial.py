@@ -12,7 +12,7 @@ from adbench.types import Batch, Scores
 
 
 class Brightness(Method):
-    """Score = |mean brightness of the image - mean brightness of the training images|, in 0..1."""
+    """Score = |mean brightness of the image - mean brightness of the training images|, in [0, 1]. It draws no maps."""
 
     has_maps = False
     mean: Tensor  # () float64
@@ -34,7 +34,7 @@ class PCAResidual(Method):
 
     Args:
         components: how many; at most the number of training rows minus one are used.
-        image_size: side that the data layer delivers, in pixels (or [H, W]).
+        image_size: side of the images in pixels, or [height, width].
     """
 
     mean: Tensor  # (D,)

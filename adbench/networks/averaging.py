@@ -22,6 +22,9 @@ class WeightAverage(nn.Module):
         network: what is averaged; its parameters and no buffers.
         decay: in [0, 1].
         corrected: whether the starting weights are left out.
+
+    Raises:
+        ValueError: the decay is out of its range.
     """
 
     updates: Tensor

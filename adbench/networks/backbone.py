@@ -95,7 +95,7 @@ class TimmTrunk(nn.Module):
             self.register_buffer(key, value, persistent=False)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """From [0, 1] to what the published weights were trained on."""
+        """(B, 3, H, W) in [0, 1] -> pixels as the published weights were trained on, in the same shape."""
         return (image - self.get_buffer("mean")) / self.get_buffer("std")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,10 +141,11 @@ class Backbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
+        """Evaluation mode, whatever is asked for."""
         return super().train(False)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """From [0, 1] to what the published weights were trained on."""
+        """(B, 3, H, W) in [0, 1] -> pixels as the published weights were trained on, in the same shape."""
         return (image - self.get_buffer("mean")) / self.get_buffer("std")
 
     def pooled(self, image: Tensor) -> Tensor:

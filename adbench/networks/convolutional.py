@@ -1,4 +1,4 @@
-"""A plain convolutional autoencoder for images of any size, and perceptrons in its place for tables."""
+"""A plain convolutional autoencoder for square images. Ours, of no paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,17 @@ def _bottom(side: int, halvings: int) -> int:
 
 
 def encoder(side: int, latent: int, width: int, norm: bool = True) -> nn.Sequential:
-    """(B, 3, S, S) -> (B, latent): 4x4 convolutions of stride 2 with batch norm and leaky ReLU, then linear."""
+    """(B, 3, S, S) -> (B, latent): 4x4 convolutions of stride 2 with batch norm and leaky ReLU, then linear.
+
+    Args:
+        side: S, in pixels.
+        latent: size of the code.
+        width: channels after the first convolution; they double at each halving, up to eight times this.
+        norm: whether there is batch norm.
+
+    Raises:
+        UserError: the side cannot be halved down to 8 px or less.
+    """
     channels = _channels(side, width)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((3, *channels)):
@@ -37,7 +47,7 @@ def encoder(side: int, latent: int, width: int, norm: bool = True) -> nn.Sequent
 
 
 def decoder(side: int, latent: int, width: int, norm: bool = True) -> nn.Sequential:
-    """(B, latent) -> (B, 3, S, S) in [0, 1], the encoder's reverse."""
+    """(B, latent) -> (B, 3, S, S) in [0, 1], the encoder's reverse. Arguments and errors as for `encoder`."""
     channels = _channels(side, width)[::-1]
     bottom = _bottom(side, len(channels))
     layers: list[nn.Module] = [

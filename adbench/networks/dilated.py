@@ -36,6 +36,8 @@ class DilatedConv2d(nn.Conv2d):
 
     On a map of side s a tap further than s - 1 from the centre sees padding at every position, so dropping it changes
     neither the output nor any gradient (its own is 0). On small maps that is most of the work of a large dilation.
+
+    Shapes: (B, inputs, H, W) -> (B, outputs, H, W).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
@@ -79,7 +81,7 @@ class DilatedAutoencoder(nn.Module):
         width: multiplies every number of filters; 1 is the paper's 64, 128, 256 and 6 x 64.
 
     Raises:
-        UserError: an even kernel, a width that leaves no filter, or (at the call) a side not divisible by 8.
+        UserError: the kernel is even, the width leaves no filter, or (at the call) a side is not divisible by 8.
     """
 
     def __init__(self, kernel: int = 3, width: float = 1.0) -> None:

@@ -17,7 +17,11 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def check_side(side: int) -> None:
-    """Raise UserError unless the side can be halved four times."""
+    """Refuse a side, in pixels, that cannot be halved four times.
+
+    Raises:
+        UserError: it is no multiple of 16.
+    """
     if side < 16 or side % 16:
         raise UserError(
             f"ESAD's networks halve the image four times: its side must be a multiple of 16, got {side}; "
@@ -53,7 +57,7 @@ def encoder(
 
 
 def decoder(widths: tuple[int, ...] = WIDTHS, norm: bool = True, plain: bool = False) -> nn.Sequential:
-    """Code (B, widths[-1], S / 16, S / 16) -> (B, 3, S, S) in [0, 1]."""
+    """Code (B, widths[-1], S / 16, S / 16) -> (B, 3, S, S) in [0, 1]. Arguments as for `encoder`."""
     layers: list[nn.Module] = []
     outward = (widths[-1], *widths[2::-1], widths[0])
     for inputs, outputs in pairwise(outward):

@@ -60,6 +60,7 @@ class ConvThenHalve(_Folded):
 
     @staticmethod
     def make_fold(kernel: int) -> Tensor:
+        """(k^2, (k + 1)^2)."""
         return _folding_matrix(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class DoubleThenConv(_Folded):
 
     @staticmethod
     def make_fold(kernel: int) -> Tensor:
+        """(k^2, (k + 1)^2)."""
         return 4 * _folding_matrix(kernel).flip(1)  # doubling sums where halving averages; transposition flips
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class DoubleThenConv(_Folded):
 
 
 class ImageNorm(nn.Module):
-    """Layer normalisation over a whole (C, H, W) activation, one gain and one shift per element."""
+    """Layer normalisation over a whole activation, one gain and one shift per element: (B, C, S, S) -> the same."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
@@ -203,6 +205,9 @@ def reverse_resnet18(side: int, latent: int, width: float = 1.0) -> nn.Sequentia
     Source: "Resnet18 and its reverse architecture" (Implementation Details), which says no more. Here a linear layer
     makes the last stage's map from the embedding, strides and pooling become nearest-neighbour doubling, and the stem's
     7 x 7 convolution ends the network.
+
+    Raises:
+        UserError: S is no multiple of 32.
     """
     if side % 32:
         raise UserError(f"a reversed ResNet-18 makes images whose side is a multiple of 32, got {side}")
@@ -219,7 +224,7 @@ def reverse_resnet18(side: int, latent: int, width: float = 1.0) -> nn.Sequentia
 
 
 def patch_critic(width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
-    """(B, 3, 32, 32) -> (B,)."""
+    """(B, 3, 32, 32) -> (B,), unbounded; in (0, 1) with the sigmoid."""
     c = _channels(width, 64, 128, 256, 512)
     sides = (32, 16, 8)
     return nn.Sequential(
@@ -244,7 +249,11 @@ def _stages(side: int, width: float) -> list[int]:
 
 
 def image_decoder(side: int, latent: int, width: float = 1.0) -> nn.Sequential:
-    """(B, Z) -> (B, 3, S, S), unbounded; S a power of two, at least 64."""
+    """(B, Z) -> (B, 3, S, S), unbounded.
+
+    Raises:
+        UserError: S is no power of two, or below 64.
+    """
     first = _channels(width, 512)[0]
     c = [first, *reversed(_stages(side, width)[:-1])]
     return nn.Sequential(
@@ -259,7 +268,11 @@ def image_decoder(side: int, latent: int, width: float = 1.0) -> nn.Sequential:
 
 
 def image_critic(side: int, width: float = 1.0, sigmoid: bool = False) -> nn.Sequential:
-    """(B, 3, S, S) -> (B,); S a power of two, at least 64."""
+    """(B, 3, S, S) -> (B,), unbounded; in (0, 1) with the sigmoid.
+
+    Raises:
+        UserError: S is no power of two, or below 64.
+    """
     c = _stages(side, width)
     last = _channels(width, 512)[0]
     sides = [side // 2 ** (n + 1) for n in range(len(c))]
@@ -292,6 +305,9 @@ class Descriptor(nn.Module):
         critic: whether it has one (interpolation is trained).
         sigmoid: whether the critic ends in one.
         decoder: "residual", or "resnet18", the trunk's architecture reversed.
+
+    Raises:
+        UserError: there is no such trunk, or a network does not take this side.
     """
 
     center: Tensor  # (Z,)
@@ -340,7 +356,12 @@ class Descriptor(nn.Module):
             raise UserError(f"{error}, and IGD's own are {', '.join(TRUNKS)}") from None
 
     def pretrainable(self, normalize: Callable[[Tensor], Tensor], windows: bool = False) -> PretrainableEncoder:
-        """The trunk as a pretraining fills it; `normalize` is what the encoder's images went through."""
+        """The trunk as a pretraining fills it.
+
+        Args:
+            normalize: from (B, 3, S, S) images in [0, 1] to what the encoder takes.
+            windows: whether it sees windows cut from larger images.
+        """
         trunk = self.encoder.trunk
         network: nn.Module = trunk
         if isinstance(trunk, TimmTrunk):

@@ -34,7 +34,7 @@ def _size(name: str, image_size: int) -> tuple[int, int, tuple[int, ...], int | 
 
 
 def embedding_width(name: str) -> int:
-    """How many numbers the encoder of that name gives."""
+    """E, how many numbers the encoder of a name in `SIZES` gives."""
     return SIZES[name][-1]
 
 
@@ -57,7 +57,15 @@ def _norm(channels: int) -> nn.Module:
 
 
 def encoder(name: str, image_size: int) -> nn.Sequential:
-    """(B, 3, S, S) in any range -> (B, E): 5x5 convolutions, each halved by a max-pool, then linear."""
+    """(B, 3, S, S) in any range -> (B, E): 5x5 convolutions, each halved by a max-pool, then linear.
+
+    Args:
+        name: a key of `SIZES`.
+        image_size: S, in pixels.
+
+    Raises:
+        UserError: there is no such network, or it takes another side.
+    """
     side, channels, blocks, hidden, embedding = _size(name, image_size)
     layers: list[nn.Module] = [] if channels == 3 else [Grey()]
     for inputs, outputs in pairwise((channels, *blocks)):
@@ -80,7 +88,10 @@ def encoder(name: str, image_size: int) -> nn.Sequential:
 
 
 def decoder(name: str, image_size: int) -> nn.Sequential:
-    """(B, E) -> (B, 3, S, S) in [0, 1], for the autoencoder that comes before: nearest doubling and transposed 5x5."""
+    """(B, E) -> (B, 3, S, S) in [0, 1], for the autoencoder that comes before: nearest doubling and transposed 5x5.
+
+    Arguments and errors as for `encoder`.
+    """
     side, channels, _, hidden, embedding = _size(name, image_size)
     layers: list[nn.Module] = []
     if hidden is not None:

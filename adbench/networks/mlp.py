@@ -65,7 +65,10 @@ class FeatureScaling(nn.Module):
         self.register_buffer("unit", torch.ones(features, dtype=torch.float64))
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Take offset and unit from the (n, D) training rows; a constant column gets the unit 1.
+        """Take offset and unit from the training rows; a constant column gets the unit 1.
+
+        Args:
+            batches: (n_i, D) each, in any float type.
 
         Raises:
             UserError: nothing is scaled, and float32 cannot tell the values of a column apart.

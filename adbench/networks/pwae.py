@@ -75,7 +75,7 @@ class TileEncoder(nn.Module):
         self.register_buffer("std", std)
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Images in [0, 1] as the backbone takes them."""
+        """(N, 3, H, W) in [0, 1] -> pixels as the backbone takes them, in the same shape."""
         return (image - self.mean) / self.std
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,9 @@ class Encoder(nn.Module):
         latent: size of the latent.
         hidden_bias: False leaves out the biases that the authors' released program lacks.
         kernels: how they start, `glorot_uniform` or `he_normal`.
+
+    Raises:
+        UserError: S is no multiple of 32.
     """
 
     def __init__(

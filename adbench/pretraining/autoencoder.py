@@ -21,7 +21,13 @@ from adbench.types import UserError
 
 
 def image_decoder(features: int, side: int, width: int = 16) -> nn.Sequential:
-    """Any encoder's mirror: (B, features) -> (B, 3, S, S), unbounded; S may be any number."""
+    """Any encoder's mirror: (B, features) -> (B, 3, S, S), unbounded; S may be any number.
+
+    Args:
+        features: of the encoder.
+        side: S, in pixels.
+        width: channels at the full size; they double at each halving of the side, up to 128.
+    """
     start, ups = side, 0
     while start % 2 == 0 and start > 4:
         start, ups = start // 2, ups + 1
@@ -51,6 +57,9 @@ class Autoencoder(Trained):
         lr, weight_decay: of Adam.
         reduction: the squared errors of an image are summed ("sum") or averaged ("mean").
         save_every: batches between two partial files.
+
+    Raises:
+        UserError: another reduction.
     """
 
     name = "autoencoder"

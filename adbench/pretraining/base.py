@@ -29,8 +29,8 @@ def encoders_of(method: Any, pretraining: str) -> dict[str, PretrainableEncoder]
     Raises:
         UserError: it shows none.
     """
-    shown = getattr(method, "encoders", None)
-    found = shown() if callable(shown) else {}
+    encoders = getattr(method, "encoders", None)
+    found = encoders() if callable(encoders) else {}
     if not found:
         raise UserError(
             f"pretraining={pretraining} needs an encoder to fill, and {type(method).__name__} has none; "
@@ -41,16 +41,16 @@ def encoders_of(method: Any, pretraining: str) -> dict[str, PretrainableEncoder]
 
 def finish(method: Any) -> None:
     """Tell the method that its encoders are filled."""
-    told = getattr(method, "on_pretrained", None)
-    if callable(told):
-        told()
+    hook = getattr(method, "on_pretrained", None)
+    if callable(hook):
+        hook()
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
 def normal_rows(batch: Batch) -> Tensor:
-    """The images of a batch without the known anomalies."""
+    """The images of a batch without the known anomalies: (n, C, H, W) or (n, D), n <= B."""
     return batch.image[batch.semi_label >= 0]
 
 
@@ -74,7 +74,16 @@ class Images:
         return len(self.rows)
 
     def batch(self, k: int, size: int, seed: int) -> Tensor:
-        """Batch k of a stream that goes through the rows in a new order each epoch: float, a function of (seed, k)."""
+        """Batch k of a stream that goes through the rows in a new order each epoch, a function of (seed, k).
+
+        Args:
+            k: from 0.
+            size: rows of a batch; of fewer rows all are taken.
+            seed: of the order.
+
+        Returns:
+            (size, C, H, W) float in [0, 1], or (size, D) features.
+        """
         size = min(size, len(self.rows))
         per_epoch = len(self.rows) // size
         order = torch.randperm(len(self.rows), generator=torch_stream(seed, "rows", k // per_epoch))
@@ -83,6 +92,7 @@ class Images:
         return chosen if self.vectors else chosen.float() / 255
 
     def batches_per_epoch(self, size: int) -> int:
+        """Whole batches of `size` rows in one pass, at least 1."""
         return len(self.rows) // min(size, len(self.rows))
 
 
@@ -113,7 +123,17 @@ class Loop:
         self.modules, self.optimizer, self.partial, self.save_every = modules, optimizer, partial, save_every
 
     def run(self, steps: int, loss: Callable[[int], Tensor], title: str, milestones: Iterable[int] = ()) -> None:
-        """Minimise loss(k) for k = 0 .. steps - 1; the learning rate falls to a tenth at every milestone."""
+        """Minimise loss(k) for k = 0 .. steps - 1; the learning rate falls to a tenth at every milestone.
+
+        Args:
+            steps: of the optimizer, those of the partial file included.
+            loss: number of a step -> () float.
+            title: of the progress bar.
+            milestones: steps.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         start = self._resume()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         milestones = list(milestones)
@@ -170,12 +190,20 @@ class Trained:
     name = ""
 
     def check(self, method: Any) -> None:
-        """Refuse at composition what cannot be trained."""
+        """Refuse before any data are read what cannot be trained.
+
+        Raises:
+            UserError: the method has no encoder, or one that this pretraining does not take.
+        """
         for name, encoder in encoders_of(method, self.name).items():
             self.check_encoder(name, encoder)
 
     def check_encoder(self, name: str, encoder: PretrainableEncoder) -> None:
-        """Raise a UserError if this encoder cannot be pretrained so."""
+        """Refuse an encoder that cannot be pretrained so.
+
+        Raises:
+            UserError: it takes other inputs than this pretraining gives.
+        """
 
     def length(self, rows: int) -> int:
         """Steps of a whole pretraining on so many images."""
@@ -184,7 +212,18 @@ class Trained:
     def train(
         self, encoder: PretrainableEncoder, images: Images, *, seed: int, max_batches: int | None, partial: Path
     ) -> None:
-        """Train `encoder.network` in place."""
+        """Train `encoder.network` in place.
+
+        Args:
+            encoder: of the method.
+            images: what is trained on.
+            seed: of everything that is drawn.
+            max_batches: ends the training early; None goes the whole length.
+            partial: file that an interrupted training leaves and goes on from.
+
+        Raises:
+            UserError: the loss is not finite, or there are too few images.
+        """
         raise NotImplementedError
 
     def images(self, datamodule: Any, device: torch.device) -> Images:
@@ -284,4 +323,5 @@ def signature(encoder: PretrainableEncoder) -> str:
 
 
 def digest(value: Any) -> str:
+    """A name of 20 hexadecimal digits for plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]

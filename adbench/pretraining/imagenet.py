@@ -38,6 +38,10 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
     """The file with a timm model's weights: the one given, from the hub's local cache, from an installed package, or
     from the hub, in this order.
 
+    Args:
+        name: of the model with the tag of its weights.
+        checkpoint: a local file; None looks for one.
+
     Raises:
         UserError: it is not there and the hub does not answer within a few seconds.
     """
@@ -104,7 +108,7 @@ def _reachable(endpoint: str) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or a PyTorch file; nothing else in it is ever executed.
+    """Tensors of a safetensors or a PyTorch file by name, in the file's shapes; nothing in it is ever executed.
 
     Raises:
         UserError: the file holds no plain tensors.
@@ -159,7 +163,11 @@ class ImageNet:
         self._used: dict[str, dict[str, str]] = {}
 
     def check(self, method: Any) -> None:
-        """Find every file now: what is missing is said before any data is read."""
+        """Find and load every file now, before any data are read.
+
+        Raises:
+            UserError: an encoder has no published weights, they are not there, or they do not fit.
+        """
         for name, encoder in encoders_of(method, self.name).items():
             if encoder.published is None and self.checkpoint is None:
                 raise UserError(
@@ -224,9 +232,12 @@ class FolderImages(Images):
     """Random batches from any images of a folder tree, decoded as they are needed.
 
     Args:
-        folder: searched recursively.
+        folder: searched with its subfolders.
         device: where batches are wanted.
-        side: shorter side to which images are resized before they are cut square.
+        side: shorter side in pixels to which images are resized before they are cut square.
+
+    Raises:
+        UserError: the folder holds no images.
     """
 
     def __init__(self, folder: Path, device: torch.device, side: int) -> None:
@@ -298,6 +309,12 @@ class Distillation(Trained):
         self._teacher: Any = None
 
     def check(self, method: Any) -> None:
+        """Find the teacher and the images now, before any data are read.
+
+        Raises:
+            UserError: the method has no encoder of images, the teacher or its weights are not there, or the folder
+                holds no images.
+        """
         super().check(method)
         self.teacher = tagged(self.teacher, "pretraining.teacher")
         if self._folder is not None and not self._folder.is_dir():
@@ -353,6 +370,7 @@ class Distillation(Trained):
         super().__call__(method, datamodule, **options)
 
     def augmentation(self, side: int) -> nn.Module:
+        """Crop and flip, on images in [0, 1]: (B, 3, H, W) -> (B, 3, side, side)."""
         from kornia import augmentation as A
 
         return nn.Sequential(

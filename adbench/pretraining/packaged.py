@@ -54,7 +54,7 @@ def packaged(name: str) -> Packaged | None:
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under timm's names; those that have other names than the packages' are returned as they are.
+    """Weights under timm's names, in their shapes; those that have other names than the packages' stay as they are.
 
     The blocks are counted through there and lie in stages here: a stage ends where the number of channels changes, and
     with the first block of each stride.

@@ -23,9 +23,16 @@ def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross entropy of two views of each image: (B, D) twice -> ().
+    """Normalised temperature-scaled cross entropy of two views of each image.
 
     Source: Chen et al. 2020 (SimCLR), Eq. 1. Computed by pytorch-metric-learning.
+
+    Args:
+        first, second: (B, D) outputs of the head, B >= 2; row i of both is of image i.
+        temperature: > 0.
+
+    Returns:
+        () float.
     """
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
@@ -86,7 +93,7 @@ class SimCLR(Trained):
             )
 
     def augmentation(self, side: int) -> nn.Module:
-        """Crop, flip, colour jitter and grey, on images in [0, 1]."""
+        """Crop, flip, colour jitter and grey, on images in [0, 1]: (B, 3, H, W) -> (B, 3, side, side)."""
         from kornia import augmentation as A
 
         return nn.Sequential(

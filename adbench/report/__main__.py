@@ -12,6 +12,7 @@ MANY = 60  # items of work that deserve a progress bar
 
 
 def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     command = argparse.ArgumentParser(
         prog="python -m adbench.report", description="Report on the runs below a results folder."
     )

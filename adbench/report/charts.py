@@ -31,7 +31,10 @@ COLOURS = 8
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. `colour` is a class of STYLE; `spread` a half-width around y; `faint` draws it dashed."""
+    """One line of a chart, of (K,) points.
+
+    `colour` is a class of STYLE; `spread` a half-width (K,) around y; `faint` draws it dashed.
+    """
 
     name: str
     x: Floats
@@ -49,7 +52,7 @@ def standalone(svg: str) -> str:
 
 
 def thinned(x: Floats, y: Floats, points: int = 120) -> tuple[Floats, Floats]:
-    """At most `points` points, even along the curve."""
+    """(K,) twice -> at most `points` of the points, even along the curve."""
     if len(x) <= points:
         return x, y
     along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
@@ -115,9 +118,15 @@ def lines(
 
 
 def histogram(score: Floats, label: NDArray[np.int8], threshold: float | None, title: str) -> str:
-    """Shares of normal and anomalous test images over the score, the threshold as a line.
+    """Shares of normal and anomalous test images over the score, the threshold as a line, as SVG.
 
     The outermost bars hold what lies beyond the 0.5 and 99.5 % quantiles.
+
+    Args:
+        score: (N,), any range.
+        label: (N,) 0 normal, 1 anomalous.
+        threshold: a score; None draws no line.
+        title: above the chart.
     """
     w, h, left, top = 300, 120, 12, 30
     out = [
@@ -156,7 +165,16 @@ def histogram(score: Floats, label: NDArray[np.int8], threshold: float | None, t
 
 
 def critical_difference(names: Sequence[str], ranks: Floats, difference: float, title: str) -> str:
-    """Methods on a line of average ranks, 1 (best) at the left; a bar joins those that are not told apart."""
+    """Methods on a line of average ranks, 1 (best) at the left; a bar joins those that are not told apart. SVG.
+
+    Source: Demšar 2006, section 3.2.
+
+    Args:
+        names: of the k methods.
+        ranks: (k,) average ranks, in [1, k].
+        difference: the critical one, in ranks.
+        title: above the chart.
+    """
     order = np.argsort(ranks, kind="stable")
     k, left, w = len(names), 210, 420
     half = (k + 1) // 2

@@ -58,8 +58,8 @@ def kind_of(method: str) -> str:
 class Rows(NamedTuple):
     """What a report needs of scores.csv: one entry per test row."""
 
-    label: NDArray[np.int8]
-    score: NDArray[np.float64]
+    label: NDArray[np.int8]  # (N,) 0 normal, 1 anomalous
+    score: NDArray[np.float64]  # (N,) any range
 
 
 class Variant(NamedTuple):
@@ -98,15 +98,18 @@ class Variant(NamedTuple):
 
     @property
     def changes(self) -> str:
+        """`key=value` of each value that differs from the files' defaults."""
         return ", ".join(f"{key}={value}" for key, value in self.changed)
 
     @property
     def protocol_label(self) -> str:
+        """Name and values of the protocol."""
         (_, name), *values = self.protocol
         return " ".join([name, *(f"{key}={plain(value)}" for key, value in values)])
 
     @property
     def held_out(self) -> str:
+        """The share of the normal training rows that was kept from training, in percent, or the rule that chose it."""
         return self.holdout_rule or f"{100 * self.holdout:g} %"
 
 
@@ -141,15 +144,17 @@ class Run:
     stale: bool = False  # the code behind it is other than the code here
     precision: str | None = None  # of the training, as in trainer.precision
     seeded: bool = False  # whether the seed chooses which of the data are test rows
-    areas: NDArray[np.float64] | None = None  # bootstrapped image AUROCs
-    interval: tuple[float, float] | None = None
+    areas: NDArray[np.float64] | None = None  # (draws,) bootstrapped image AUROCs
+    interval: tuple[float, float] | None = None  # 95 % of them lie in it
 
     @property
     def seed(self) -> int:
+        """Of weights, batches and augmentation."""
         return self.record["seed"]
 
     @property
     def status(self) -> str:
+        """finished, failed, interrupted or running."""
         return self.record["status"]
 
     @property
@@ -174,6 +179,7 @@ class Run:
 
     @property
     def threshold(self) -> float | None:
+        """The score above which the run calls a row anomalous; None where it has none."""
         value = (self.record.get("threshold") or {}).get("value")
         return number(value)
 
@@ -184,6 +190,8 @@ class Run:
 
 
 class Skipped(NamedTuple):
+    """A folder that is no run, and why it is none."""
+
     folder: str
     reason: str
 
@@ -443,7 +451,12 @@ def _budget(record: Mapping[str, Any], config: Mapping[str, Any], changed: Mappi
 
 
 def read_rows(path: Path) -> Rows:
-    """scores.csv. A line that is no row, or a score that is no number, makes the file unusable."""
+    """The test rows of a scores.csv.
+
+    Raises:
+        ValueError: a line is no row, a score is NaN, or a label is neither 0 nor 1.
+        OSError: the file cannot be read.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])

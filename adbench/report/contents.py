@@ -57,6 +57,7 @@ class Line(NamedTuple):
 
     @property
     def data(self) -> str:
+        """The id of its data, the same in all runs."""
         return self.runs[0].data
 
 
@@ -65,10 +66,10 @@ class Ranking(NamedTuple):
 
     methods: list[str]
     data: list[str]
-    ranks: NDArray[np.float64]
+    ranks: NDArray[np.float64]  # (k,) average ranks of the methods, 1 is best
     test: statistics.Friedman | None  # None for two methods
     p: float  # that they do not differ: Iman and Davenport's, Wilcoxon's for two methods
-    difference: float
+    difference: float  # the critical one, in ranks
     left_out_methods: list[str]
     left_out_data: list[str]
 
@@ -98,6 +99,7 @@ class Contents:
     notes: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
+        """How many runs have this status."""
         return sum(run.status == status for run in self.runs)
 
     def best_known(self) -> dict[str, dict[str, Line]]:
@@ -106,7 +108,13 @@ class Contents:
 
 
 def gather(results: Path, ours: Path, progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items) -> Contents:
-    """Read every run below `results` (except what lies in `ours`) and compute the report."""
+    """Read every run below `results` and compute the report; folders that are no runs are named in `skipped`.
+
+    Args:
+        results: the folder.
+        ours: a folder in it that is left out, the report's own.
+        progress: passes on the items of a long list, for a progress bar.
+    """
     runs, skipped = [], []
     codes: dict[frozenset[str], str] = {}
     for path, has_metrics in progress(list(folders(results, ours))):
@@ -407,7 +415,7 @@ def by_protocol(lines: Iterable[Line], metric: str = "image_auroc") -> list[Sett
 
 
 def roc_series(run: Run, name: str, colour: tuple[str, bool]) -> Series | None:
-    """The exact ROC curve of scores.csv, thinned."""
+    """The exact ROC curve of scores.csv, thinned; None without scores of both labels."""
     curve = None if run.rows is None else curves.curve(run.rows.score, run.rows.label)
     return None if curve is None else Series(name, *thinned(curve.fpr, curve.tpr), *colour)
 

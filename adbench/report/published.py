@@ -40,6 +40,7 @@ class Row(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """What the printed number times this is a fraction: 0.01 for percent."""
         return 0.01 if self.unit == "percent" else 1.0
 
 
@@ -62,6 +63,7 @@ class Cell:
 
     @property
     def complete(self) -> bool:
+        """Whether all members or experiments are there that the value is made of."""
         return self.expected is None or self.found == self.expected
 
     @property
@@ -107,6 +109,7 @@ def _templates(row: Row) -> list[tuple[str, str]]:
 
 
 def wanted_protocol(row: Row) -> tuple[tuple[str, Any], ...]:
+    """The protocol that a row's number was measured under, as `protocol_of` has it."""
     setting = dict(mapping()["settings"][row.setting])
     return protocol_of(setting.pop("protocol"), setting)
 
@@ -122,6 +125,8 @@ def _protocol_fits(variant: Variant, row: Row) -> bool:
 
 
 class Match(NamedTuple):
+    """As what a variant answers a printed method, and that method's entry in mapping.yaml."""
+
     kind: str  # paper, literal, small, variant
     spec: Mapping[str, Any]
 
@@ -153,6 +158,7 @@ def marks_of(variant: Variant, kind: str, spec: Mapping[str, Any], metric: str, 
     """What a reader must know of one of our values beside a paper's: what departs from the paper, not what follows it.
 
     Args:
+        variant: of our runs.
         kind: as in `Cell`.
         spec: of the printed method in mapping.yaml.
         metric: name of our metric.

@@ -30,7 +30,17 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
 
 
 def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | None:
-    """Mean of both rates at 0.5 after scaling the scores to [0, 1] over the test set, which looks at all of it."""
+    """Mean of true positive and true negative rate at 0.5 after scaling the scores to [0, 1] over the test set.
+
+    It looks at all test rows at once, so it compares with no other method's figure.
+
+    Args:
+        score: (N,), any range.
+        label: (N,) 0 normal, 1 anomalous.
+
+    Returns:
+        in [0, 1]; None where a label is absent, a score is not finite or all scores are equal.
+    """
     if not 0 < label.sum() < len(label) or not np.isfinite(score).all() or np.ptp(score) == 0:
         return None
     alarms = (score - score.min()) / np.ptp(score) > 0.5
@@ -41,7 +51,7 @@ def transductive_accuracy(score: Floats, label: NDArray[np.int8]) -> float | Non
 
 
 def average_ranks(values: Floats) -> Floats:
-    """(k,) mean rank of each column of (N data sets, k methods); 1 is the highest value, ties share their mean rank."""
+    """(N, k) values of k methods on N data sets -> (k,) mean ranks; 1 is the highest value, ties share theirs."""
     from scipy import stats
 
     return np.asarray(stats.rankdata(-values, axis=1).mean(axis=0))
@@ -57,7 +67,9 @@ class Friedman(NamedTuple):
 
 
 def friedman(values: Floats) -> Friedman | None:
-    """Friedman's test of (N data sets, k methods) and Iman and Davenport's correction; None for two methods.
+    """Friedman's test of (N, k) values of k methods on N data sets, and Iman and Davenport's correction.
+
+    None for two methods.
 
     Ties are corrected for. Where each method has the same value everywhere, nothing tells them apart: p is 1.
 
@@ -77,7 +89,9 @@ def friedman(values: Floats) -> Friedman | None:
 
 
 def wilcoxon(values: Floats) -> float:
-    """p value of Wilcoxon's signed-rank test of (N data sets, 2 methods); 1 where they are equal everywhere.
+    """p value of Wilcoxon's signed-rank test of (N, 2) values of two methods on N data sets.
+
+    It is 1 where the two are equal everywhere.
 
     Source: scipy; Demšar 2006, Section 3.1.3.
     """

@@ -24,6 +24,7 @@ def mean_text(value: Estimate | None, digits: int = 3) -> str:
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
+    """`0.901 … 0.923`, a dash for none."""
     return "–" if interval is None else f"{interval[0]:.3f} … {interval[1]:.3f}"
 
 
@@ -52,11 +53,13 @@ def write_runs(contents: Contents, out: Path) -> list[str]:
 
 
 def ranking_chart(ranking: Ranking) -> str:
+    """The critical-difference diagram, as SVG."""
     title = f"Average ranks by image AUROC over {len(ranking.data)} data sets (Nemenyi, 5 %)"
     return critical_difference(ranking.methods, ranking.ranks, ranking.difference, title)
 
 
 def robustness_chart(chart: Robustness) -> str:
+    """The metric over the protocol's value, as SVG."""
     xs = sorted({float(x) for series in chart.series for x in series.x})
     ys = [float(v) for s in chart.series for v in (*(s.y - s.spread), *(s.y + s.spread))]  # type: ignore[operator]
     low = max(0.0, min(ys) - 0.03)
@@ -94,11 +97,13 @@ def write_charts(contents: Contents, out: Path) -> dict[str, str]:
 
 
 def summary_line(contents: Contents) -> str:
+    """How many runs there are, and of which status."""
     parts = [f"{contents.count(status)} {status}" for status in ("finished", "failed", "interrupted", "running")]
     return f"{len(contents.runs)} runs ({', '.join(part for part in parts if not part.startswith('0 '))})"
 
 
 def ranking_text(ranking: Ranking) -> str:
+    """The tests behind the ranks, and what was left out of them."""
     test = (
         f"Wilcoxon signed-rank p = {ranking.p:.3g}" if ranking.test is None
         else f"Friedman chi-square {ranking.test.chi_square:.2f} (p = {ranking.test.p_chi_square:.3g}), Iman-Davenport "
@@ -167,6 +172,7 @@ def protocol_tables(contents: Contents) -> list[tuple[str, list[str], list[Metho
 
 
 def heading(paper: str, table: str, cells: Sequence[Cell]) -> str:
+    """Of a published table: what its cells have in common."""
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     data = list(dict.fromkeys(cell.dataset for cell in cells))
     settings = {cell.setting for cell in cells}
@@ -185,6 +191,7 @@ def paper_rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def settings_rows(settings: Iterable[Line]) -> Iterable[list[str]]:
+    """Rows of `SETTINGS_COLUMNS`."""
     for line in settings:
         v = line.variant
         yield [
@@ -223,6 +230,7 @@ def markdown(contents: Contents, charts: Mapping[str, str]) -> str:
     """report.md.
 
     Args:
+        contents: of the report.
         charts: as `write_charts` gives them.
     """
     matrices = []

@@ -43,6 +43,7 @@ class Plan:
     text: tuple[tuple[str, str], ...]  # heading and Markdown of the report
 
     def description(self) -> str:
+        """The plan in lines, for a terminal."""
         owner = f"{self.entity}/" if self.entity else ""
         lines = [f"W&B project {owner}{self.project}", f"  workspace {self.title!r}, runs grouped by group"]
         for name, panels in self.sections:

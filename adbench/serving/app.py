@@ -113,6 +113,7 @@ class Service:
 
     @property
     def method(self) -> str:
+        """The method's name."""
         return printable(self.detector.card["method"])
 
     @property
@@ -122,14 +123,20 @@ class Service:
 
     @property
     def level(self) -> float | None:
+        """The score above which an image is called anomalous; None without held-out scores."""
         return None if self.threshold is None else self.threshold["value"]
 
     @property
     def rate(self) -> float | None:
+        """The false-alarm rate of the threshold, in (0, 1); None without held-out scores."""
         return None if self.threshold is None else self.threshold["false_alarm_rate"]
 
     async def score(self, request: Request, pictures: Maps) -> Results:
-        """Receive the images of a request, have them scored, and answer; its places are free afterwards."""
+        """Receive the images of a request, have them scored, and answer; its places are free afterwards.
+
+        Raises:
+            HTTPException: 503 all places are taken; 500 the server failed; others as `read_uploads` and `problem`.
+        """
         places = 0
         try:
             self.worker.take()
@@ -160,6 +167,7 @@ class Service:
         return Results(method=self.method, data=self.data, false_alarm_rate=self.rate, results=results)
 
     def result(self, upload: Upload, answer: Answer, pictures: Maps) -> Result:
+        """The answer for one image, with the pictures that were asked for."""
         score, level = answer.score, self.level
         anomalous = None if level is None else bool(is_anomalous(score, level))
         result = Result(
@@ -179,6 +187,7 @@ class Service:
         return result
 
     def health(self) -> Health:
+        """What is served, and how busy it is."""
         return Health(
             ready=True, method=self.method, data=self.data, image_size=self.detector.card["input"]["size"],
             maps=self.maps, threshold=self.level, false_alarm_rate=self.rate, busy=self.worker.busy,

@@ -35,6 +35,16 @@ def create_service(
 ) -> Service:
     """A detector that has scored one image, and its worker, which is running.
 
+    Args:
+        model: a run folder, or a .onnx or .safetensors file.
+        device: cpu, cuda, ...
+        trust: packages whose classes may be built from the run folder.
+        false_alarm_rate: in (0, 1); None: as in the run.
+        max_batch: images scored together at most.
+        places: images that are received, wait and are scored at once.
+        limits: of a request; None takes the defaults.
+        max_pixels: larger images are refused; None takes the run's limit.
+
     Raises:
         UserError: there is no detector of images at `model`, or a number is out of range.
     """
@@ -99,5 +109,6 @@ def serve(service: Service, listener: socket.socket) -> None:
 
 
 def url(listener: socket.socket) -> str:
+    """The address of a bound socket, as a browser takes it."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -78,8 +78,8 @@ async def drain(request: Request, most: int, seconds: float = 5.0) -> None:
 
 def plain(text: str, longest: int = 120) -> str:
     """A client's text as one short line without control characters."""
-    shown = "".join(c if unicodedata.category(c)[0] != "C" else "?" for c in text)
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+    line = "".join(c if unicodedata.category(c)[0] != "C" else "?" for c in text)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def _too_large(limits: Limits) -> HTTPException:

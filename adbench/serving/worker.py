@@ -91,12 +91,14 @@ class Worker:
             self.busy += places
 
     def free(self, places: int) -> None:
+        """Give places back."""
         with self._lock:
             self.busy -= places
 
     # -- work -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Begin to score what is submitted."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -31,7 +31,7 @@ def contact_sheet(clean: Tensor, corrupt: Corruption, draws: int, seed: int) -> 
         seed: of the corruptions.
 
     Returns:
-        (rows, columns, 3), a white gap between the pictures.
+        (rows, columns, 3) uint8, a white gap between the pictures.
     """
     rows = [clean]
     for draw in range(draws):

@@ -38,6 +38,7 @@ class Finished(NamedTuple):
 
     @property
     def data(self) -> str:
+        """The id of its data."""
         return str(self.config.data.id)
 
 
@@ -150,13 +151,13 @@ def names(runs: Sequence[Finished]) -> list[str]:
         [str(run.config.protocol.id) for run in runs],
         [f"seed {run.record['seed']}" for run in runs],
     ]
-    told = levels[0]
+    texts = levels[0]
     for level in levels[1:]:
-        if len(set(told)) == len(runs):
+        if len(set(texts)) == len(runs):
             break
         if len(set(level)) > 1:
-            told = [f"{name} {more}".strip() for name, more in zip(told, level, strict=True)]
-    return told if len(set(told)) == len(runs) else [str(run.path) for run in runs]
+            texts = [f"{name} {more}".strip() for name, more in zip(texts, level, strict=True)]
+    return texts if len(set(texts)) == len(runs) else [str(run.path) for run in runs]
 
 
 def _datamodule(run: Finished, supervision: str) -> Any:
@@ -171,7 +172,11 @@ def _datamodule(run: Finished, supervision: str) -> Any:
 
 
 def codes(runs: Sequence[Finished]) -> Figure:
-    """Densities of the codes of the normal test images that every run has kept codes of."""
+    """Densities of the codes of the normal test images that every run has kept codes of.
+
+    Raises:
+        UserError: a run has no codes or codes that are not finite, or too few of the images are shared.
+    """
     import numpy as np
 
     from adbench.evaluation.codes import draw_density, load_codes
@@ -217,7 +222,17 @@ def rows_of_each_kind(defects: Any, rows: Any, number: int) -> list[int]:
 def reconstructions(
     runs: Sequence[Finished], number: int | None = None, per_defect: int | None = None, rows: str | None = None
 ) -> Figure:
-    """A row for each test image: the image, and of each run its reconstruction and the absolute difference."""
+    """A row for each test image: the image, and of each run its reconstruction and the absolute difference.
+
+    Args:
+        runs: on the same data.
+        number: so many test images, evenly spread by their rows; 6 if nothing else is asked for.
+        per_defect: in place of it so many of each defect kind and of the normal images.
+        rows: in place of both, row numbers with commas between them.
+
+    Raises:
+        UserError: a run's method reconstructs no images, or a row is not tested by all runs.
+    """
     import numpy as np
     import torch
 
@@ -290,17 +305,17 @@ def draw_reconstructions(
     from adbench.evaluation.overlay import COLOURS, map_scale
     from adbench.evaluation.panels import ANOMALOUS, CONTOUR, DPI, INK, NORMAL
 
-    shown, _, masks = columns[0]
+    images, _, masks = columns[0]
     differences = [(image - x_hat).abs().mean(1).numpy() for image, x_hat, _ in columns]
     scale = map_scale([one for difference in differences for one in difference])
-    height, width = shown.shape[-2:]
+    height, width = images.shape[-2:]
     figure = Figure(
         figsize=((1 + 2 * len(columns)) * 1.35 + 0.9, len(kinds) * 1.35 * height / width + 0.5),
         dpi=DPI, facecolor="white", layout="constrained",
     )  # fmt: skip
     grid = figure.subplots(len(kinds), 1 + 2 * len(columns), squeeze=False)
     for at, (row, kind) in enumerate(zip(grid, kinds, strict=True)):
-        row[0].imshow(shown[at].movedim(0, -1).numpy())
+        row[0].imshow(images[at].movedim(0, -1).numpy())
         if masks is not None and masks[at].any():
             row[0].contour(masks[at, 0].numpy(), levels=[0.5], colors=CONTOUR, linewidths=1.0)
         colour = NORMAL if kind == "good" else ANOMALOUS
@@ -326,7 +341,11 @@ def draw_reconstructions(
 
 
 def moments(runs: Sequence[Finished]) -> Figure:
-    """A plot for each run: moments of the pixels of a window of half the image's side, over its training images."""
+    """A plot for each run: moments of the pixels of a window of half the image's side, over its training images.
+
+    Raises:
+        UserError: a run was trained on a table.
+    """
     from matplotlib.figure import Figure
 
     from adbench.evaluation.panels import DPI, FAINT, INK

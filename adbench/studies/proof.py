@@ -367,7 +367,15 @@ def _paper_table(rows: Mapping[str, Any]) -> list[str]:
 
 
 def carry_out(setting: Setting, minutes: float | None) -> int:
-    """Do every task that is not done yet; returns the exit code."""
+    """Do every task that is not done yet; returns the exit code.
+
+    Args:
+        setting: what was asked for.
+        minutes: no task begins after so many; None: no limit.
+
+    Raises:
+        UserError: the folder holds a proof with other arguments.
+    """
     import torch
 
     if not (torch.cuda.is_available() or setting.smoke):

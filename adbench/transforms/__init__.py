@@ -1,0 +1,1 @@
+"""What happens to images on their device: resizing, cutting, turning, artificial defects."""

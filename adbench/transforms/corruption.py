@@ -85,6 +85,7 @@ class Boxes:
         return Boxes(*(f.gather(1, chosen[:, None])[:, 0] for f in (self.top, self.left, self.height, self.width)))
 
     def smaller_side(self) -> Tensor:
+        """int64 pixels, in the fields' shape."""
         return torch.minimum(self.height, self.width)
 
 
@@ -124,6 +125,13 @@ class Windows:
 
     @classmethod
     def around(cls, boxes: Boxes, size: tuple[int, int], shape: tuple[int, int]) -> Windows:
+        """Windows of one shape in images of one size, each (height, width), as central around the boxes as they fit.
+
+        Args:
+            boxes: fields (N,), no larger than a window.
+            size: H and W.
+            shape: P_h and P_w.
+        """
         positions = []
         for offset, extent, side, window in zip(
             (boxes.top, boxes.left), (boxes.height, boxes.width), size, shape, strict=True
@@ -258,6 +266,9 @@ class Elastic:
         brightness_probability, brightness: how often, and in which range, the deformed patch is multiplied.
         smallest_change: draws whose mean absolute change is below this are replaced...
         tries: ...by the first of this number of draws that does not, or by the strongest of them.
+
+    Raises:
+        UserError: a value is out of its range.
     """
 
     patch: tuple[float, float] = (0.10, 0.40)
@@ -270,11 +281,11 @@ class Elastic:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.elastic.patch", self.patch)
         if self.nodes[0] < 3 or self.nodes[0] > self.nodes[1]:
-            raise UserError(f"corruption.nodes must be 3 <= fewest <= most, got {self.nodes}")
+            raise UserError(f"method.elastic.nodes must be 3 <= fewest <= most, got {self.nodes}")
         if self.tries < 1:
-            raise UserError(f"corruption.tries must be at least 1, got {self.tries}")
+            raise UserError(f"method.elastic.tries must be at least 1, got {self.tries}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         height, width = size = image.shape[-2], image.shape[-1]
@@ -355,7 +366,7 @@ def fractal_content(draws: Draws, size: tuple[int, int]) -> Tensor:
 
 
 def bank_content(bank: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
-    """A random image of a bank, randomly mirrored and resized: (N, 3, h, w) uint8 -> (B, 3, H, W) in [0, 1]."""
+    """A random image of a bank for each row, mirrored at random: (N, 3, h, w) uint8 -> (B, 3, H, W) in [0, 1]."""
     chosen = bank[draws.integers(low=0, high=len(bank) - 1)].float() / 255
     chosen = F.interpolate(chosen, size, mode="bilinear", align_corners=False, antialias=True)
     flip = draws.uniform(2, 1, 1, 1) < 0.5
@@ -364,7 +375,12 @@ def bank_content(bank: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
 
 
 def read_bank(folder: str, side: int, most: int = 256) -> Tensor:
-    """Images below a folder as an (N, 3, side, side) uint8 bank of foreign content; evenly spaced if there are more.
+    """Images below a folder as an (N, 3, side, side) uint8 bank of foreign content.
+
+    Args:
+        folder: with image files, at any depth.
+        side: of the bank's images, in pixels.
+        most: N is at most this; where there are more files, every so many of the sorted paths is taken.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -396,6 +412,9 @@ class Occlusion:
         bank: (N, 3, h, w) uint8 images to show; None shows procedural noise.
 
     On images without colour the content has none either: it would be found by its colour alone.
+
+    Raises:
+        UserError: a value is out of its range.
     """
 
     shapes: tuple[int, int] = (1, 5)
@@ -406,15 +425,15 @@ class Occlusion:
     bank: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.side", self.side)
+        _check_shares("method.occlusion.side", self.side)
         if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise UserError(f"corruption.opacity must be two shares 0 <= least <= most <= 1, got {self.opacity}")
+            raise UserError(f"method.occlusion.opacity must be two shares 0 <= least <= most <= 1, got {self.opacity}")
         if not 1 <= self.shapes[0] <= self.shapes[1]:
-            raise UserError(f"corruption.shapes must be 1 <= fewest <= most, got {self.shapes}")
+            raise UserError(f"method.occlusion.shapes must be 1 <= fewest <= most, got {self.shapes}")
         if not 3 <= self.vertices[0] <= self.vertices[1]:
-            raise UserError(f"corruption.vertices must be 3 <= fewest <= most, got {self.vertices}")
+            raise UserError(f"method.occlusion.vertices must be 3 <= fewest <= most, got {self.vertices}")
         if not 0 <= self.matched <= 1:
-            raise UserError(f"corruption.matched must lie in [0, 1], got {self.matched}")
+            raise UserError(f"method.occlusion.matched must lie in [0, 1], got {self.matched}")
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         size = image.shape[-2], image.shape[-1]
@@ -481,12 +500,19 @@ def _rectangle(image: Tensor, draws: Draws, patch: tuple[float, float]) -> Tenso
 
 @dataclass(frozen=True)
 class Cutout:
-    """Set a rectangular patch to zero: the comparison of Section 3.2 ("simple cut-out") and Figure 11 ("zeros")."""
+    """Set a rectangular patch to zero: the comparison of Section 3.2 ("simple cut-out") and Figure 11 ("zeros").
+
+    Args:
+        patch: smallest and largest side of the patch, as shares of the image's.
+
+    Raises:
+        UserError: not 0 < smallest <= largest <= 1.
+    """
 
     patch: tuple[float, float] = (0.10, 0.40)
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.cutout.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         mask = _rectangle(image, draws, self.patch)
@@ -503,12 +529,15 @@ class Swap:
 
     Args:
         patch: smallest and largest side of the patch, as shares of the image's.
+
+    Raises:
+        UserError: not 0 < smallest <= largest <= 1.
     """
 
     patch: tuple[float, float] = (0.10, 0.40)
 
     def __post_init__(self) -> None:
-        _check_shares("corruption.patch", self.patch)
+        _check_shares("method.swap.patch", self.patch)
 
     def __call__(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         mask = _rectangle(image, draws, self.patch)
@@ -528,7 +557,19 @@ class Untouched:
 
 
 def swap_patch(image: Tensor, other: Tensor, side: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Replace a square of `side` pixels at a random position by the same square of another image (Figure 9)."""
+    """Replace a square at a random position by the same square of another image (Figure 9).
+
+    Args:
+        image, other: (B, 3, H, W) in [0, 1].
+        side: of the square, in pixels.
+        draws: for B rows.
+
+    Returns:
+        (B, 3, H, W) in [0, 1] and its mask, (B, 1, H, W), 0 or 1.
+
+    Raises:
+        UserError: the square does not fit the image.
+    """
     height, width = image.shape[-2:]
     if not 0 < side <= min(height, width):
         raise UserError(f"a swapped patch must be 1 to {min(height, width)} pixels wide, got {side}")
@@ -552,7 +593,12 @@ def _box_mask(box: Boxes, image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Alternately:
-    """Each row is corrupted by `second` with the given probability, else by `first` (Section 4.3)."""
+    """Each row is corrupted by `second` with the given probability, else by `first` (Section 4.3).
+
+    Args:
+        first, second: corruptions of this module.
+        probability: of the second, in [0, 1].
+    """
 
     first: Corruption
     second: Corruption
@@ -572,8 +618,12 @@ class Rotated:
     pixels and softened; pixels outside it (which differ less) are set to the clean ones.
 
     Args:
-        probability: of turning a row.
+        first: a corruption of this module.
+        probability: of turning a row, in [0, 1].
         largest: angles are U(-largest, largest) degrees.
+        threshold: grey levels in [0, 1].
+        widen: pixels.
+        soften: standard deviation of the mask's Gaussian blur, in pixels.
     """
 
     first: Corruption

@@ -17,6 +17,9 @@ def quarter_turned(image: Tensor, draw: Tensor) -> Tensor:
         image: (B, C, S, S).
         draw: (B,) in [0, 1).
 
+    Returns:
+        (B, C, S, S).
+
     Raises:
         ValueError: the images are not square.
     """
@@ -32,6 +35,9 @@ def permuted(features: Tensor, draw: Tensor) -> Tensor:
     Args:
         features: (B, D).
         draw: (B, D) in [0, 1); its order is the cycle.
+
+    Returns:
+        (B, D).
     """
     cycle = draw.argsort(1)
     return torch.zeros_like(features).scatter(1, cycle, features.gather(1, cycle.roll(1, 1)))
@@ -47,6 +53,9 @@ def other_rows(rows: Tensor, wanted: Tensor, draw: Tensor) -> Tensor:
         rows: (B, ...).
         wanted: (B,) bool.
         draw: (B,) in [0, 1).
+
+    Returns:
+        (B, ...).
     """
     first = (~wanted).to(torch.uint8).argsort(stable=True)  # the wanted ones come first
     return rows[first[(draw * wanted.sum()).long().clamp(max=len(rows) - 1)]]

@@ -22,7 +22,7 @@ def to_rgb(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) float -> (B, C, *size) float: bilinear, with antialias where it shrinks.
+    """(B, C, H, W) float -> (B, C, *size) float: bilinear, with antialias where it shrinks. `size` is (height, width).
 
     Unlike an 8-bit resize it does not round in between, so an exported graph that calls it sees what training saw.
     """
@@ -39,10 +39,10 @@ def resize_nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_by_products(image: Tensor, size: tuple[int, int], crop: int | None = None) -> Tensor:
-    """What `resize` computes, as two matrix products: also where the input's height and width are not known before.
+    """What `resize` computes, as two matrix products: (B, C, H, W) float -> (B, C, *size) float.
 
-    An exported graph has no other way to resize images of any size with antialias. With `crop`, only the central square
-    of that side, or as much of it as there is, is resized.
+    H and W may be symbols: an exported graph has no other way to resize images of any size with antialias. With `crop`,
+    only the central square of that side, or as much of it as there is, is resized.
     """
     down, across = (_weights(image.shape[axis], out, crop, image) for axis, out in zip((-2, -1), size, strict=True))
     return down @ (image @ across.T)
@@ -65,16 +65,16 @@ def _weights(length: int, out: int, crop: int | None, like: Tensor) -> Tensor:
 def resized_bytes(image: Tensor, size: tuple[int, int], by: Callable[..., Tensor] = resize) -> Tensor:
     """(B, C, H, W) uint8 -> (B, C, *size) uint8: resized in float64 with antialias, rounded once, halves up.
 
-    The same bytes everywhere: simple ratios leave many pixels exactly half way between two bytes, where float32's
-    error, which differs between processors and runtimes, would decide.
+    The bytes are the same everywhere: simple ratios leave many pixels exactly half way between two bytes, where
+    float32's error, which differs between processors and runtimes, would decide. `by` stands in for `resize`.
     """
     return by(image.to(torch.float64), size).add_(0.5 + TIE).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def resized_large(image: Tensor, size: tuple[int, int], rows: int) -> Tensor:
-    """`resized_bytes` of an image of any size, whose float64 copy never holds more than some rows of it.
+    """`resized_bytes` of (B, C, H, W) uint8 of any size, with a float64 copy of only `rows` of its rows at a time.
 
-    The same bytes: the antialias is separable, and `resize` too goes along the rows first.
+    The bytes are the same: the antialias is separable, and `resize` too goes along the rows first.
     """
     parts = [
         resize(image[..., top : top + rows, :].to(torch.float64), (min(rows, image.shape[-2] - top), size[1]))

@@ -18,12 +18,15 @@ def permute_tiles(tiles: Tensor, permutation: Tensor) -> Tensor:
     Args:
         tiles: (B, K, ...).
         permutation: (B, K) int64, each row a permutation of 0 .. K - 1.
+
+    Returns:
+        (B, K, ...).
     """
     return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], permutation]
 
 
 def inverse(permutation: Tensor) -> Tensor:
-    """The permutations that undo (..., K) permutations."""
+    """The permutations that undo (..., K) int64 permutations of 0 .. K - 1, in the same shape."""
     return permutation.argsort(dim=-1)
 
 

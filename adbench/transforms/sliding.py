@@ -34,6 +34,8 @@ def fold_windows(maps: Tensor, height: int, width: int, stride: int, *, average:
 
     Args:
         maps: row-major windows as `all_windows` orders them.
+        height, width: H and W of the image.
+        stride: of its windows.
         average: divide each pixel by the number of windows that hold it; else the plain sum (1, 2 or 4 times at
             corners, borders and inside for a stride of half a side).
     """

@@ -33,7 +33,10 @@ def apply_symmetry(image: Tensor, code: Tensor) -> Tensor:
 
     Args:
         image: (B, C, H, W).
-        code: (B,) int64 in 0..7, or (1,) for all; in 0..3 if H and W differ.
+        code: (B,) int64 in 0..7, see `SYMMETRIES`, or (1,) for all; in 0..3 if H and W differ.
+
+    Returns:
+        (B, C, H, W).
     """
     bit = [(code & value).bool()[:, None, None, None] for value in (1, 2, 4)]
     image = torch.where(bit[0], image.flip(-1), image)
@@ -42,7 +45,10 @@ def apply_symmetry(image: Tensor, code: Tensor) -> Tensor:
 
 
 def undo_symmetry(image: Tensor, code: Tensor) -> Tensor:
-    """The inverse of `apply_symmetry` with the same codes, which only differs where a code swaps the axes."""
+    """The inverse of `apply_symmetry` with the same codes: (B, C, H, W) and (B,) or (1,) -> (B, C, H, W).
+
+    The two only differ where a code swaps the axes.
+    """
     left, top = code & 1, code >> 1 & 1
     swaps = code >= 4
     return apply_symmetry(image, torch.where(swaps, top + 2 * left + 4, code))

@@ -310,15 +310,16 @@ def test_impossible_options_are_refused(options):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (Occlusion, {"side": (0.5, 0.1)}, "side must be two shares"),
-        (Occlusion, {"opacity": (0.4, 2.0)}, "opacity must be two shares"),
-        (Occlusion, {"shapes": (0, 3)}, "shapes must be 1 <= fewest <= most"),
-        (Occlusion, {"vertices": (2, 8)}, "vertices must be 3 <= fewest <= most"),
-        (Occlusion, {"matched": 5.0}, r"matched must lie in \[0, 1\]"),
-        (Cutout, {"patch": (0.0, 0.4)}, "patch must be two shares"),
-        (Elastic, {"patch": (0.3, 1.4)}, "patch must be two shares"),
+        (Occlusion, {"side": (0.5, 0.1)}, "^method.occlusion.side must be two shares"),
+        (Occlusion, {"opacity": (0.4, 2.0)}, "^method.occlusion.opacity must be two shares"),
+        (Occlusion, {"shapes": (0, 3)}, "^method.occlusion.shapes must be 1 <= fewest <= most"),
+        (Occlusion, {"vertices": (2, 8)}, "^method.occlusion.vertices must be 3 <= fewest <= most"),
+        (Occlusion, {"matched": 5.0}, r"^method.occlusion.matched must lie in \[0, 1\]"),
+        (Cutout, {"patch": (0.0, 0.4)}, "^method.cutout.patch must be two shares"),
+        (Swap, {"patch": (0.3, 0.2)}, "^method.swap.patch must be two shares"),
+        (Elastic, {"patch": (0.3, 1.4)}, "^method.elastic.patch must be two shares"),
     ],
 )
-def test_numbers_that_make_no_corruption_are_refused(kind, changes, message):
+def test_numbers_that_make_no_corruption_are_refused_by_the_key_to_type(kind, changes, message):
     with pytest.raises(UserError, match=message):
         kind(**changes)
