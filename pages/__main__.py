@@ -31,7 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{
         f"results: {table.__name__}": table
         for table in (
-            results.objects_and_textures, results.class_sets, results.reference, results.imagenet_weights,
+            results.first_run, results.objects_and_textures, results.class_sets, results.reference, results.imagenet_weights,
             results.contaminated, results.small_train, results.cbigan, results.reference_bottle, results.esad_table3,
             results.esad_readings, results.esad_labels, results.esad_pairs, results.igd_digits, results.igd_mnist,
             results.pwae_parts, results.ssae_textures,
