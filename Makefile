@@ -64,7 +64,7 @@ heads: $(STAMP)  ## write the counts and lengths in the heads of conf/experiment
 bench: $(STAMP)  ## measure speed and memory beside what they are compared with; writes bench.json and the table of docs/speed.md
 	$(BIN)/python -m bench
 
-tables: $(STAMP)  ## write the generated tables of README and docs anew
+tables: $(STAMP)  ## write the generated tables of README and docs anew, and the picture of the protocols
 	$(BIN)/python -m pages
 
 docs: $(STAMP)  ## build the site into site/, every warning an error
