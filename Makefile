@@ -34,7 +34,7 @@ format: $(STAMP)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP) lint  ## lint, and all tests but those of the next two targets
+test: $(STAMP) lint  ## lint, and all tests but those of the next three targets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not slow and not adapters"
 
 test-slow: $(STAMP)  ## every method exported, runs killed over and over, every experiment matched with its table
@@ -61,10 +61,10 @@ proof: $(STAMP)  ## on a machine with a GPU: the papers' presets, speed first, t
 heads: $(STAMP)  ## write the counts and lengths in the heads of conf/experiment anew
 	$(BIN)/python -m adbench.experiment.heads
 
-bench: $(STAMP)  ## measure what docs/speed.md claims about speed and memory; writes bench.json
+bench: $(STAMP)  ## measure speed and memory beside what they are compared with; writes bench.json and the table of docs/speed.md
 	$(BIN)/python -m bench
 
-tables: $(STAMP)  ## write the generated tables of README and docs anew
+tables: $(STAMP)  ## write the generated tables of README and docs anew, and the picture of the protocols
 	$(BIN)/python -m pages
 
 docs: $(STAMP)  ## build the site into site/, every warning an error
@@ -80,4 +80,4 @@ build: $(STAMP)  ## a wheel with the configuration inside
 	$(BIN)/uv build --wheel
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-adapters dist build site .pytest_cache .ruff_cache .mypy_cache .hypothesis

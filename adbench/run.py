@@ -18,7 +18,7 @@ EXAMPLES = """\
   python -m adbench.run                                                   the embedded default, minutes on a CPU
   python -m adbench.run method=cbigan data=mvtec/bottle data_root=DIR     a paper's method on MVTec AD
   python -m adbench.run data=folder data.root=DIR       your own images: DIR/good and DIR/bad, or good ones alone
-  python -m adbench.run -m method=cbigan/small,egbad/small data=textures/brick,textures/grass seed=range(3)
+  python -m adbench.run -m method=cbigan/small,egbad/small data=textures/brick,textures/grass seed=0,1,2
   python -m adbench.run data=digits data.normal_class=3 trainer=smoke     two batches of everything: does it run?"""
 
 OPTIONS = """\

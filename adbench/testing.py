@@ -1,4 +1,4 @@
-"""Does a method keep the bench's promises? For authors of methods, as scikit-learn's `check_estimator` is for theirs.
+"""Does a method keep what every command relies on? For authors of methods, as `check_estimator` is in scikit-learn.
 
 from adbench.testing import check_method
 from mypackage import Blur
@@ -169,7 +169,7 @@ def check_method(
     resume: bool = True,
     tolerance: float = 1e-4,
 ) -> None:
-    """Train a method on a few images and hold it to what every command of the bench relies on.
+    """Train a method on a few images and hold it to what every command relies on.
 
     It learns every parameter that asks for a gradient; it sees no label; it gives one finite score a row and, if
     `has_maps`, one finite map at the image's size; a row's score does not depend on the rows beside it; its weights

@@ -1,4 +1,4 @@
-"""`python -m pages`: write every generated table of README and docs anew, between its markers.
+"""`python -m pages`: write the generated tables of README and docs anew, between their markers, and a picture.
 
     <!-- begin NAME -->
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from adbench.experiment import record
 from adbench.files import write_text
-from pages import DOCS, ROOT, equations, results
+from pages import DOCS, ROOT, equations, protocols, results
 
 #: Marker -> what stands there.
 TABLES: dict[str, Callable[[], str]] = {
@@ -31,10 +31,10 @@ TABLES: dict[str, Callable[[], str]] = {
     **{
         f"results: {table.__name__}": table
         for table in (
-            results.objects_and_textures, results.class_sets, results.reference, results.imagenet_weights,
-            results.contaminated, results.small_train, results.cbigan, results.reference_bottle, results.esad_table3,
-            results.esad_readings, results.esad_labels, results.esad_pairs, results.igd_digits, results.igd_mnist,
-            results.pwae_parts, results.ssae_textures,
+            results.first_run, results.objects_and_textures, results.class_sets, results.reference,
+            results.imagenet_weights, results.contaminated, results.small_train, results.cbigan,
+            results.reference_bottle, results.esad_table3, results.esad_readings, results.esad_labels,
+            results.esad_pairs, results.igd_digits, results.igd_mnist, results.pwae_parts, results.ssae_textures,
         )
     },
     **{f"robustness on {data}": lambda data=data: results.robustness(data) for data in results.ROBUSTNESS},  # type: ignore[misc]
@@ -75,10 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is out of date")
     options = parser.parse_args(arguments)
     stale = []
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        new = regenerated(text)
-        if new != text:
+    written = {page: regenerated(page.read_text(encoding="utf-8")) for page in pages()}
+    for page, new in {**written, protocols.PICTURE: protocols.picture()}.items():
+        if not page.exists() or page.read_text(encoding="utf-8") != new:
             stale.append(page.relative_to(ROOT).as_posix())
             if not options.check:
                 write_text(page, new)

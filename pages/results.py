@@ -120,6 +120,19 @@ def batches(found: Sequence[Line]) -> str:
     return f"{int(first['batches']):,} of {first['batch_size']}" if first["batches"] not in ("", "0") else NONE
 
 
+# -- docs/start.md ----------------------------------------------------------------------------------------------------
+
+
+def first_run() -> str:
+    """What `make run` trains."""
+    found = [line for line in lines() if line["series"] == "first_run"]
+    body = [
+        [one["threads"], f"`{one['precision']}`", seconds([one], "total_s"), *(cell([one], m) for m in METRICS[:2])]
+        for one in found
+    ]
+    return table(["cores", "`trainer.precision`", "whole run", "image AUROC", "pixel AUROC"], body)
+
+
 # -- docs/results/measured.md -----------------------------------------------------------------------------------------
 
 
@@ -402,7 +415,7 @@ def _page(page: str, *methods: str) -> str:
 def _bottle(method: str, series: str = "objects_and_textures") -> tuple[str, str]:
     """Our image AUROC on mvtec/bottle with its budget, and the paper's."""
     found = group(series, method, "mvtec/bottle")
-    words = [cell(found), f"`{method}`", batches(found).replace(" of ", " batches of ")]
+    words = [cell(found), _name(found), batches(found).replace(" of ", " batches of ")]
     return ", ".join(word for word in words if word != NONE), printed(method, "mvtec/bottle")
 
 
@@ -434,7 +447,7 @@ def readme_methods() -> str:
          ", ".join(map(esad_mean, shallow)) + " %", NONE],
         [_page("baselines", "pca", "brightness"), "trivial baselines", "none", NONE, no_steps, NONE, NONE,
          _several(("pca", "brightness")), NONE],
-        [_page("baselines", "autoencoder", "vae"), "baselines", "none", YES, NO, NO, NONE, "not yet", NONE],
+        [_page("baselines", "autoencoder", "vae"), "baselines", "none", YES, NO, NO, NONE, "not measured", NONE],
         [_page("reference", "patchcore"), "Roth et al. 2022", lite0, YES, no_steps, NO, UNKNOWN,
          f"{patchcore} {small}", f"{printed('patchcore', 'mvtec/bottle')}, by SSAE's paper"],
         [_page("reference", "padim", "knn"), "Defard et al. 2021, Bergman et al. 2020", lite0, YES, no_steps, NO,

@@ -71,3 +71,11 @@ def test_help_says_of_every_method_what_it_is_for():
     for name in choices("method"):
         assert purpose(name), name
     assert purpose("somebody/elses") is None
+
+
+def test_help_names_a_small_preset_of_methods_that_have_one_alone():
+    from adbench.experiment.advice import PURPOSES
+
+    promised = [method for method, (_, cost) in PURPOSES.items() if "NAME/small" in cost]
+    assert "ssae" in promised
+    assert [method for method in promised if f"{method}/small" not in choices("method")] == []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 AT_ONCE = "one pass over the images, no training"
 MINUTES = "training; minutes on two cores with the preset NAME/small, far longer as published"
-ADAPTED = "detectors of other libraries, which install them; see docs/adapters.md"
+SMALL = "training; minutes on two cores with budget=quick, the default, longer with budget=paper"
+ADAPTED = "detectors of other libraries, which extras install; see docs/adapters.md"
 
 # The first part of a method's name -> what it is for, and what it costs.
 PURPOSES: dict[str, tuple[str, str]] = {
@@ -17,10 +18,10 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "cbigan": ("textures and objects, without any weights", MINUTES),
     "egbad": ("the same, CBiGAN's predecessor", MINUTES),
     "esad": ("a few known defects (protocol=semi_supervised); tables, small images", MINUTES),
-    "deep_sad": ("a few known defects (protocol=semi_supervised); tables, small images", MINUTES),
-    "deep_svdd": ("small images and tables, a baseline", MINUTES),
-    "autoencoder": ("textures and objects, a baseline", MINUTES),
-    "vae": ("textures and objects, a baseline", MINUTES),
+    "deep_sad": ("a few known defects (protocol=semi_supervised); tables, small images", SMALL),
+    "deep_svdd": ("small images and tables, a baseline", SMALL),
+    "autoencoder": ("textures and objects, a baseline", SMALL),
+    "vae": ("textures and objects, a baseline", SMALL),
     "isolation_forest": ("tables, a baseline", AT_ONCE),
     "ocsvm": ("tables, a baseline", AT_ONCE),
     "kde": ("tables, a baseline", AT_ONCE),

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         codes.append(report.returncode)
     if quick:
         print(f"The published length: make reproduce PAPER={asked.paper} BUDGET=paper")
-        print(f"(what that costs is at the head of each file in conf/experiment/{asked.paper})")
+        print("(with ARGS=--dry-run it says what that costs here)")
     return next((code for code in codes if code), 0)
 
 

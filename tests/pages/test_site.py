@@ -161,7 +161,7 @@ def within_two_clicks(words: str) -> bool:
         ("the equation's code", r"def gaussian\(z: Tensor, center: Tensor, variance: Tensor\)"),
         ("the meaning of a key of metrics.json", r"\| `threshold.false_alarm_rate` \| asked for"),
         ("the definition of a metric", r"\| `pixel_pro` \| PRO: mean share of each anomalous region"),
-        ("how to add a method", r"### A method\n\nA method is a class below"),
+        ("how to add a method", r"## A method\n\nA method is a class below"),
         ("how to resume", r"## Resuming\n\nType the same command again"),
         (
             "what CBiGAN's paper printed for mvtec/screw, and ours",

@@ -9,7 +9,7 @@ import pytest
 
 from adbench.evaluation.metrics import IMAGE_METRICS, PIXEL_METRICS
 from adbench.report.published import rows
-from pages import DOCS, ROOT, equations, record, results
+from pages import DOCS, ROOT, equations, protocols, record, results
 from pages.__main__ import TABLES, main, markers, pages, regenerated
 
 PAGES = [page for page in pages() if "<!-- begin " in page.read_text(encoding="utf-8")]
@@ -30,6 +30,17 @@ def test_every_table_stands_on_a_page_and_every_marker_has_its_end():
         == sum(text.count("<!-- end ") for text in texts)
         == len(TABLES)
     )
+
+
+def test_the_picture_of_the_protocols_is_drawn_from_their_splits():
+    assert protocols.PICTURE.read_text(encoding="utf-8") == protocols.picture(), "`make tables` writes it anew"
+    found = {(bar.title, bar.values): bar.counts for bar in protocols.bars()}
+    # Of 100 normal training rows 5 % are held out; T = 95 (1 + 1/9) / 0.95 = 111.1 train: 0.05 T = 5.6, 95/9 = 10.6
+    wanted = {"normal, trains": 95, "known anomaly, trains": 5, "unknown anomaly, trains": 10, "normal, held out": 5,
+              "not used": 0, "normal, tested": 40, "anomalous, tested": 25}  # fmt: skip
+    assert found["semi_supervised", "labelled_ratio=0.05 pollution_ratio=0.1"] == wanted
+    assert found["small_train", "fraction=0.2"]["not used"] == 80
+    assert found["contaminated", "ratio=0.1"]["anomalous, tested"] == 36
 
 
 def test_a_changed_figure_is_found(tmp_path, monkeypatch, capsys):
