@@ -13,6 +13,8 @@ from adbench.data.datamodule import DataModule
 from adbench.data.protocols import one_class
 from adbench.experiment import costs
 from adbench.experiment import dry_run as dry
+from adbench.methods.compiled import Compiled
+from adbench.run import main
 from adbench.studies import reproduce
 
 BARE = ("evaluation.panels_anomalous=0", "evaluation.panels_normal=0", "evaluation.codes=0", "trainer.threads=1")
@@ -81,6 +83,28 @@ def test_the_clock_spreads_its_batches_over_the_training_and_leaves_the_rhythm_o
     assert {k // 250 for k in steps} == {0, 1, 2, 3}
     assert all(0 <= k < 3 for k, _ in costs.Clock(3, 1, None, None)._chosen(0.1))
     assert all(0 <= k < 1 for k, _ in costs.Clock(1, 2, None, None)._chosen(20.0))
+
+
+def test_what_is_compiled_is_compiled_before_it_is_timed():
+    passes = SimpleNamespace(count=0)
+    plain, twice = (costs.Clock(1000, 5, 100, passes, twice=again) for again in (False, True))
+    for clock in (plain, twice):
+        clock.done = [("warm", 0.1, 0)] * 2
+        clock.on_train_batch_start(
+            SimpleNamespace(should_stop=False), SimpleNamespace(device=torch.device("cpu")), 0, 0
+        )
+    steps = [(k, "warm") for k, kind in plain.plan if kind == "step"]
+    assert twice.plan == [*plain.plan[:2], *steps, *plain.plan[2:]]
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_compiled_training_compiles(tmp_path, monkeypatch):
+    start = Compiled.__init__  # graphs without code: seconds in place of a minute
+    monkeypatch.setattr(start, "__defaults__", (start.__defaults__[0], "aot_eager"))
+    torch._dynamo.utils.counters.clear()
+    places = [f"results={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}"]
+    assert main(["method=autoencoder", "data=digits", "trainer=cpu", "trainer.compile=true", "--dry-run", *places]) == 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from adbench.experiment.placement import cores
 from adbench.experiment.trainers import build_trainer
 from adbench.experiment.values import as_mapping
 from adbench.methods.base import Method
+from adbench.methods.compiled import Compiled
 from adbench.types import UserError
 
 SAMPLE = 32  # images of the data set that are read; every row is shown one of them
@@ -267,10 +268,11 @@ class Clock(Callback):
         cycle: batches after which the same networks learn again.
         rhythm: see `Method.rhythm`.
         passes: through the training rows, which are shorter than they will be.
+        twice: whether the timed batches are trained once before, because a network is compiled when it meets a shape.
     """
 
-    def __init__(self, total: int, cycle: int, rhythm: int | None, passes: Passes) -> None:
-        self.total, self.passes = total, passes
+    def __init__(self, total: int, cycle: int, rhythm: int | None, passes: Passes, twice: bool = False) -> None:
+        self.total, self.passes, self.twice = total, passes, twice
         frequent = rhythm is not None and rhythm <= 4  # then a run of batches has its share of it
         self.run = max(1, min(total, math.lcm(cycle, rhythm if frequent and rhythm else 1)))
         self.rhythm = rhythm if rhythm is not None and not frequent and rhythm <= total else None
@@ -304,7 +306,8 @@ class Clock(Callback):
         self._note(pl_module)
         place = len(self.done)
         if place == len(self.plan) == 2:
-            self.plan += self._chosen(self.done[1][1])
+            chosen = self._chosen(self.done[1][1])
+            self.plan += [(k, "warm") for k, kind in chosen if kind == "step" and self.twice] + chosen
         pl_module.batches_seen = self.plan[place][0]  # type: ignore[assignment]
         trainer.should_stop = place == len(self.plan) - 1 > 1
         self._started = time.perf_counter(), self.passes.count
@@ -365,7 +368,7 @@ def measure(
     real: bool,
     threads: int,
     *,
-    built: Callable[[Any], None] = lambda method: None,
+    not_compiled: Callable[[str], None] = lambda reason: None,
 ) -> Cost:
     """Time a configuration's parts on this machine.
 
@@ -375,7 +378,8 @@ def measure(
         total: its training batches; 0 for a method without training steps.
         real: whether rows of the data set are used.
         threads: CPU threads to compute with.
-        built: called with the method on its device, before anything is timed.
+        not_compiled: called with the reason where `trainer.compile` does not work here; the steps are then timed
+            without it.
 
     Raises:
         UserError: the method cannot be built.
@@ -384,7 +388,7 @@ def measure(
     torch.set_num_threads(threads)
     try:
         with _silently(cfg.seed) as place:
-            return _measured(cfg, datamodule, total, real, place, built)
+            return _measured(cfg, datamodule, total, real, place, not_compiled)
     finally:
         torch.set_num_threads(before)
 
@@ -459,18 +463,18 @@ class _Trained(NamedTuple):
 
 
 def _measured(
-    cfg: DictConfig, datamodule: Any, total: int, real: bool, place: Path, built: Callable[[Any], None]
+    cfg: DictConfig, datamodule: Any, total: int, real: bool, place: Path, not_compiled: Callable[[str], None]
 ) -> Cost:
     method = build_method(cfg)
     method.log_every = cfg.log_every
     device = _trainer(cfg, place).strategy.root_device
     passes = Passes(datamodule, max(SAMPLE, 2 * datamodule.eval_batch_size))
     method.to(device)
-    built(method)
     pretraining, problem = _pretrained(cfg, method, datamodule, place)
     trained, rhythm = None, Rhythm.of_method(method, total, datamodule.batches_per_epoch) if total else None
     if total:
-        trained = _trained(cfg, method, datamodule, total, passes, place)
+        compiled = [Compiled(not_compiled)] if cfg.trainer.get("compile") else []
+        trained = _trained(cfg, method, datamodule, total, passes, place, compiled)
         prepare, prepared_on = work([(len(passes.rows), trained.prepare)]), len(passes.rows)
         score, checkpoint = Growth(_seconds_a_row(method, datamodule, device)), Growth(trained.checkpoint)
     else:
@@ -513,7 +517,9 @@ def _pretrained(cfg: DictConfig, method: Any, datamodule: Any, place: Path) -> t
     return max(0.0, (seconds[2] - seconds[1]) / 4), ""
 
 
-def _trained(cfg: DictConfig, method: Any, datamodule: Any, total: int, passes: Passes, place: Path) -> _Trained:
+def _trained(
+    cfg: DictConfig, method: Any, datamodule: Any, total: int, passes: Passes, place: Path, compiled: list[Compiled]
+) -> _Trained:
     """Train a method for the clock's batches, and save a checkpoint."""
     device = method.device
     started = time.perf_counter()
@@ -522,8 +528,9 @@ def _trained(cfg: DictConfig, method: Any, datamodule: Any, total: int, passes: 
     _wait(device)
     prepare = time.perf_counter() - started
     method.total_batches = total
-    clock = Clock(total, method.turns_repeat_after(), method.rhythm(datamodule.batches_per_epoch), passes)
-    trainer = _trainer(cfg, place, [clock])
+    rhythm = method.rhythm(datamodule.batches_per_epoch)
+    clock = Clock(total, method.turns_repeat_after(), rhythm, passes, twice=bool(compiled))
+    trainer = _trainer(cfg, place, [clock, *compiled])
     datamodule.set_budget(10_000)  # more than the clock asks for
     trainer.fit(method, datamodule=datamodule)
     _wait(device)

@@ -202,9 +202,7 @@ def speed(words: Sequence[str], compiled: bool) -> dict[str, Any]:
 
     drawn = ("evaluation.panels_anomalous=0", "evaluation.panels_normal=0", "evaluation.codes=0")
     cfg = composed([*words, *drawn])
-    own = compiled and "compile" in cfg.trainer
-    if own:
-        cfg.trainer.compile = True
+    cfg.trainer.compile = compiled
     supervision = str(build_method(cfg).supervision)
     datamodule = build_datamodule(cfg, supervision)
     datamodule.rank_and_world = 0, 1
@@ -213,8 +211,7 @@ def speed(words: Sequence[str], compiled: bool) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    cost = costs.measure(cfg, datamodule, total, True, cfg.trainer.threads or cores(),
-                         built=_compile if compiled and not own else lambda method: None)  # fmt: skip
+    cost = costs.measure(cfg, datamodule, total, True, cfg.trainer.threads or cores(), not_compiled=_not_compiled)
     memory = torch.cuda.max_memory_allocated() if gpu else None
     count, seconds = (0, 0.0) if compiled else costs.operations(cfg, datamodule, total)
     size = costs.Size(
@@ -232,10 +229,8 @@ def speed(words: Sequence[str], compiled: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _compile(method: Any) -> None:
-    """Let torch.compile have each of a method's networks."""
-    for network in method.children():
-        network.compile()
+def _not_compiled(reason: str) -> None:
+    raise UserError(f"torch.compile does not work here: {reason}")
 
 
 def trained(words: Sequence[str], out: Path) -> dict[str, Any]:
