@@ -17,6 +17,7 @@ from adbench.errors import UserError
 from adbench.experiment.advice import purpose
 from adbench.experiment.own_images import kind_in_words
 from adbench.experiment.precision import FLOAT32
+from adbench.networks.backbone import Backbone
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job
@@ -40,8 +41,8 @@ def announce(job: Job) -> None:
     held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
     if what := purpose(str(record.method)):
         log.info(f"{record.method}: {what}")
-        if "ImageNet weights" in what and record.pretraining == "none":
-            log.warning("warning: without pretraining=imagenet the features are those of random weights")
+    if isinstance(getattr(job.method, "backbone", None), Backbone) and record.pretraining == "none":
+        log.warning("warning: without pretraining=imagenet the features are those of random weights")
     log.info(
         f"{record.method} on {_data_name(record.data, record.data_id)} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"

@@ -6,7 +6,9 @@ and are never handed to a trainer. They ask a stand-in, which answers out of the
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,6 +32,23 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def nothing(*_: Any, **__: Any) -> None:
     """Stands for a call that is not wanted here."""
+
+
+@contextmanager
+def modest() -> Iterator[None]:
+    """While open, anomalib may be imported: afterwards it and the `lightning` that comes with it log warnings alone,
+    each of them once, and what pytorch_lightning logs goes by its own name."""
+    from lightning_utilities.core import rank_zero
+
+    first = "lightning" not in sys.modules
+    try:
+        yield
+    finally:
+        rank_zero.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # `lightning` makes it its own
+        for name in ("anomalib", "lightning", "lightning.pytorch", "lightning.fabric") if first else ():
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if first:
+            logging.getLogger("lightning").handlers.clear()
 
 
 # -- networks without weights ----------------------------------------------------------------------------------------

@@ -162,8 +162,9 @@ class ImageNet:
         """Find every file now: what is missing is said before any data is read."""
         for name, encoder in encoders_of(method, self.name).items():
             if encoder.published is None and self.checkpoint is None:
+                title = getattr(method, "display_name", type(method).__name__)
                 raise UserError(
-                    f"there are no published weights for the encoder '{name}' of {type(method).__name__}; use "
+                    f"there are no published weights for the encoder '{name}' of {title}; use "
                     "pretraining=imagenet_kd, which distils them into any encoder, or pass a file that fits it, "
                     "pretraining.checkpoint=FILE"
                 )

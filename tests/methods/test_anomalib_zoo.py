@@ -1,6 +1,7 @@
 """What adbench says of anomalib's models where anomalib is not installed."""
 
 import importlib
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError
 
@@ -15,7 +16,7 @@ from torch import nn
 from adbench.experiment import provenance
 from adbench.experiment.build import build_method
 from adbench.experiment.groups import choices
-from adbench.methods.anomalib_host import StandIn, listed
+from adbench.methods.anomalib_host import StandIn, listed, modest
 from adbench.methods.anomalib_model import AnomalibModel
 from adbench.methods.anomalib_zoo import MODELS, usable
 from adbench.networks.encoder import PretrainableEncoder
@@ -43,6 +44,27 @@ def test_a_model_that_there_is_not_is_answered_with_those_that_there_are(model, 
     with pytest.raises(UserError) as refusal:
         AnomalibModel(model)
     assert all(name in str(refusal.value) for name in usable())
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"), [("padim", "Padim"), ("Paddim", "Padim"), ("reverse_distillation", "ReverseDistillation")]
+)
+def test_a_model_that_is_nearly_named_is_guessed(model, meant, without_anomalib):
+    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+        AnomalibModel(model)
+
+
+def test_importing_anomalib_makes_no_logger_louder():
+    from lightning_utilities.core import rank_zero
+
+    theirs, stream = logging.getLogger("lightning"), logging.StreamHandler()
+    with modest():  # what importing `lightning` does
+        rank_zero.log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        theirs.addHandler(stream)
+        theirs.setLevel(logging.INFO)
+    assert rank_zero.log.name == "pytorch_lightning.utilities.rank_zero"
+    assert theirs.level == logging.getLogger("anomalib").level == logging.WARNING
+    assert stream not in theirs.handlers
 
 
 def test_the_command_takes_a_model_and_its_options_by_name(without_anomalib, capsys, tmp_path):
