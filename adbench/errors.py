@@ -21,3 +21,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 class UserError(ValueError):
     """Something the person at the keyboard can mend: the message says what was expected, what came, what to type."""
+
+
+class NotDownloaded(UserError):
+    """What only a download brings is not on this machine."""

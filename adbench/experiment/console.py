@@ -147,7 +147,7 @@ def one_line(error: BaseException) -> str:
 def quietly() -> Iterator[None]:
     """While open, Lightning logs warnings alone, and warnings are lines of the run's log."""
     with (
-        _warnings_alone("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"),
+        above(logging.INFO, "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"),
         warnings.catch_warnings(),
     ):
         for message in EXPECTED_WARNINGS:
@@ -159,17 +159,17 @@ def quietly() -> Iterator[None]:
 @contextmanager
 def without_seed_message() -> Iterator[None]:
     """While open, Lightning does not print which seed it sets."""
-    with _warnings_alone("lightning_fabric.utilities.seed"):
+    with above(logging.INFO, "lightning_fabric.utilities.seed"):
         yield
 
 
 @contextmanager
-def _warnings_alone(*names: str) -> Iterator[None]:
-    """While open, these loggers pass on warnings and errors, and nothing below."""
+def above(level: int, *names: str) -> Iterator[None]:
+    """While open, these loggers pass on what is more serious than a level, and nothing else."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level + 1)
     try:
         yield
     finally:

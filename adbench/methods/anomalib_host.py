@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ def modest() -> Iterator[None]:
             logging.getLogger(name).setLevel(logging.WARNING)
         if first:
             logging.getLogger("lightning").handlers.clear()
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """While open, a progress bar of tqdm is drawn on a terminal alone; a log file gets none."""
+    from tqdm.std import tqdm
+
+    with replaced(tqdm, "__init__", partialmethod(tqdm.__init__, disable=None)):
+        yield
 
 
 # -- networks without weights ----------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class AnomalibModel(Method):
             raise UserError(f"{self.model} takes images of side {least} or more: data.image_size={least}")
         if self.model == "Uflow" and self.options.get("backbone", "mcait") == "mcait" and self.size != (448, 448):
             raise UserError("Uflow's backbone mcait takes images of side 448 alone: data.image_size=448")
+        self.no_graph = "scores its rows one by one" if self.known.alone else None
         self.has_maps = self.known.maps and self.options.get("score_type") != "nll"
         self.schedulers: list[Any] = []
         self._intervals: list[str] = []
@@ -279,7 +280,7 @@ class AnomalibModel(Method):
         rows = batches if passes == 1 else list(batches)
         self._training_mode()
         seen: list[int] = []
-        with self._speaking("cannot be fitted"), self._seeded("bank"), _our_coreset():
+        with self._speaking("cannot be fitted"), self._seeded("bank"), _our_coreset(), host.bars_on_terminals():
             for _ in range(passes):
                 for k, batch in enumerate(rows):
                     inner.training_step(self.theirs(batch), k)
@@ -303,6 +304,7 @@ class AnomalibModel(Method):
 
     def _say_what_is_random(self) -> None:
         if not self._weights_known and self.rank == 0:
+            self._weights_known = True  # the copies of a cross-validation say it no more
             names = ", ".join(part.name or "torchvision's" for part in self._unfilled)
             log.warning(
                 "%s is published with the weights %s; none were loaded, so it works with random ones. "
@@ -371,7 +373,10 @@ class AnomalibTraining(AnomalibModel):
 
         inner = self._asking
         self._training_mode()
-        with torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every):
+        with (
+            torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every),
+            host.bars_on_terminals(),
+        ):  # fmt: skip
             inner.on_train_start()
         inner.eval()
 
@@ -447,7 +452,7 @@ class AnomalibTraining(AnomalibModel):
         """What the model takes from validation rows (EfficientAd's quantiles) comes from held-out normal rows."""
         self._stand_in.holdout = [self.theirs(batch) for batch in batches]
         if self._stand_in.holdout:
-            with self._seeded("calibrate"):
+            with self._seeded("calibrate"), host.bars_on_terminals():
                 self._asking.on_validation_start()
         self._stand_in.holdout = []
 

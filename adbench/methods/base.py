@@ -50,8 +50,8 @@ class Method(LightningModule):
     has_maps: bool = True
     #: Whether the score of a row depends on the rows that are scored with it; only detectors of others may.
     transductive: bool = False
-    #: Whether `score` is made of torch's operations, so that a graph of it can be exported.
-    traceable: bool = True
+    #: Why `score` is no graph of torch's operations that could be exported; None where it is one.
+    no_graph: str | None = None
     #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
     takes_bytes: bool = False
 

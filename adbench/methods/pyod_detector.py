@@ -125,7 +125,7 @@ class PyOD(Shallow):
     """
 
     fitted = ("rows", "known")
-    traceable = False  # PyOD computes outside torch
+    no_graph = "computes its scores outside torch"
 
     def __init__(
         self,

@@ -178,6 +178,12 @@ def test_a_fitted_bank_is_fitted_anew_on_other_rows(tmp_path):
     assert not torch.equal(first, second) and torch.equal(first, third)
 
 
+def test_a_model_that_scores_rows_one_by_one_says_that_it_has_no_graph():
+    options = contract.SMALL["Cflow"]["options"]
+    assert AnomalibModel("Cflow", options, 64).no_graph == "scores its rows one by one"
+    assert AnomalibModel("Stfpm", RESNET, 64).no_graph is None
+
+
 def test_a_bank_has_no_training_step_and_every_other_model_has_one():
     assert type(AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 4}, 64)) is AnomalibModel
     assert type(AnomalibModel("Stfpm", RESNET, 64)) is AnomalibTraining

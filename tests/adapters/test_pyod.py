@@ -178,6 +178,13 @@ def test_every_detector_of_pyod_that_takes_tables_has_a_preset():
     assert found == set(DETECTORS)
 
 
+def test_pyod_s_devnet_still_swaps_the_arguments_of_its_loss():
+    from pyod.models import devnet
+
+    assert list(inspect.signature(devnet.deviation_loss).parameters) == ["y_true", "y_pred"]
+    assert "deviation_loss(outputs, labels)" in inspect.getsource(devnet.DevNet.fit), "DETECTORS' caveat is past"
+
+
 def test_a_process_fits_a_loaded_run_once(monkeypatch):
     training, rows = table(4)
     first = fitted(made("KNN", 4), training)

@@ -16,7 +16,7 @@ from torch import nn
 from adbench.experiment import provenance
 from adbench.experiment.build import build_method
 from adbench.experiment.groups import choices
-from adbench.methods.anomalib_host import StandIn, listed, modest
+from adbench.methods.anomalib_host import StandIn, bars_on_terminals, listed, modest
 from adbench.methods.anomalib_model import AnomalibModel
 from adbench.methods.anomalib_zoo import MODELS, usable
 from adbench.networks.encoder import PretrainableEncoder
@@ -65,6 +65,14 @@ def test_importing_anomalib_makes_no_logger_louder():
     assert rank_zero.log.name == "pytorch_lightning.utilities.rank_zero"
     assert theirs.level == logging.getLogger("anomalib").level == logging.WARNING
     assert stream not in theirs.handlers
+
+
+def test_a_log_gets_no_progress_bar_of_others(capsys):
+    from tqdm import tqdm
+
+    with bars_on_terminals():
+        assert list(tqdm(range(3))) == [0, 1, 2] and "3/3" not in capsys.readouterr().err
+    assert list(tqdm(range(3))) == [0, 1, 2] and "3/3" in capsys.readouterr().err
 
 
 def test_the_command_takes_a_model_and_its_options_by_name(without_anomalib, capsys, tmp_path):
