@@ -266,7 +266,9 @@ def test_a_method_whose_first_batches_fail_says_so_before_a_start_does(run, caps
 def test_a_pretraining_that_a_start_would_refuse_is_refused(run, capsys):
     assert run("method=pca", "data=digits", "pretraining=imagenet", *BARE, "--dry-run")[0] == 1
     out = capsys.readouterr().out
-    assert "1 job: 1 refused" in out and "needs an encoder to fill, and PCA has none; use pretraining=none" in out
+    assert (
+        "1 job: 1 refused" in out and "needs an encoder to fill, and PCAResidual has none; use pretraining=none" in out
+    )
 
 
 def test_weights_that_a_start_would_download_are_said_and_what_is_measured_warns_of_nothing(run, capfd, monkeypatch):
