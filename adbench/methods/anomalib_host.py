@@ -46,7 +46,9 @@ def modest() -> Iterator[None]:
         yield
     finally:
         rank_zero.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # `lightning` makes it its own
-        for name in ("anomalib", "lightning", "lightning.pytorch", "lightning.fabric") if first else ():
+        if logging.getLogger("anomalib").level == logging.NOTSET:  # nobody has said how much it is to say
+            logging.getLogger("anomalib").setLevel(logging.WARNING)
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric") if first else ():
             logging.getLogger(name).setLevel(logging.WARNING)
         if first:
             logging.getLogger("lightning").handlers.clear()
