@@ -266,7 +266,8 @@ def cost() -> None:
         spent = [milliseconds(method, rows[:1])]  # what is compiled, is compiled now
         while sum(spent) < 2000:
             spent.append(milliseconds(method, rows[len(spent) % TEST, None]))
-        lines.append(f"| {name} | {min(spent):.3g} | {'alone' if DETECTORS[name].alone else 'transductive'} |")
+        three_digits = float(f"{min(spent):.3g}")
+        lines.append(f"| {name} | {three_digits:,g} | {'alone' if DETECTORS[name].alone else 'transductive'} |")
         print(lines[-1], flush=True)
     text = PAGE.read_text(encoding="utf-8")
     before, after = text[: text.index(COST) + len(COST)], text[text.index(END_OF_COST) :]
