@@ -116,17 +116,18 @@ class AnomalibModel(Method):
         return f"anomalib's {self.model}"
 
     @contextmanager
-    def _speaking(self, what: str) -> Iterator[None]:
-        """While open, an error of anomalib's own code names the model and its options; what passes by itself (no
-        memory, no file) stays what it is."""
+    def _speaking(self, what: str, seen: Sequence[int] = ()) -> Iterator[None]:
+        """While open, an error of anomalib's own code names the model, its options and how many training rows it has
+        seen; what passes by itself (no memory, no file) stays what it is."""
         try:
             yield
         except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of any type: anomalib looks at its options where it uses them
             options = ", ".join(f"{name}: {value}" for name, value in self.options.items())
+            rows = f" after {sum(seen)} training rows" if seen else ""
             raise UserError(
-                f"{self.display_name} {what} with method.options={{{options}}}: {first_line(error)}"
+                f"{self.display_name} {what}{rows} with method.options={{{options}}}: {first_line(error)}"
             ) from error
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ class AnomalibModel(Method):
         rows = batches if passes == 1 else list(batches)
         self._training_mode()
         seen: list[int] = []
-        with self._speaking("cannot be fitted"), self._seeded("bank"), _our_coreset(), host.bars_on_terminals():
+        with self._speaking("cannot be fitted", seen), self._seeded("bank"), _our_coreset(), host.bars_on_terminals():
             for _ in range(passes):
                 for k, batch in enumerate(rows):
                     inner.training_step(self.theirs(batch), k)
@@ -288,8 +289,13 @@ class AnomalibModel(Method):
                 self._refuse_few_rows(sum(seen))
                 inner.on_train_epoch_end()
         inner.requires_grad_(False).eval()
-        with self._speaking("cannot score"):  # what does not fit the bank is found here, not in the test
-            self.score(batch.image[:1])
+        with self._speaking("cannot score", seen):  # what does not fit the bank is found here, not in the test
+            found = self.score(batch.image[:1])
+        if not torch.isfinite(found.image).all():
+            raise UserError(
+                f"{self.display_name} gives a score that is no finite number after {sum(seen)} training rows; add "
+                "images, or hold out fewer (protocol.holdout)"
+            )
 
     def _refuse_few_rows(self, count: int) -> None:
         """anomalib goes on without a model where there are too few rows for it."""

@@ -77,8 +77,8 @@ def test_a_value_that_a_model_refuses_is_told_with_its_options():
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("Patchcore", RESNET | {"coreset_sampling_ratio": 2}, r"cannot be fitted with .*the coreset would have .* of"),
-        ("Patchcore", RESNET | {"num_neighbors": 0}, r"cannot score with .*num_neighbors: 0"),
+        ("Patchcore", RESNET | {"coreset_sampling_ratio": 2}, r"cannot be fitted after .*the coreset would have .* of"),
+        ("Patchcore", RESNET | {"num_neighbors": 0}, r"cannot score after .*num_neighbors: 0"),
         ("Dfkde", RESNET, r"needs 16 training rows \(method.options.n_pca_components\), and gets \d"),
     ],
 )
@@ -86,6 +86,18 @@ def test_a_bank_that_does_not_fit_its_rows_is_told_before_the_test(model, option
     method = AnomalibModel(model, options, 64)
     with pytest.raises(UserError, match=rf"anomalib's {model} {message}"):
         testing.fit(method, testing.stripes(method, 64, tmp_path), 0)
+
+
+def test_a_single_training_row_has_no_covariance_and_the_message_says_how_many_there_were(tmp_path):
+    method = AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 8}, 64)
+    rows = next(iter(prepared(testing.stripes(method, 64, tmp_path)).training_batches("cpu")))
+    with pytest.raises(UserError, match="Padim gives a score that is no finite number after 1 training rows; add"):
+        method.prepare([type(rows)(*(part[:1] for part in rows))])
+
+
+def prepared(data):
+    data.setup()
+    return data
 
 
 def test_a_supervised_mode_that_needs_masks_is_refused():

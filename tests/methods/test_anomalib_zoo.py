@@ -1,9 +1,11 @@
 """What adbench says of anomalib's models where anomalib is not installed."""
 
 import importlib
+import importlib.util
 import logging
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,14 @@ def test_a_configuration_composes_and_names_a_model_that_there_is(name):
 def test_every_model_that_there_is_has_a_configuration():
     models = [composed(f"method={name}").method.model for name in NAMES if name.count("/") == 1]
     assert sorted(models) == usable()
+
+
+def test_the_table_of_settings_is_what_the_files_say():
+    place = Path(__file__).parents[1] / "adapters" / "contract.py"
+    spec = importlib.util.spec_from_file_location("contract", place)
+    contract = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contract)
+    assert contract.settings() == contract.between(contract.PAGE.read_text(), "settings")
 
 
 def test_building_a_configuration_without_the_package_is_one_message(without_anomalib):
