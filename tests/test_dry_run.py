@@ -1,6 +1,7 @@
 """`--dry-run`: the jobs and their cost, judged as a start does, and nothing on disk changes."""
 
 import json
+import logging
 import re
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from adbench.data.protocols import one_class
 from adbench.experiment import costs
 from adbench.experiment import dry_run as dry
 from adbench.methods.compiled import Compiled
+from adbench.methods.knn import Knn
 from adbench.run import main
 from adbench.studies import reproduce
 
@@ -283,6 +285,25 @@ def test_a_method_whose_first_batches_fail_says_so_before_a_start_does(run, caps
     monkeypatch.setattr(costs, "measure", broken)
     assert run("method=pca", "data=digits", *BARE, "--dry-run")[0] == 1
     assert "refused   its first batches fail: RuntimeError: out of memory" in capsys.readouterr().out
+
+
+def test_a_pretraining_that_a_start_would_refuse_is_refused(run, capsys):
+    assert run("method=pca", "data=digits", "pretraining=imagenet", *BARE, "--dry-run")[0] == 1
+    out = capsys.readouterr().out
+    assert (
+        "1 job: 1 refused" in out and "needs an encoder to fill, and PCAResidual has none; use pretraining=none" in out
+    )
+
+
+def test_weights_that_a_start_would_download_are_said_and_what_is_measured_warns_of_nothing(run, capfd, monkeypatch):
+    words = ["method=knn", "method.backbone=resnet18", "data=digits", "data.image_size=64", *BARE]
+    prepare = Knn.prepare
+    warn = logging.getLogger("adbench").warning
+    monkeypatch.setattr(Knn, "prepare", lambda *rest: (warn("the features are random"), prepare(*rest)))
+    assert run(*words, "pretraining=imagenet", "--dry-run")[0] == 0
+    out, err = capfd.readouterr()
+    assert "1 job: 1 start" in out and "(no download is tried here): the weights timm/resnet18" in out
+    assert "the features are random" not in out + err
 
 
 def test_a_tree_of_ones_own_is_known(run, tmp_path, capsys, measured):

@@ -183,6 +183,23 @@ def test_what_cannot_be_exported_says_which_operation_and_why(tmp_path):
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_a_method_for_a_constant_number_of_images_is_refused_in_plain_words(tmp_path):
+    method, card = fitted("brightness", tmp_path)
+    original = method.score
+
+    def score(image):
+        rows = [original(row[None]) for row in image.unbind()]
+        return rows[0]._replace(image=torch.cat([row.image for row in rows]))
+
+    method.score = score
+    with pytest.raises(UserError) as refusal:
+        save_graph(method, card, "torch-export", tmp_path / "m.pt2")
+    assert str(refusal.value) == (
+        "brightness cannot be exported: its code takes the number of the images for a constant; --format safetensors "
+        "writes what adbench.load and predict --model take"
+    )
+
+
 def test_a_graph_that_gives_other_scores_leaves_the_file_before_it(tmp_path, monkeypatch):
     method, card = fitted("brightness", tmp_path)
     monkeypatch.setattr(graph, "_run_onnx", lambda content, image: [np.ones(len(image), np.float32)])

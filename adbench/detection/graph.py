@@ -7,6 +7,7 @@ import copy
 import json
 import keyword
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ from adbench.transforms.image import resize_by_products, resized_bytes, to_float
 from adbench.types import UserError
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+INSTEAD = "--format safetensors writes what adbench.load and predict --model take"
+FIXED = re.compile(r"marked \S+\.size\(\)\[(\d)\] as dynamic but your code specialized it to be a constant")
 OPSET = 20
 TOLERANCE = 1e-4  # largest relative difference between a graph's scores and its method's
 
@@ -131,11 +134,8 @@ def save_graph(
     Raises:
         UserError: the method cannot be exported, or the difference is `TOLERANCE` or more.
     """
-    if not method.traceable:
-        raise UserError(
-            f"{card['method']} computes its scores outside torch, so there is no graph of it to export; "
-            "--format safetensors writes what adbench.load and predict --model take"
-        )
+    if method.no_graph is not None:
+        raise UserError(f"{card['method']} {method.no_graph}, so there is no graph of it to export; {INSTEAD}")
     inputs = card["input"]
     module = Graph(_with_safe_names(method), inputs).eval()
     image = _example(inputs, input_size, 1)
@@ -166,7 +166,7 @@ def _trace(module: Graph, card: dict[str, Any], input_size: tuple[int, int] | No
     try:
         return torch.export.export(module, (_example(inputs, input_size, 0),), dynamic_shapes=({**free},), strict=False)
     except Exception as error:  # the tracer's errors have many types
-        raise UserError(f"{card['method']} cannot be exported: {_reason(error)}") from error
+        raise UserError(f"{card['method']} cannot be exported: {_reason(error)}; {INSTEAD}") from error
 
 
 def _onnx(program: Any, card: dict[str, Any]) -> bytes:
@@ -185,7 +185,7 @@ def _onnx(program: Any, card: dict[str, Any]) -> bytes:
         except Exception:  # the optimizer fails on some graphs, which are right as they are
             exported = torch.onnx.export(program, optimize=False, **options)
     except Exception as error:
-        raise UserError(f"{card['method']} cannot be exported to ONNX: {_reason(error)}") from error
+        raise UserError(f"{card['method']} cannot be exported to ONNX: {_reason(error)}; {INSTEAD}") from error
     assert exported is not None  # an export by way of dynamo gives the program
     model = exported.model_proto
     names = ["score", "map"]
@@ -237,6 +237,8 @@ def _reason(error: BaseException) -> str:
     deepest: BaseException = error
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__
+    if fixed := FIXED.search(str(deepest)):
+        return f"its code takes the {'number' if fixed[1] == '0' else 'size'} of the images for a constant"
     lines = [line.strip() for line in str(deepest).splitlines() if line.strip()]
     return f"{type(deepest).__name__}: {' '.join(lines)[:400] or 'no reason given'}"
 

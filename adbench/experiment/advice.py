@@ -5,7 +5,7 @@ from __future__ import annotations
 AT_ONCE = "one pass over the images, no training"
 MINUTES = "training; minutes on two cores with the preset NAME/small, far longer as published"
 SMALL = "training; minutes on two cores with budget=quick, the default, longer with budget=paper"
-ADAPTED = "detectors of other libraries, which extras install; see docs/adapters.md"
+ADAPTED = "a detector of another library; see docs/adapters.md"
 
 # The first part of a method's name -> what it is for, and what it costs.
 PURPOSES: dict[str, tuple[str, str]] = {
@@ -27,15 +27,16 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "kde": ("tables, a baseline", AT_ONCE),
     "nearest_neighbour": ("tables, and images as they are, a baseline", AT_ONCE),
     "pca": ("a check of any data set: how far does a linear fit come?", AT_ONCE),
-    "anomalib": ("objects and textures: method=anomalib/NAME, most with ImageNet weights", ADAPTED),
-    "pyod": ("tables, and images by a backbone's features: method=pyod/NAME", ADAPTED),
+    "anomalib/NAME": ("objects and textures, most with ImageNet weights", ADAPTED),
+    "pyod/NAME": ("tables, and images by a backbone's features", ADAPTED),
     "brightness": ("a check of any images: does the mean brightness tell them apart?", AT_ONCE),
 }
 
 
 def purpose(method: str) -> str | None:
     """What a method of this package is for and what it costs; None for another's."""
-    found = PURPOSES.get(method.split("/")[0])
+    first = method.split("/")[0]
+    found = PURPOSES.get(first) or PURPOSES.get(f"{first}/NAME")
     return None if found is None else "; ".join(found)
 
 

@@ -17,6 +17,7 @@ from adbench.errors import UserError
 from adbench.experiment.advice import purpose
 from adbench.experiment.own_images import kind_in_words
 from adbench.experiment.precision import FLOAT32
+from adbench.networks.backbone import Backbone
 
 if TYPE_CHECKING:
     from adbench.experiment.training import Job
@@ -40,8 +41,8 @@ def announce(job: Job) -> None:
     held_out = f"{folds}-fold cross-validation" if folds else f"{counts['holdout']} held-out"
     if what := purpose(str(record.method)):
         log.info(f"{record.method}: {what}")
-        if "ImageNet weights" in what and record.pretraining == "none":
-            log.warning("warning: without pretraining=imagenet the features are those of random weights")
+    if isinstance(getattr(job.method, "backbone", None), Backbone) and record.pretraining == "none":
+        log.warning("warning: without pretraining=imagenet the features are those of random weights")
     log.info(
         f"{record.method} on {_data_name(record.data, record.data_id)} ({counts['train']} training, {held_out}, "
         f"{counts['test_normal']} + {counts['test_anomalous']} test rows; {counts['parameters']:,} parameters)"
@@ -146,7 +147,7 @@ def one_line(error: BaseException) -> str:
 def quietly() -> Iterator[None]:
     """While open, Lightning logs warnings alone, and warnings are lines of the run's log."""
     with (
-        _warnings_alone("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"),
+        above(logging.INFO, "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"),
         warnings.catch_warnings(),
     ):
         for message in EXPECTED_WARNINGS:
@@ -158,17 +159,17 @@ def quietly() -> Iterator[None]:
 @contextmanager
 def without_seed_message() -> Iterator[None]:
     """While open, Lightning does not print which seed it sets."""
-    with _warnings_alone("lightning_fabric.utilities.seed"):
+    with above(logging.INFO, "lightning_fabric.utilities.seed"):
         yield
 
 
 @contextmanager
-def _warnings_alone(*names: str) -> Iterator[None]:
-    """While open, these loggers pass on warnings and errors, and nothing below."""
+def above(level: int, *names: str) -> Iterator[None]:
+    """While open, these loggers pass on what is more serious than a level, and nothing else."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level + 1)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ Nothing of it is kept: what a step writes goes into a temporary folder.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import tempfile
 import time
@@ -27,16 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from adbench.data.cache import resized
+from adbench.errors import NotDownloaded
 from adbench.evaluation import session
 from adbench.experiment.build import build, build_method
-from adbench.experiment.console import quietly, without_seed_message
+from adbench.experiment.console import above, quietly, without_seed_message
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.placement import cores
 from adbench.experiment.trainers import build_trainer
 from adbench.experiment.values import as_mapping
 from adbench.methods.base import Method
 from adbench.methods.compiled import Compiled
-from adbench.types import UserError
 
 SAMPLE = 32  # images of the data set that are read; every row is shown one of them
 PATIENCE = 3.0  # seconds after which a measurement is not made longer
@@ -353,7 +354,7 @@ def _wait(device: torch.device) -> None:
 def _silently(seed: int) -> Iterator[Path]:
     """A temporary folder to measure in, with seeds set; a few rows warn of what a whole data set would not."""
     with (
-        quietly(), without_seed_message(), warnings.catch_warnings(),
+        quietly(), without_seed_message(), above(logging.WARNING, "adbench"), warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="adbench-") as place,
     ):  # fmt: skip
         warnings.simplefilter("ignore")
@@ -496,7 +497,12 @@ def _trainer(cfg: DictConfig, place: Path, callbacks: Sequence[Any] = ()) -> Any
 
 
 def _pretrained(cfg: DictConfig, method: Any, datamodule: Any, place: Path) -> tuple[float, str]:
-    """Pretrain a method for a few batches; seconds of one, and why its weights cannot be had, if they cannot."""
+    """Pretrain a method for a few batches; seconds of one, and why its weights are not here, if only a download brings
+    them.
+
+    Raises:
+        UserError: a start would refuse the pretraining.
+    """
     node = {key: value for key, value in as_mapping(cfg.pretraining).items() if key != "id"}
     if node.get("_target_") is None:
         return 0.0, ""
@@ -512,7 +518,7 @@ def _pretrained(cfg: DictConfig, method: Any, datamodule: Any, place: Path) -> t
             seconds.append(time.perf_counter() - started)
             if not hasattr(pretraining, "length"):  # weights that are read
                 return 0.0, ""
-    except UserError as error:
+    except NotDownloaded as error:
         return 0.0, str(error)
     return max(0.0, (seconds[2] - seconds[1]) / 4), ""
 

@@ -132,9 +132,12 @@ def _stopped_or_failed(error: BaseException, job: Job | None, folder: RunFolder,
     if begun and passing:
         log.error("The state was saved at the last checkpoint; once that is mended, the same command resumes this run.")
     elif checkpoint:
+        trained = job is not None and job.total > 0
         log.error(
             f"What was trained is kept: the same command goes on at batch {checkpoint.batches_seen:,}; "
             "overwrite=true starts anew."
+            if trained
+            else "What was fitted is kept: the same command goes on with the test; overwrite=true starts anew."
         )
     elif not begun and folder.metrics():
         log.error(f"Training did not begin; what {folder.path} holds is as it was.")

@@ -357,8 +357,8 @@ def _refuse_missing_anomalies(method: Any, datamodule: Any) -> None:
     """Refuse to train a method that learns from known anomalies on a split without any."""
     if method.needs_known_anomalies and not (datamodule.split.semi_label == -1).any():
         raise UserError(
-            f"{getattr(method, 'detector', type(method).__name__)} learns from known anomalies, and the protocol gives "
-            "none; type protocol=semi_supervised (protocol.labelled_ratio says how many)"
+            f"{method.display_name} learns from known anomalies, and the protocol gives none; type "
+            "protocol=semi_supervised (protocol.labelled_ratio says how many)"
         )
 
 

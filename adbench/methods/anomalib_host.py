@@ -6,9 +6,12 @@ and are never handed to a trainer. They ask a stand-in, which answers out of the
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -30,6 +33,34 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def nothing(*_: Any, **__: Any) -> None:
     """Stands for a call that is not wanted here."""
+
+
+@contextmanager
+def modest() -> Iterator[None]:
+    """While open, anomalib may be imported: afterwards it and the `lightning` that comes with it log warnings alone,
+    each of them once, and what pytorch_lightning logs goes by its own name."""
+    from lightning_utilities.core import rank_zero
+
+    first = "lightning" not in sys.modules
+    try:
+        yield
+    finally:
+        rank_zero.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # `lightning` makes it its own
+        if logging.getLogger("anomalib").level == logging.NOTSET:  # nobody has said how much it is to say
+            logging.getLogger("anomalib").setLevel(logging.WARNING)
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric") if first else ():
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if first:
+            logging.getLogger("lightning").handlers.clear()
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """While open, a progress bar of tqdm is drawn on a terminal alone; a log file gets none."""
+    from tqdm.std import tqdm
+
+    with replaced(tqdm, "__init__", partialmethod(tqdm.__init__, disable=None)):
+        yield
 
 
 # -- networks without weights ----------------------------------------------------------------------------------------

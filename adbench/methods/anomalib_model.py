@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adbench.errors import UserError
+from adbench.errors import UserError, first_line
 from adbench.losses.neighbours import greedy_coreset, nearest, squared_distances
 from adbench.methods import anomalib_host as host
 from adbench.methods.anomalib_zoo import EXTRA, known
@@ -90,6 +90,7 @@ class AnomalibModel(Method):
             raise UserError(f"{self.model} takes images of side {least} or more: data.image_size={least}")
         if self.model == "Uflow" and self.options.get("backbone", "mcait") == "mcait" and self.size != (448, 448):
             raise UserError("Uflow's backbone mcait takes images of side 448 alone: data.image_size=448")
+        self.no_graph = "scores its rows one by one" if self.known.alone else None
         self.has_maps = self.known.maps and self.options.get("score_type") != "nll"
         self.schedulers: list[Any] = []
         self._intervals: list[str] = []
@@ -101,7 +102,7 @@ class AnomalibModel(Method):
         mean, std = _normalisation(maker)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        with host.unfilled() as found:
+        with host.unfilled() as found, self._speaking("cannot be built"):
             self.inner: Any = self._made(maker)
         self._unfilled = found
         self._modes = {name: module.training for name, module in self.inner.named_modules()}
@@ -109,6 +110,25 @@ class AnomalibModel(Method):
         self._weights_known = not found
         if self.known.bank:
             self.inner.requires_grad_(False)
+
+    @property
+    def display_name(self) -> str:
+        return f"anomalib's {self.model}"
+
+    @contextmanager
+    def _speaking(self, what: str, seen: Sequence[int] = ()) -> Iterator[None]:
+        """While open, an error of anomalib's own code names the model, its options and how many training rows it has
+        seen; what passes by itself (no memory, no file) stays what it is."""
+        try:
+            yield
+        except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of any type: anomalib looks at its options where it uses them
+            options = ", ".join(f"{name}: {value}" for name, value in self.options.items())
+            rows = f" after {sum(seen)} training rows" if seen else ""
+            raise UserError(
+                f"{self.display_name} {what}{rows} with method.options={{{options}}}: {first_line(error)}"
+            ) from error
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -260,15 +280,37 @@ class AnomalibModel(Method):
         passes = int(inner.trainer_arguments.get("max_epochs", 1))
         rows = batches if passes == 1 else list(batches)
         self._training_mode()
-        with self._seeded("bank"), _our_coreset():
+        seen: list[int] = []
+        with self._speaking("cannot be fitted", seen), self._seeded("bank"), _our_coreset(), host.bars_on_terminals():
             for _ in range(passes):
                 for k, batch in enumerate(rows):
                     inner.training_step(self.theirs(batch), k)
+                    seen.append(len(batch.image))
+                self._refuse_few_rows(sum(seen))
                 inner.on_train_epoch_end()
         inner.requires_grad_(False).eval()
+        with self._speaking("cannot score", seen):  # what does not fit the bank is found here, not in the test
+            found = self.score(batch.image[:1])
+        if not torch.isfinite(found.image).all():
+            raise UserError(
+                f"{self.display_name} gives a score that is no finite number after {sum(seen)} training rows; add "
+                "images, or hold out fewer (protocol.holdout)"
+            )
+
+    def _refuse_few_rows(self, count: int) -> None:
+        """anomalib goes on without a model where there are too few rows for it."""
+        if self.known.rows is not None:
+            default = inspect.signature(type(self.inner)).parameters[self.known.rows].default
+            least = self.options.get(self.known.rows, default)
+            if count < least:
+                raise UserError(
+                    f"{self.display_name} needs {least} training rows (method.options.{self.known.rows}), and gets "
+                    f"{count}; add images, hold out fewer (protocol.holdout), or lower the option"
+                )
 
     def _say_what_is_random(self) -> None:
         if not self._weights_known and self.rank == 0:
+            self._weights_known = True  # the copies of a cross-validation say it no more
             names = ", ".join(part.name or "torchvision's" for part in self._unfilled)
             log.warning(
                 "%s is published with the weights %s; none were loaded, so it works with random ones. "
@@ -341,7 +383,10 @@ class AnomalibTraining(AnomalibModel):
 
         inner = self._asking
         self._training_mode()
-        with torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every):
+        with (
+            torch.enable_grad(), self._seeded("start"), host.replaced(self._stand_in, "rows", every),
+            host.bars_on_terminals(),
+        ):  # fmt: skip
             inner.on_train_start()
         inner.eval()
 
@@ -417,7 +462,7 @@ class AnomalibTraining(AnomalibModel):
         """What the model takes from validation rows (EfficientAd's quantiles) comes from held-out normal rows."""
         self._stand_in.holdout = [self.theirs(batch) for batch in batches]
         if self._stand_in.holdout:
-            with self._seeded("calibrate"):
+            with self._seeded("calibrate"), host.bars_on_terminals():
                 self._asking.on_validation_start()
         self._stand_in.holdout = []
 
@@ -451,7 +496,7 @@ def _maker(model: str) -> Any:
         UserError: anomalib is not installed, or its version has no such model.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), host.modest():
             warnings.simplefilter("ignore")  # what anomalib says of its own modules is no news to the user
             zoo = importlib.import_module("anomalib.models.image")
     except ImportError as error:
@@ -517,6 +562,8 @@ def _our_coreset() -> Iterator[None]:
 
     def select(self: Any) -> list[int]:
         rows = self.embedding.flatten(1)
+        if self.coreset_size > len(rows):
+            raise ValueError(f"the coreset would have {self.coreset_size:,} of {len(rows):,} patches")
         first = int(torch.randint(len(rows), (1,)))
         return greedy_coreset(rows, self.coreset_size, first).tolist()
 

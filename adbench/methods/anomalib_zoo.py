@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adbench.errors import UserError
+from adbench.errors import UserError, did_you_mean
 
 EXTRA = 'pip install "adbench-vision[anomalib]"'
 
@@ -20,6 +20,7 @@ class Model:
         images: what it learns from beside the training rows: a folder of images that anomalib would download.
         noise: whether procedural noise can take the place of those images.
         least: the smallest side of images that it takes.
+        rows: the option that says how many training rows it needs at least.
         refused: why it cannot be a method here; None for those that can.
     """
 
@@ -29,6 +30,7 @@ class Model:
     images: str | None = None
     noise: bool = False
     least: int = 1
+    rows: str | None = None
     refused: str | None = None
 
 
@@ -40,7 +42,7 @@ MODELS: dict[str, Model] = {
     "Cfa": Model(),
     "Cflow": Model(alone=True),
     "Csflow": Model(),
-    "Dfkde": Model(bank=True, maps=False),
+    "Dfkde": Model(bank=True, maps=False, rows="n_pca_components"),
     "Dfm": Model(bank=True),
     "Dinomaly": Model(),
     "Draem": Model(images=TEXTURES, noise=True),
@@ -85,8 +87,8 @@ def known(name: str | None) -> Model:
     if found is None:
         got = "method=anomalib needs a model" if name is None else f"method.model={name} is no image model of anomalib"
         raise UserError(
-            f"{got}: method.model=NAME with one of {', '.join(usable())}; method=anomalib/padim and the like bring "
-            "the published settings"
+            f"{got}: {did_you_mean(str(name), usable())}method.model=NAME with one of {', '.join(usable())}; "
+            "method=anomalib/padim and the like bring the published settings"
         )
     if found.refused is not None:
         raise UserError(f"method.model={name} is not offered: {found.refused}. There are {', '.join(usable())}")

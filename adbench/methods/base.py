@@ -54,8 +54,8 @@ class Method(LightningModule):
     has_maps: bool = True
     #: Whether the score of a row depends on the rows that are scored with it; only detectors of others may.
     transductive: bool = False
-    #: Whether `score` is made of torch's operations, so that a graph of it can be exported.
-    traceable: bool = True
+    #: Why `score` is no graph of torch's operations that could be exported; None where it is one.
+    no_graph: str | None = None
     #: Whether training batches stay bytes (B, 1 or 3, H, W), for a method that looks at small parts of large images.
     takes_bytes: bool = False
 
@@ -74,6 +74,11 @@ class Method(LightningModule):
         self._recent: list[tuple[int, Terms]] = []
         self.latest_terms: dict[str, float] = {}
         self.prepare_seconds: float | None = None  # None: it was prepared when it came
+
+    @property
+    def display_name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     # -- what a method may define ---------------------------------------------------------------------------------
 
@@ -200,7 +205,7 @@ class Method(LightningModule):
             return
         if self.world > 1:
             raise UserError(
-                f"{type(self).__name__} needs all training rows on every one of the {self.world} devices, and this "
+                f"{self.display_name} needs all training rows on every one of the {self.world} devices, and this "
                 "loader gives each a share: train on one device, or with a data module of adbench.create_data"
             )
         batches, loader = self.batches_per_epoch, self.trainer.train_dataloader
@@ -227,7 +232,7 @@ class Method(LightningModule):
             return batch
         if not isinstance(batch, Batch):
             raise UserError(
-                f"{type(self).__name__} trains on batches of type adbench.types.Batch, and this loader gives "
+                f"{self.display_name} trains on batches of type adbench.types.Batch, and this loader gives "
                 f"{type(batch).__name__}; end its collate_fn with adbench.types.Batch.unlabelled(images), images "
                 "(B, 3, H, W) in [0, 1], or take a data module of adbench.create_data"
             )
@@ -260,7 +265,7 @@ class Method(LightningModule):
         batches = self.trainer.num_training_batches
         if math.isinf(batches):
             raise UserError(
-                f"{type(self).__name__} must know what an epoch is, and this loader has no length; "
+                f"{self.display_name} must know what an epoch is, and this loader has no length; "
                 "give Trainer(limit_train_batches=N)"
             )
         return int(batches)
@@ -282,7 +287,7 @@ class Method(LightningModule):
         """
         if self.total_batches is None:
             raise UserError(
-                f"{type(self).__name__}.total_batches is not set, and without a length there is no schedule: "
+                f"{self.display_name}.total_batches is not set, and without a length there is no schedule: "
                 "set it, or train with adbench.fit or a pytorch_lightning.Trainer"
             )
         return min(1.0, self.batches_seen / max(1, self.total_batches))
@@ -379,7 +384,7 @@ class Method(LightningModule):
         length = min(by_epochs, math.inf if steps < 0 else self._batches_of_steps(steps, batches))
         if math.isinf(length):
             raise UserError(
-                f"{type(self).__name__} must know how long its training is, and this trainer does not say: give "
+                f"{self.display_name} must know how long its training is, and this trainer does not say: give "
                 "Trainer(max_epochs=N) and, for a loader without a length, limit_train_batches=N, or set "
                 "method.total_batches"
             )
@@ -403,7 +408,7 @@ class Method(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         if not is_overridden("training_step", self) and self.trainer.state.fn == "fit":
             raise UserError(
-                f"{type(self).__name__} has no training steps, so a Trainer cannot fit it; "
+                f"{self.display_name} has no training steps, so a Trainer cannot fit it; "
                 "adbench.fit(method, data) prepares it"
             )
         return [BatchCount()]

@@ -9,12 +9,13 @@ Source: Zhao et al. 2019, "PyOD: A Python Toolbox for Scalable Outlier Detection
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import io
+import logging
+import math
 import re
 import warnings
 from collections import OrderedDict
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adbench.errors import did_you_mean, first_line
 from adbench.methods.base import sides
 from adbench.methods.shallow import Shallow
 from adbench.networks.backbone import Backbone
@@ -33,6 +35,8 @@ from adbench.networks.encoder import PretrainableEncoder
 from adbench.networks.mlp import FeatureScaling
 from adbench.streams import derived_seed, seeded_globals
 from adbench.types import Batch, Scores, UserError
+
+log = logging.getLogger("adbench")
 
 EXTRA = 'pip install "adbench-vision[pyod]"'
 SMALLEST = 64  # pixels of a side below which the last map of a backbone says nothing
@@ -50,8 +54,11 @@ class Known(NamedTuple):
     labels: bool = False  # learns from known anomalies
     needs: str | None = None  # a package beside PyOD
     alone: bool = True  # what `alone=None` means
+    most: tuple[int, str] | None = None  # all triples of these are looked at: with more it would take hours
+    caveat: str | None = None  # what its scores suffer from
 
 
+SWAPPED = "PyOD 3.6.7 hands the labels to its loss as scores and the scores as labels"
 DETECTORS = {
     "ABOD": Known("abod"),
     "AE1SVM": Known("ae1svm"),
@@ -63,7 +70,7 @@ DETECTORS = {
     "COF": Known("cof", "company", alone=False),
     "COPOD": Known("copod", "together"),
     "DeepSVDD": Known("deep_svdd"),
-    "DevNet": Known("devnet", labels=True),
+    "DevNet": Known("devnet", labels=True, caveat=SWAPPED),
     "DIF": Known("dif", "company", alone=False),
     "ECOD": Known("ecod", "together"),
     "FeatureBagging": Known("feature_bagging"),
@@ -76,7 +83,7 @@ DETECTORS = {
     "KNN": Known("knn"),
     "KPCA": Known("kpca"),
     "LMDD": Known("lmdd", "company", alone=False),
-    "LOCI": Known("loci", "company", alone=False),
+    "LOCI": Known("loci", "company", alone=False, most=(1000, "training rows")),
     "LODA": Known("loda"),
     "LOF": Known("lof"),
     "LSCP": Known("lscp"),
@@ -88,7 +95,7 @@ DETECTORS = {
     "PCA": Known("pca"),
     "QMCD": Known("qmcd"),
     "RGraph": Known("rgraph", "together", alone=False),
-    "ROD": Known("rod", "company", alone=False),
+    "ROD": Known("rod", "company", alone=False, most=(100, "columns")),
     "Sampling": Known("sampling"),
     "SO_GAAL": Known("so_gaal"),
     "SOD": Known("sod", "company", alone=False),
@@ -118,7 +125,7 @@ class PyOD(Shallow):
     """
 
     fitted = ("rows", "known")
-    traceable = False  # PyOD computes outside torch
+    no_graph = "computes its scores outside torch"
 
     def __init__(
         self,
@@ -143,6 +150,14 @@ class PyOD(Shallow):
         self.supervision = "semi" if self.traits.labels else "unsupervised"
         self.backbone = None if encoder is None else _backbone(encoder, image_size)
         self._detector: Any = None
+
+    @property
+    def display_name(self) -> str:
+        return f"PyOD's {self.detector}"
+
+    def check_inputs(self) -> None:
+        if self.traits.caveat is not None:
+            log.warning("warning: %s says little: %s", self.display_name, self.traits.caveat)
 
     # -- pretraining ---------------------------------------------------------------------------------------------
 
@@ -169,6 +184,7 @@ class PyOD(Shallow):
         self.rows = torch.cat([self._features(batch.image) for batch in batches])
         self.known = torch.cat([batch.semi_label == -1 for batch in batches])
         self._detector = None
+        self._refuse_hours(*self.rows.shape)
         self._of_these_rows()
 
     def _of_these_rows(self) -> Any:
@@ -183,6 +199,16 @@ class PyOD(Shallow):
             self._detector = _LATEST[key]
         return self._detector
 
+    def _refuse_hours(self, count: int, columns: int) -> None:
+        """Refuse rows for which a detector that looks at all triples would not come to an end."""
+        most, of = self.traits.most or (math.inf, "")
+        there = columns if of == "columns" else count
+        if there > most:
+            raise UserError(
+                f"{self.display_name} looks at all triples of {of}: with more than {most:,} each batch takes hours, "
+                f"and there are {there:,}; choose another method.detector"
+            )
+
     def _fit(self, rows: np.ndarray, anomalous: np.ndarray) -> Any:
         """A new detector, fitted to (n, E) rows of which (n,) are known as anomalous.
 
@@ -193,10 +219,12 @@ class PyOD(Shallow):
             with _one_thread(), _repeatable(self.seed, "fit"):
                 found = self._made(rows.shape[1])
                 found.fit(rows, anomalous) if self.traits.labels else found.fit(rows)
+        except (OSError, MemoryError):  # which pass by themselves: the same command goes on
+            raise
         except Exception as error:  # of many types, from many libraries
             raise UserError(
                 f"PyOD's {self.detector} cannot be fitted to {rows.shape[0]} training rows of {rows.shape[1]} numbers: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         for part in vars(found).values():
             if isinstance(part, nn.Module):
@@ -224,14 +252,15 @@ class PyOD(Shallow):
         for name in self._options:
             if name not in names and not any_name:
                 raise UserError(
-                    f"method.options.{name}: PyOD's {self.detector} has no such option; it has {', '.join(names)}"
+                    f"method.options.{name}: PyOD's {self.detector} has no such option; it has {', '.join(names)}. "
+                    f"method=pyod/{self.detector.lower()} brings them all"
                 )
         try:
             self._made(columns=1)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"method.options of PyOD's {self.detector}: {_first_line(error)}") from error
+            raise UserError(f"method.options of PyOD's {self.detector}: {first_line(error)}") from error
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -245,8 +274,10 @@ class PyOD(Shallow):
         try:
             with _one_thread():
                 scores = torch.from_numpy(self._scores(detector, rows)).float()
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
-            raise UserError(f"PyOD's {self.detector} cannot score {len(rows)} rows: {_first_line(error)}") from error
+            raise UserError(f"PyOD's {self.detector} cannot score {len(rows)} rows: {first_line(error)}") from error
         lost = int((~torch.isfinite(scores)).sum())
         if lost:
             raise UserError(
@@ -285,8 +316,7 @@ def known(detector: str | None) -> tuple[str, Known]:
         raise UserError(f"method=pyod needs a detector, method.detector=NAME; there are {names}")
     found = DETECTORS.get(detector) or _newer(detector)
     if found is None:
-        near = difflib.get_close_matches(detector.lower(), map(str.lower, DETECTORS), n=1)
-        hint = "".join(f"did you mean {name}? " for name in DETECTORS if name.lower() in near)
+        hint = did_you_mean(detector, DETECTORS)
         raise UserError(f"method.detector={detector} is not in PyOD; {hint}There are {names}")
     return detector, found
 
@@ -315,7 +345,7 @@ def _class(detector: str, traits: Known) -> Any:
     try:
         return getattr(importlib.import_module(f"pyod.models.{traits.module}"), detector)
     except Exception as error:  # a package that is missing, or that does not fit
-        raise UserError(f"PyOD's {detector} cannot be imported: {_first_line(error)}") from error
+        raise UserError(f"PyOD's {detector} cannot be imported: {first_line(error)}") from error
 
 
 def _nested(value: Any) -> Any:
@@ -389,7 +419,3 @@ def _generators_unchanged(detector: Any) -> Iterator[None]:
     finally:
         for generator, state in zip(own, states, strict=True):
             generator.set_state(state)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

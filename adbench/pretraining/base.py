@@ -32,9 +32,9 @@ def encoders_of(method: Any, pretraining: str) -> dict[str, PretrainableEncoder]
     encoders = getattr(method, "encoders", None)
     found = encoders() if callable(encoders) else {}
     if not found:
+        name = getattr(method, "display_name", type(method).__name__)
         raise UserError(
-            f"pretraining={pretraining} needs an encoder to fill, and {type(method).__name__} has none; "
-            "use pretraining=none"
+            f"pretraining={pretraining} needs an encoder to fill, and {name} has none; use pretraining=none"
         )
     return found
 

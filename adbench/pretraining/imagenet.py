@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
+from adbench.errors import NotDownloaded, UserError
 from adbench.files import whole
 from adbench.losses.distillation import feature_distance
 from adbench.networks.backbone import pixel_constants, pooled_features, tagged, timm_model
@@ -23,7 +24,6 @@ from adbench.networks.encoder import PretrainableEncoder
 from adbench.pretraining.base import Images, Loop, Trained, digest, encoders_of, finish, seeded
 from adbench.pretraining.packaged import EXTRA, in_a_package, packaged, renamed
 from adbench.pretraining.views import Views
-from adbench.types import UserError
 
 log = logging.getLogger("adbench")
 
@@ -43,7 +43,8 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
         checkpoint: a local file; None looks for one.
 
     Raises:
-        UserError: it is not there and the hub does not answer within a few seconds.
+        NotDownloaded: it is not there and the hub does not answer within a few seconds.
+        UserError: the file that is given is none.
     """
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()
@@ -67,7 +68,7 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
     else:
         reason = "the hub does not answer"
     installable = f"{EXTRA} brings them; or " if in_a_package(name) else ""
-    raise UserError(
+    raise NotDownloaded(
         f"the weights {repository} are not in the local cache and {reason}; {installable}fetch model.safetensors of "
         f"{repository} where there is a network (`hf download {repository} model.safetensors`) and pass "
         "pretraining.checkpoint=FILE"
@@ -170,8 +171,9 @@ class ImageNet:
         """
         for name, encoder in encoders_of(method, self.name).items():
             if encoder.published is None and self.checkpoint is None:
+                title = getattr(method, "display_name", type(method).__name__)
                 raise UserError(
-                    f"there are no published weights for the encoder '{name}' of {type(method).__name__}; use "
+                    f"there are no published weights for the encoder '{name}' of {title}; use "
                     "pretraining=imagenet_kd, which distils them into any encoder, or pass a file that fits it, "
                     "pretraining.checkpoint=FILE"
                 )

@@ -345,8 +345,11 @@ def settings() -> str:
         values = yaml.safe_load(path.read_text())
         head = re.split(r"\n_target_|\ndefaults", path.read_text())[0].removeprefix("# ").replace("\n# ", " ")
         what = re.split(r"(?<!al)\.(?: |$)", head)[0]
-        base = values if "recipe" in values else yaml.safe_load((folder / f"{path.parent.name}.yaml").read_text())
-        recipe = base["recipe"]
+        small = path.parent != folder  # what it leaves out is that of the model's own file
+        base = yaml.safe_load((folder / f"{path.parent.name}.yaml").read_text()) if small else values
+        recipe = {part: base["recipe"][part] for part in ("input", "batch_size", "budget")}
+        for part, own in values.get("recipe", {}).items():
+            recipe[part] = recipe[part] | own if isinstance(own, dict) else own
         ((unit, length),) = recipe["budget"]["paper"].items()
         paper = "one pass" if length == 0 else f"{length} {unit.removeprefix('max_')}"
         link = f"[`{name}`](../conf/method/{name}.yaml)"

@@ -69,6 +69,37 @@ def test_an_option_that_a_model_has_not_is_named_with_those_that_it_has(options,
         AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 4} | options, 64)
 
 
+def test_a_value_that_a_model_refuses_is_told_with_its_options():
+    with pytest.raises(UserError, match=r"anomalib's Padim cannot be built with method.options=\{.*n_features: 9999\}"):
+        AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 9999}, 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("Patchcore", RESNET | {"coreset_sampling_ratio": 2}, r"cannot be fitted after .*the coreset would have .* of"),
+        ("Patchcore", RESNET | {"num_neighbors": 0}, r"cannot score after .*num_neighbors: 0"),
+        ("Dfkde", RESNET, r"needs 16 training rows \(method.options.n_pca_components\), and gets \d"),
+    ],
+)
+def test_a_bank_that_does_not_fit_its_rows_is_told_before_the_test(model, options, message, tmp_path):
+    method = AnomalibModel(model, options, 64)
+    with pytest.raises(UserError, match=rf"anomalib's {model} {message}"):
+        testing.fit(method, testing.stripes(method, 64, tmp_path), 0)
+
+
+def test_a_single_training_row_has_no_covariance_and_the_message_says_how_many_there_were(tmp_path):
+    method = AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 8}, 64)
+    rows = next(iter(prepared(testing.stripes(method, 64, tmp_path)).training_batches("cpu")))
+    with pytest.raises(UserError, match="Padim gives a score that is no finite number after 1 training rows; add"):
+        method.prepare([type(rows)(*(part[:1] for part in rows))])
+
+
+def prepared(data):
+    data.setup()
+    return data
+
+
 def test_a_supervised_mode_that_needs_masks_is_refused():
     with pytest.raises(UserError, match="learns from masks of defects"):
         AnomalibModel("Supersimplenet", RESNET | {"supervised": True}, 128)
@@ -159,12 +190,18 @@ def test_a_fitted_bank_is_fitted_anew_on_other_rows(tmp_path):
     assert not torch.equal(first, second) and torch.equal(first, third)
 
 
+def test_a_model_that_scores_rows_one_by_one_says_that_it_has_no_graph():
+    options = contract.SMALL["Cflow"]["options"]
+    assert AnomalibModel("Cflow", options, 64).no_graph == "scores its rows one by one"
+    assert AnomalibModel("Stfpm", RESNET, 64).no_graph is None
+
+
 def test_a_bank_has_no_training_step_and_every_other_model_has_one():
     assert type(AnomalibModel("Padim", RESNET | {"layers": ["layer1"], "n_features": 4}, 64)) is AnomalibModel
     assert type(AnomalibModel("Stfpm", RESNET, 64)) is AnomalibTraining
 
 
-def test_a_run_trains_predicts_evaluates_and_exports_by_the_commands(tmp_path):
+def test_a_run_trains_predicts_evaluates_and_exports_by_the_commands(tmp_path, capfd):
     from PIL import Image
 
     # By name: some of the package's functions are called like its commands.
@@ -190,6 +227,10 @@ def test_a_run_trains_predicts_evaluates_and_exports_by_the_commands(tmp_path):
              f"results={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "data.image_size=64",
              "data.batch_size=2", "pretraining=imagenet"]  # fmt: skip
     assert run.main(words) == 0
+    text = "".join(capfd.readouterr())
+    assert "GPU available" not in text and "litlogger" not in text and "Initializing" not in text
+    assert run.main([*(word for word in words if "stfpm" not in word), "method=anomalib/ganomaly"]) == 1
+    assert "an encoder to fill, and anomalib's Ganomaly has none" in "".join(capfd.readouterr())
     folder = next((tmp_path / "runs").rglob("metrics.json")).parent
     record = json.loads((folder / "metrics.json").read_text())
     assert record["versions"]["anomalib"].startswith("2.7.")

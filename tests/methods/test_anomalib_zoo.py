@@ -1,8 +1,11 @@
 """What adbench says of anomalib's models where anomalib is not installed."""
 
 import importlib
+import importlib.util
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from torch import nn
 from adbench.experiment import provenance
 from adbench.experiment.build import build_method
 from adbench.experiment.groups import choices
-from adbench.methods.anomalib_host import StandIn, listed
+from adbench.methods.anomalib_host import StandIn, bars_on_terminals, listed, modest
 from adbench.methods.anomalib_model import AnomalibModel
 from adbench.methods.anomalib_zoo import MODELS, usable
 from adbench.networks.encoder import PretrainableEncoder
@@ -43,6 +46,35 @@ def test_a_model_that_there_is_not_is_answered_with_those_that_there_are(model, 
     with pytest.raises(UserError) as refusal:
         AnomalibModel(model)
     assert all(name in str(refusal.value) for name in usable())
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"), [("padim", "Padim"), ("Paddim", "Padim"), ("reverse_distillation", "ReverseDistillation")]
+)
+def test_a_model_that_is_nearly_named_is_guessed(model, meant, without_anomalib):
+    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+        AnomalibModel(model)
+
+
+def test_importing_anomalib_makes_no_logger_louder():
+    from lightning_utilities.core import rank_zero
+
+    theirs, stream = logging.getLogger("lightning"), logging.StreamHandler()
+    with modest():  # what importing `lightning` does
+        rank_zero.log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        theirs.addHandler(stream)
+        theirs.setLevel(logging.INFO)
+    assert rank_zero.log.name == "pytorch_lightning.utilities.rank_zero"
+    assert theirs.level == logging.getLogger("anomalib").level == logging.WARNING
+    assert stream not in theirs.handlers
+
+
+def test_a_log_gets_no_progress_bar_of_others(capsys):
+    from tqdm import tqdm
+
+    with bars_on_terminals():
+        assert list(tqdm(range(3))) == [0, 1, 2] and "3/3" not in capsys.readouterr().err
+    assert list(tqdm(range(3))) == [0, 1, 2] and "3/3" in capsys.readouterr().err
 
 
 def test_the_command_takes_a_model_and_its_options_by_name(without_anomalib, capsys, tmp_path):
@@ -73,6 +105,14 @@ def test_a_configuration_composes_and_names_a_model_that_there_is(name):
 def test_every_model_that_there_is_has_a_configuration():
     models = [composed(f"method={name}").method.model for name in NAMES if name.count("/") == 1]
     assert sorted(models) == usable()
+
+
+def test_the_table_of_settings_is_what_the_files_say():
+    place = Path(__file__).parents[1] / "adapters" / "contract.py"
+    spec = importlib.util.spec_from_file_location("contract", place)
+    contract = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contract)
+    assert contract.settings() == contract.between(contract.PAGE.read_text(), "settings")
 
 
 def test_building_a_configuration_without_the_package_is_one_message(without_anomalib):

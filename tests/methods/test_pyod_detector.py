@@ -60,6 +60,11 @@ MODELS = {
                 if len(X) % self.batch_size == 1: raise ValueError("setting an array element with a sequence")
                 return -np.abs(X - self.center).sum(1)
     """,
+    "rod": """
+        class ROD(BaseDetector):
+            def fit(self, X): pass
+            def decision_function(self, X): return X.sum(1)
+    """,
     "brandnew": """
         class BrandNew(BaseDetector):
             def fit(self, X): pass
@@ -138,6 +143,7 @@ def test_a_package_that_a_detector_needs_beside_pyod_is_named(package, monkeypat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("deep_svdd", r"method.detector=deep_svdd is not in PyOD; did you mean DeepSVDD\?"),
         (None, r"method=pyod needs a detector, method.detector=NAME; there are ABOD, .*ECOD, .*XGBOD"),
         ("ecodd", r"method.detector=ecodd is not in PyOD; did you mean ECOD\? There are ABOD"),
         ("os", r"method.detector=os is not in PyOD"),
@@ -272,6 +278,28 @@ def test_errors_of_a_detector_name_it(package):
         scores(method, torch.where(torch.arange(9)[:, None] < 2, 2e3, TEST))
 
 
+def test_a_detector_of_all_triples_is_not_fitted_to_what_would_take_hours(package):
+    rows = torch.rand(8, 101, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert scores(fitted(PyOD("tabular", 100, "none", None, "ROD"), rows[:, :100]), rows[:2, :100]).shape == (2,)
+    with pytest.raises(UserError, match=r"PyOD's ROD looks at all triples of columns: with more than 100 .* are 101"):
+        fitted(PyOD("tabular", 101, "none", None, "ROD"), rows)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError("no disk")])
+def test_what_passes_by_itself_is_no_fault_of_the_rows(package, monkeypatch, error):
+    method = made("KNN")
+    monkeypatch.setattr(method._maker, "fit", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error), match=str(error)):
+        fitted(method)
+
+
+def test_messages_call_a_detector_by_its_name(package):
+    from adbench.pretraining.imagenet import ImageNet
+
+    with pytest.raises(UserError, match="needs an encoder to fill, and PyOD's KNN has none"):
+        ImageNet(None).check(made("KNN"))
+
+
 def test_a_process_fits_a_run_once_however_often_it_is_loaded(package, monkeypatch):
     method = fitted(made("KNN"))
     monkeypatch.setattr(PyOD, "_fit", lambda *_: pytest.fail("fitted again"))
@@ -318,6 +346,24 @@ def test_without_known_anomalies_a_supervised_detector_says_what_to_type(package
     assert "DevNet learns from known anomalies, and the protocol gives none; type protocol=semi_supervised" in text
     code, _ = run("method=pyod/devnet", "protocol=semi_supervised", "protocol.labelled_ratio=0.05", *table)
     assert code == 0
+    assert "warning: PyOD's DevNet says little: PyOD 3.6.7 hands the labels" in "".join(capsys.readouterr())
+
+
+def test_a_test_that_fails_says_that_what_was_fitted_is_kept(package, run, table, tmp_path, capsys):
+    rows = np.load(tmp_path / "t.npz")
+    np.savez(tmp_path / "t.npz", X=np.where(rows["y"][:, None], 2e3, rows["X"]), y=rows["y"])
+    code, _ = run("method=pyod", "method.detector=KNN", "method.scaling=none", *table)
+    text = "".join(capsys.readouterr())
+    assert code == 1 and "a score that is no finite number" in text
+    assert "What was fitted is kept: the same command goes on with the test" in text and "batch 0" not in text
+
+
+def test_features_of_random_weights_are_never_silent(package, run, capsys):
+    words = ["method=pyod", "method.detector=ECOD", "data=mvtec/bottle"]
+    warning = "warning: without pretraining=imagenet the features are those of random weights"
+    for more, random in ((["method.encoder=resnet18", "data.image_size=64"], True), ([], False)):
+        assert run(*words, *more)[0] == 0
+        assert (warning in "".join(capsys.readouterr())) is random
 
 
 def test_a_graph_is_refused_in_one_line_and_released_weights_score_the_same(package, run, table, tmp_path, capsys):
