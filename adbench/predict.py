@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="a run folder, then images or folders (searched with their subfolders); for a run on "
                              "tables .csv or .npy files of feature rows, or X of .npz and .mat files")  # fmt: skip
     parser.add_argument("--model", type=Path, help="a .onnx or .safetensors file instead of a run folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; an earlier prediction in it is replaced"
+    )
     parser.add_argument("--false-alarm-rate", type=float, metavar="RATE",
                         help="share of normal images that may be called anomalous (as in the run: 0.05)")  # fmt: skip
     parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",

@@ -91,6 +91,34 @@ def values_for_the_jobs(arguments: list[str]) -> list[str]:
     return [left_to_jobs(argument) for argument in arguments]
 
 
+def _refuse_unknown_options(arguments: list[str]) -> None:
+    """Refuse what begins as an option and is none, before Hydra's parser says so in its own words.
+
+    Raises:
+        UserError: names the option and the one that was meant.
+    """
+    import difflib
+
+    from hydra._internal.utils import get_args_parser
+
+    from adbench.completion import KEYS
+    from adbench.completion import OPTIONS as OPTIONS_OF
+    from adbench.errors import UserError
+
+    parser = get_args_parser()
+    known = [*parser._option_string_actions, *OPTIONS_OF["train"], "--trust"]
+    _, others = parser.parse_known_intermixed_args(arguments)
+    unknown = next((other for other in others if other.startswith("-")), None)
+    if unknown is None:
+        return
+    name, _, value = unknown.partition("=")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    key = name.lstrip("-").replace("-", "_")
+    example = f"{key}={value or 'VALUE'}" if key in GROUPS or f"{key}=" in KEYS else "seed=1"
+    instead = f"did you mean {near[0]}?" if near else f"values are given as key=value, as in {example}"
+    raise UserError(f"{name} is no option; {instead} (--help lists both)")
+
+
 def checked(arguments: list[str]) -> list[str]:
     """The command line as Hydra shall get it.
 
@@ -103,6 +131,7 @@ def checked(arguments: list[str]) -> list[str]:
     from adbench.experiment.overrides import first_job, understood
     from adbench.experiment.own_images import with_method
 
+    _refuse_unknown_options(arguments)
     options = get_args_parser().parse_intermixed_args(arguments)
     if options.hydra_help or options.shell_completion or options.experimental_rerun or options.config_path:
         return arguments

@@ -146,6 +146,20 @@ def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
     assert len(list((tmp_path / "out" / "maps").iterdir())) == len(files_of([test]))
 
 
+def test_a_prediction_replaces_an_earlier_one_in_its_folder_and_nothing_else(trained, data_root, tmp_path):
+    test, out = data_root / "mvtec/bottle/test", tmp_path / "out"
+    predict(trained, test, "--out", out)
+    (out / "scores.partial.csv").write_text("of a call that was stopped")
+    (out / "maps" / "mine.png").write_text("not a prediction's")
+    predict(trained, test / "good", "--out", out, "--maps", "npy")
+    names = {f"{path.stem}_png" for path in files_of([test / "good"])}
+    assert {path.stem for path in (out / "overlays").iterdir()} == names
+    assert {path.name for path in (out / "maps").iterdir()} == {*(f"{name}.npy" for name in names), "mine.png"}
+    assert not (out / "scores.partial.csv").exists()
+    predict(trained, test / "good", "--out", out, "--maps", "none")
+    assert [path.name for path in (out / "maps").iterdir()] == ["mine.png"]
+
+
 def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path):
     predict(trained, data_root / "mvtec/bottle/test", "--out", tmp_path / "out", "--maps", "none")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predict.json", "scores.csv", "unreadable.csv"]
@@ -393,7 +407,7 @@ def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_n
 @pytest.mark.parametrize(
     ("override", "message"),
     [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
-     ("data=folder", "give data.root=..."),
+     ("data=folder", "give data.root=DIR"),
      ("data.source.root=/nowhere", "expected normal training images in /nowhere")],
 )  # fmt: skip
 def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):

@@ -35,13 +35,19 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
         kind: png (16 bits, `write_map`) or npy (float32).
         scale: of the overlay's colours.
     """
-    with whole(out / "maps" / f"{name}.{kind}") as path:
+    of_map, of_overlay = places_of(out, name, kind)
+    with whole(of_map) as path:
         if kind == "npy":
             np.save(path, values)
         else:
             write_map(path, values)
-    with whole(out / "overlays" / f"{name}.jpg") as path:
+    with whole(of_overlay) as path:
         Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
+
+
+def places_of(out: Path, name: str, *kinds: str) -> list[Path]:
+    """Where the maps of an image lie, of these kinds (any if none is given), and then its overlay."""
+    return [*(out / "maps" / f"{name}.{kind}" for kind in kinds or ("png", "npy")), out / "overlays" / f"{name}.jpg"]
 
 
 def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:

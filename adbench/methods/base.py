@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Method(LightningModule):
     def calibrate(self, batches: Iterable[Batch]) -> None:
         """Fill buffers from the held-out normal rows, after the last step and before the test."""
 
+    @abstractmethod  # a mark alone, which `build_method` looks for: a LightningModule has another metaclass
     def score(self, image: Tensor) -> Scores:
         """Anomaly scores of (B, C, H, W) float images in [0, 1] (or (B, D) features); one row never sees another."""
         raise NotImplementedError
@@ -497,6 +499,7 @@ class SingleObjective(Method):
         super().__init__()
         self._optimizer_factory, self._schedule = optimizer, schedule
 
+    @abstractmethod
     def objective(self, batch: Batch) -> Terms:
         """The summands of the loss of a training batch."""
         raise NotImplementedError
@@ -571,6 +574,7 @@ class Adversarial(Method):
         self._phases: list[Phase] = []
         self._phase_parameters: list[list[nn.Parameter]] = []
 
+    @abstractmethod
     def phases(self) -> list[Phase]:
         """The players in the order of their turns within a batch."""
         raise NotImplementedError
