@@ -8,10 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from adbench.errors import UserError
+from adbench.errors import UserError, command
 from adbench.imports import import_quickly
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a mistake, 2 if some files could not be read."""
     options = _parser().parse_intermixed_args(arguments)
@@ -19,11 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        try:
-            return _predict(options)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        return _predict(options)
 
 
 def _parser() -> argparse.ArgumentParser:

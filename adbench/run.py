@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adbench.errors import command
 from adbench.experiment.advice import table
 from adbench.experiment.groups import GROUPS, choices, conf_dir, own_trees, unknown_choice
 from adbench.imports import import_quickly
@@ -183,16 +184,11 @@ def without_trust(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from adbench.errors import UserError
-
-    try:
-        with own_trees(without_trust(sys.argv[1:] if arguments is None else arguments)) as others:
-            return _run(others)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with own_trees(without_trust(sys.argv[1:] if arguments is None else arguments)) as others:
+        return _run(others)
 
 
 def dry_run(arguments: list[str], plan: Any = None, total: Any = None) -> int:

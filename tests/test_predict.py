@@ -18,6 +18,7 @@ from conftest import metrics_of, striped
 from PIL import Image
 
 import adbench
+from adbench import export
 from adbench.detection.detector import is_anomalous
 from adbench.detection.maps import read_map, write_map
 from adbench.detection.prediction import files_of, unique_names
@@ -483,6 +484,13 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_s
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         assert predict(trained, data_root / "mvtec/bottle/test", "--out", out) == 1
         assert "cannot write to --out" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_exported(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adbench.detection.graph.save_graph", lambda *_: pytest.fail("a graph was made"))
+    (tmp_path / "file").write_text("in the way")
+    assert export.main([str(trained), "--out", str(tmp_path / "file" / "model.onnx")]) == 1
+    assert f"cannot write to --out {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_written_are_printed(trained, data_root, tmp_path, capsys):

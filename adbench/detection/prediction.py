@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
 from adbench.detection.detector import Detector, is_anomalous, load
 from adbench.detection.maps import draw, places_of, thumbnail
-from adbench.files import shortened, whole, write_json
+from adbench.files import refuse_unwritable, shortened, whole, write_json
 from adbench.types import UserError
 
 COLUMNS = ("path", "score", "threshold", "decision", "p_value")
@@ -91,8 +90,8 @@ def predict(
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     detector = load(model, device, trust)
     paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
+    refuse_unwritable(options.out, "--out")
     threshold = detector.threshold(options.false_alarm_rate)
-    _check_writable(options.out)
     results = Results()
     try:
         (score_tables if detector.tabular else score_images)(detector, paths, options, results)
@@ -131,16 +130,6 @@ def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> li
     if not files:
         raise UserError(f"no file with {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
     return list(files)
-
-
-def _check_writable(out: Path) -> None:
-    """Make the folder and write a file in it, before anything is scored."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".scores-") as file:
-            file.write(b"scores")
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error.strerror or error}; choose another folder") from error
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
