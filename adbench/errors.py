@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar, cast
 
-Main = Callable[[list[str] | None], int]
+Main = TypeVar("Main", bound=Callable[..., int])
 
 
 class UserError(ValueError):
@@ -48,7 +49,7 @@ def command(main: Main) -> Main:
             logging.raiseExceptions = raising
             _drop_what_nobody_reads()
 
-    return guarded
+    return cast(Main, guarded)
 
 
 def _drop_what_nobody_reads() -> None:

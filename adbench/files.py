@@ -15,8 +15,6 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
 
-from adbench.errors import UserError
-
 # What a file system answers that has no locks, or none now (NFS without its lock service, FUSE, some cluster disks).
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
@@ -44,25 +42,6 @@ def whole(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def refuse_unwritable(folder: Path, option: str) -> None:
-    """Make a folder and write a file in it, before any work is done for it.
-
-    Args:
-        folder: that results are to be written to.
-        option: that names it on the command line.
-
-    Raises:
-        UserError: it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".written-") as file:
-            file.write(b"written")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write to {option} {folder}: {reason}; choose another folder") from error
 
 
 def sync(handle: int) -> None:

@@ -102,12 +102,10 @@ def _refuse_unknown_options(arguments: list[str]) -> None:
 
     from hydra._internal.utils import get_args_parser
 
-    from adbench.completion import KEYS
-    from adbench.completion import OPTIONS as OPTIONS_OF
     from adbench.errors import UserError
 
     parser = get_args_parser()
-    known = [*parser._option_string_actions, *OPTIONS_OF["train"], "--trust"]
+    known = [*parser._option_string_actions, "--dry-run", "--help", "--trust"]
     _, others = parser.parse_known_intermixed_args(arguments)
     unknown = next((other for other in others if other.startswith("-")), None)
     if unknown is None:
@@ -115,7 +113,11 @@ def _refuse_unknown_options(arguments: list[str]) -> None:
     name, _, value = unknown.partition("=")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     key = name.lstrip("-").replace("-", "_")
-    example = f"{key}={value or 'VALUE'}" if key in GROUPS or f"{key}=" in KEYS else "seed=1"
+    example = (
+        f"{key}={value or 'VALUE'}"
+        if key in (*GROUPS, "seed", "results", "data_root", "cache_dir", "overwrite")
+        else "seed=1"
+    )
     instead = f"did you mean {near[0]}?" if near else f"values are given as key=value, as in {example}"
     raise UserError(f"{name} is no option; {instead} (--help lists both)")
 

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from adbench.detection.detector import MethodEngine, load
+from adbench.detection.maps import refuse_unwritable
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import safe_id
-from adbench.files import refuse_unwritable, whole, write_json
+from adbench.files import whole, write_json
 from adbench.transforms.image import resize_by_products, resized_bytes, to_float
 from adbench.types import UserError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +11,7 @@ from matplotlib.colors import Normalize
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from adbench.errors import UserError
 from adbench.evaluation.overlay import overlay
 from adbench.files import whole
 
@@ -43,6 +45,25 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
             write_map(path, values)
     with whole(of_overlay) as path:
         Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
+
+
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Make a folder and write a file in it, before any work is done for it.
+
+    Args:
+        folder: that results are to be written to.
+        option: that names it on the command line.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".written-") as file:
+            file.write(b"written")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {option} {folder}: {reason}; choose another folder") from error
 
 
 def places_of(out: Path, name: str, *kinds: str) -> list[Path]:

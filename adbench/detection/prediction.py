@@ -24,8 +24,8 @@ from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
 from adbench.detection.detector import Detector, is_anomalous, load
-from adbench.detection.maps import draw, places_of, thumbnail
-from adbench.files import refuse_unwritable, shortened, whole, write_json
+from adbench.detection.maps import draw, places_of, refuse_unwritable, thumbnail
+from adbench.files import shortened, whole, write_json
 from adbench.types import UserError
 
 COLUMNS = ("path", "score", "threshold", "decision", "p_value")

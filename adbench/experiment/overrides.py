@@ -26,7 +26,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from adbench.completion import KEYS
 from adbench.errors import UserError
 from adbench.experiment import own_images  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import GROUPS, choices, conf_dir, conf_dirs, unknown_choice
@@ -173,7 +172,7 @@ def _meant(word: str) -> str | None:
     """The argument that was meant by a folder, by the name of a key or by the name of a choice alone."""
     if Path(word).expanduser().is_dir():
         return f"data=folder {shlex.quote(f'data.root={word}')} for images of your own"
-    if word in GROUPS or any(line.partition("=")[0] == word for line in KEYS):
+    if word in (*GROUPS, *FOLDERS, "seed", "overwrite"):
         return f"{word}=VALUE, with = and no space"
     groups = [group for group in ("method", "data", "protocol", "pretraining", "budget") if word in choices(group)]
     return " or ".join(f"{group}={word}" for group in groups) or None
