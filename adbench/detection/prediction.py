@@ -90,8 +90,8 @@ def predict(
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     detector = load(model, device, trust)
     paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
-    refuse_unwritable(options.out, "--out")
     threshold = detector.threshold(options.false_alarm_rate)
+    refuse_unwritable(options.out, "--out")
     results = Results()
     try:
         (score_tables if detector.tabular else score_images)(detector, paths, options, results)
