@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from adbench.api import Run, compare, create_data, create_method, evaluate, fit, train
@@ -36,7 +36,7 @@ def refuse_windows(platform: str = sys.platform) -> None:
 refuse_windows()  # every command imports this first
 
 
-def load(path: Path | str, device: str = "cpu", trust: Sequence[str] = ()) -> Detector:
+def load(path: os.PathLike[str] | str, device: str = "cpu", trust: Sequence[str] = ()) -> Detector:
     """The trained detector of a run folder, or of a .onnx or .safetensors file that `adbench.export` wrote.
 
     >>> import numpy as np
@@ -51,7 +51,7 @@ def load(path: Path | str, device: str = "cpu", trust: Sequence[str] = ()) -> De
     [True, True]
 
     Args:
-        path: of the folder or file.
+        path: of the folder or file, or what `train` gave.
         device: cpu, gpu, cuda:1, ...
         trust: packages whose classes may be built from it, beside this one and installed plug-ins.
 

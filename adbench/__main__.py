@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from adbench.errors import command
+
 # Name of the command -> its module and what it does. Nothing is imported before it is known which one is meant.
 COMMANDS = {
     "train": ("adbench.run", "train and test a method, or a sweep of them"),
@@ -38,6 +40,7 @@ def help_text() -> str:
     )
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)

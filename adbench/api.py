@@ -88,6 +88,10 @@ class Run:
 
         return load(self.path, device, trust=self.trust)
 
+    def __fspath__(self) -> str:
+        """The folder, wherever Python takes a path: `adbench.load(run)`, `Path(run)`."""
+        return str(self.path)
+
     def __repr__(self) -> str:
         try:
             record = self.record
@@ -120,6 +124,8 @@ def train(
     budget: str = "quick",
     trainer: str = "default",
     results: Path | str | None = None,
+    data_root: Path | str | None = None,
+    cache_dir: Path | str | None = None,
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
     **method_values: Any,
@@ -136,6 +142,8 @@ def train(
         method, data, protocol, pretraining, budget, trainer: names of the groups' choices, as on the command line.
         seed: of weights, batches and augmentation, from 0.
         results: where run folders go; ADBENCH_RESULTS or ./results if None.
+        data_root: where data sets lie; ADBENCH_DATA or ./data if None.
+        cache_dir: where decoded images are kept; ADBENCH_CACHE or ~/.cache/adbench if None.
         overrides: further words of a command line, such as "data.root=DIR" or "overwrite=true".
         trust: packages whose classes may be built from the run folder, beside this one and installed plug-ins.
         method_values: the method's own values by name, as in `method.NAME=VALUE`: keys of its file, and arguments of
@@ -149,7 +157,8 @@ def train(
               "trainer": trainer}  # fmt: skip
     words = [f"{group}={name}" for group, name in groups.items()]
     words += [f"seed={seed}", *(_override(f"++method.{name}", value) for name, value in method_values.items())]
-    words += [_override("results", str(results))] if results is not None else []
+    folders = {"results": results, "data_root": data_root, "cache_dir": cache_dir}
+    words += [_override(key, str(folder)) for key, folder in folders.items() if folder is not None]
     if isinstance(overrides, str):
         raise UserError(f"overrides is a list of words, as in overrides=[{overrides!r}]")
     from adbench.experiment import job as jobs

@@ -8,18 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from adbench.errors import command
 
+
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from adbench.errors import UserError
     from adbench.experiment.groups import own_trees
 
-    try:
-        with own_trees(sys.argv[1:] if arguments is None else arguments) as others:
-            return _evaluate(others)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with own_trees(sys.argv[1:] if arguments is None else arguments) as others:
+        return _evaluate(others)
 
 
 def _evaluate(arguments: list[str]) -> int:

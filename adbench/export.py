@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from adbench.errors import UserError
+from adbench.errors import UserError, command
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -26,14 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trust", action="append", default=[], metavar="NAME",
                         help="a package whose classes may be built from the run folder")  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        input_size = _size(options.input_size)
-        from adbench.detection.graph import export  # imports torch: --help answers at once
+    input_size = _size(options.input_size)
+    from adbench.detection.graph import export  # imports torch: --help answers at once
 
-        path, card = export(options.run, options.format, options.out, input_size, options.trust)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    path, card = export(options.run, options.format, options.out, input_size, options.trust)
     parity = "" if card["parity"] is None else f", scores equal the method's to {card['parity']:.1g} relative"
     print(f"{card['method']} of {card['data']}, {path.stat().st_size / 2**20:.1f} MiB{parity} -> {path}")
     return 0

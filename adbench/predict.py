@@ -8,10 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from adbench.errors import UserError
+from adbench.errors import UserError, command
 from adbench.imports import import_quickly
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a mistake, 2 if some files could not be read."""
     options = _parser().parse_intermixed_args(arguments)
@@ -19,11 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        try:
-            return _predict(options)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        return _predict(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="a run folder, then images or folders (searched with their subfolders); for a run on "
                              "tables .csv or .npy files of feature rows, or X of .npz and .mat files")  # fmt: skip
     parser.add_argument("--model", type=Path, help="a .onnx or .safetensors file instead of a run folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; an earlier prediction in it is replaced"
+    )
     parser.add_argument("--false-alarm-rate", type=float, metavar="RATE",
                         help="share of normal images that may be called anomalous (as in the run: 0.05)")  # fmt: skip
     parser.add_argument("--maps", choices=("png", "npy", "none"), default="png",

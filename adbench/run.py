@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adbench.errors import command
 from adbench.experiment.advice import table
 from adbench.experiment.groups import GROUPS, choices, conf_dir, own_trees, unknown_choice
 from adbench.imports import import_quickly
@@ -91,6 +92,36 @@ def values_for_the_jobs(arguments: list[str]) -> list[str]:
     return [left_to_jobs(argument) for argument in arguments]
 
 
+def _refuse_unknown_options(arguments: list[str]) -> None:
+    """Refuse what begins as an option and is none, before Hydra's parser says so in its own words.
+
+    Raises:
+        UserError: names the option and the one that was meant.
+    """
+    import difflib
+
+    from hydra._internal.utils import get_args_parser
+
+    from adbench.errors import UserError
+
+    parser = get_args_parser()
+    known = [*parser._option_string_actions, "--dry-run", "--help", "--trust"]
+    _, others = parser.parse_known_intermixed_args(arguments)
+    unknown = next((other for other in others if other.startswith("-")), None)
+    if unknown is None:
+        return
+    name, _, value = unknown.partition("=")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    key = name.lstrip("-").replace("-", "_")
+    example = (
+        f"{key}={value or 'VALUE'}"
+        if key in (*GROUPS, "seed", "results", "data_root", "cache_dir", "overwrite")
+        else "seed=1"
+    )
+    instead = f"did you mean {near[0]}?" if near else f"values are given as key=value, as in {example}"
+    raise UserError(f"{name} is no option; {instead} (--help lists both)")
+
+
 def checked(arguments: list[str]) -> list[str]:
     """The command line as Hydra shall get it.
 
@@ -103,6 +134,7 @@ def checked(arguments: list[str]) -> list[str]:
     from adbench.experiment.overrides import first_job, understood
     from adbench.experiment.own_images import with_method
 
+    _refuse_unknown_options(arguments)
     options = get_args_parser().parse_intermixed_args(arguments)
     if options.hydra_help or options.shell_completion or options.experimental_rerun or options.config_path:
         return arguments
@@ -154,16 +186,11 @@ def without_trust(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from adbench.errors import UserError
-
-    try:
-        with own_trees(without_trust(sys.argv[1:] if arguments is None else arguments)) as others:
-            return _run(others)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with own_trees(without_trust(sys.argv[1:] if arguments is None else arguments)) as others:
+        return _run(others)
 
 
 def dry_run(arguments: list[str], plan: Any = None, total: Any = None) -> int:

@@ -113,7 +113,7 @@ def purpose_table() -> str:
     page_of = {method: page for page, (_, methods) in PAGES.items() for method in methods}
     rows = []
     for method, (what, cost) in PURPOSES.items():
-        place = f"methods/{page_of[method]}.md" if method in page_of else f"adapters.md#{method}"
+        place = f"methods/{page_of[method]}.md" if method in page_of else f"adapters.md#{method.partition('/')[0]}"
         cost = cost.replace("docs/adapters.md", "[that page](../adapters.md)")
         rows.append(f"| [`{method}`](../{place}) | {what} | {cost} |")
     return "\n".join(["| `method=` | for | cost |", "|---|---|---|", *rows])

@@ -64,6 +64,16 @@ def test_a_run_has_its_metrics_scores_and_detector_and_a_finished_one_is_not_tra
     assert found.image.shape == (1,)
     assert "pca on digits, seed 0, finished: image_auroc" in repr(first)
     assert "<img" in first._repr_html_()
+    assert repr(adbench.load(first)) == repr(adbench.load(first.path))
+
+
+def test_all_three_folders_have_a_name_of_their_own(tmp_path):
+    folders = {name: tmp_path / name for name in ("results", "data_root", "cache_dir")}
+    run = adbench.train("brightness", data="digits", trainer="cpu", overrides=["trainer.threads=1"], **folders)
+    assert run.path.is_relative_to(folders["results"])
+    written = (run.path / ".hydra" / "config.yaml").read_text()
+    assert f"cache_dir: {folders['cache_dir']}" in written
+    assert f"data_root: {folders['data_root']}" in written
 
 
 def test_compare_is_a_table_of_all_runs_and_evaluate_never_trains(places):

@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from PIL import Image
 import adbench
 from adbench import export, predict, run
 from adbench.completion import candidates
+from adbench.errors import UserError
 from adbench.experiment.groups import OWN, choices
 
 evaluation = importlib.import_module("adbench.evaluate")  # the command; its name is a function of the package too
@@ -145,3 +149,83 @@ def test_the_environment_variable_serves_python_and_completion(lab, monkeypatch)
 def test_a_tree_that_is_not_there_is_named(capsys):
     assert run.main(["--config-dir", "/no/such/folder", "method=pca"]) == 1
     assert "--config-dir /no/such/folder: there is no such folder" in capsys.readouterr().err
+
+
+# -- a method that is not whole yet -----------------------------------------------------------------------------------
+
+HALF = """
+from torch import nn
+
+from adbench.methods.base import SingleObjective
+from adbench.types import Scores
+
+
+class NoScore(SingleObjective):
+    def __init__(self, optimizer) -> None:
+        super().__init__(optimizer)
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def objective(self, batch):
+        return {"square": self.layer(batch.image).square().mean()}
+
+
+class Slip(NoScore):
+    def objective(self, batch):
+        return {"square": unheard_of}
+
+    def score(self, image):
+        return Scores(image.mean((1, 2, 3)), None)
+"""
+OPTIMIZER = "optimizer: {_target_: torch.optim.Adam, _partial_: true}"
+RECIPE = "recipe: {input: {small: 16}, batch_size: 4, budget: {quick: {max_batches: 2}}}"
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "message"),
+    [
+        ("half_lab.Slip", "", "the configuration file of half_lab.Slip does not say what data it takes"),
+        ("half_lab.NoScore", RECIPE, "half_lab.NoScore lacks score(); define it"),
+        ("half_lab.Slip", RECIPE, "NameError: name 'unheard_of' is not defined ("),
+        ("half_lap.Slip", RECIPE, "Python does not find the module half_lap of half_lap.Slip"),
+    ],
+)
+def test_what_a_method_of_ones_own_lacks_is_named(tmp_path, monkeypatch, capsys, target, recipe, message):
+    (tmp_path / "half_lab.py").write_text(HALF)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "half_lab", raising=False)
+    (tmp_path / "files" / "method").mkdir(parents=True)
+    (tmp_path / "files" / "method" / "half.yaml").write_text(f"_target_: {target}\n{OPTIMIZER}\n{recipe}\n")
+    words = ["method=half", "data=digits", f"results={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}"]
+    assert run.main(["--config-dir", str(tmp_path / "files"), *words, "trainer.threads=1"]) == 1
+    out = "".join(capsys.readouterr())
+    assert message in out
+    assert "Traceback" not in out
+    if "NameError" in message:
+        line = HALF.splitlines().index('        return {"square": unheard_of}') + 1
+        assert f"({tmp_path / 'half_lab.py'}, line {line})" in out
+    else:
+        assert not list((tmp_path / "results").glob("half*"))
+
+
+def test_a_trusted_package_that_python_does_not_find_is_no_matter_of_trust(trained, monkeypatch):
+    config = trained / ".hydra" / "config.yaml"
+    kept = config.read_text()
+    try:
+        config.write_text(kept.replace("_target_: our_lab.", "_target_: our_lap."))
+        with pytest.raises(UserError, match="Python does not find the module our_lap of our_lap"):
+            adbench.load(trained, trust=["our_lap"])
+    finally:
+        config.write_text(kept)
+
+
+def test_the_method_of_the_guide_trains_as_it_stands_there(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    code, file = re.search(r"in `mine\.py`:\n\n```python\n(.*?)```\n\n.*?```yaml\n(.*?)```", page, re.S).groups()
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "residual.yaml").write_text(file)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["method=residual", "data=digits", f"results={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}"]
+    short = ["budget.max_batches=2", "trainer.threads=1"]
+    assert run.main(["--config-dir", str(tmp_path / "conf"), *words, *short]) == 0
+    assert "residual on digits" in capsys.readouterr().out

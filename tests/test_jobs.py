@@ -131,7 +131,7 @@ def test_a_loss_that_becomes_nan_fails_the_run_with_its_name_and_step(run, monke
         (("data=mvtec/cable",), "cable"),
         (("data=fashion_mnist",), "data.download=true"),
         (("data=digits", "data.normal_class=11"), "11"),
-        (("data=folder", "data.name=mine"), "give data.root=... on the command line"),
+        (("data=folder", "data.name=mine"), "give data.root=DIR (the folder of your images) on the command line"),
         (("trainer.precision=bf17",), "bf17"),
         (("trainer.accelerator=nowhere",), "Type trainer=cpu"),
         (("data.workers=many",), "data.workers must be a whole number of at least 0 or auto"),

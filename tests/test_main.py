@@ -1,5 +1,7 @@
 """`adbench COMMAND`, and what a shell completes."""
 
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import pytest
 
 from adbench.__main__ import COMMANDS, main
 from adbench.completion import BASH, OPTIONS, candidates
+from adbench.errors import UserError, command
 
 
 def test_every_command_of_the_help_exists_and_has_a_help_of_its_own(capsys):
@@ -85,3 +88,68 @@ def test_bash_completes_the_word_under_the_cursor(tmp_path, line, wanted):
     script = f'PATH="{tmp_path}:$PATH"\n{BASH}\n{typed}\n_adbench\necho "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
+
+
+# -- how commands end -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("say data=NAME"), 1, "error: say data=NAME\n"),
+        (OSError(13, "Permission denied", "/somewhere"), 1, "error: /somewhere cannot be used: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_programs_fault_ends_a_command_in_one_line(capsys, error, code, message):
+    @command
+    def fails(arguments):
+        raise error
+
+    assert fails([]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    @command
+    def fails(arguments):
+        raise OSError("no file is named")
+
+    with pytest.raises(OSError, match="no file is named"):
+        fails([])
+
+
+def test_every_command_ends_in_this_way():
+    import importlib
+
+    for module, _ in COMMANDS.values():
+        assert hasattr(importlib.import_module(module).main, "__wrapped__"), module
+
+
+def test_a_log_line_that_nobody_reads_costs_no_work(capsys):
+    read, write = os.pipe()
+    os.close(read)
+    handler = logging.StreamHandler(os.fdopen(write, "w", buffering=1))
+    log = logging.getLogger("adbench.test_main")
+
+    @command
+    def works(arguments):
+        log.warning("half of it")
+        return 0
+
+    log.addHandler(handler)
+    try:
+        assert works([]) == 0
+    finally:
+        log.removeHandler(handler)
+    assert "Logging error" not in capsys.readouterr().err
+    assert logging.raiseExceptions
+
+
+def test_help_for_a_reader_that_goes_away_says_nothing_else():
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-m", "adbench"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert ended.stderr == ""

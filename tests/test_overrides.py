@@ -1,5 +1,6 @@
 """The command line: every slip is told in one line, before anything runs, and nobody is told to add a plus."""
 
+import re
 import shlex
 import subprocess
 
@@ -64,6 +65,11 @@ def value_of(text):
         ("+pretraining=simclr", "type pretraining=simclr"),
         ("method=cbigan {plus}method.recipe.alpha.objct=1", "nothing reads method.recipe.alpha.objct"),
         ("method=cbigan method.alpha.texture=1e-4", "type method.recipe.alpha.texture"),  # a key of before
+        (
+            "++method.cache_dir=/x",
+            "nothing reads method.cache_dir with method=ssae/mirrored_small; did you mean cache_dir",
+        ),
+        ("data.seed=1", "did you mean seed?"),
         ("method=null", "method=null does not exist"),
         ("hydra/launcher=jobib", "hydra/launcher=jobib does not exist; did you mean joblib?"),
     ],
@@ -183,6 +189,21 @@ def test_a_tilde_in_a_path_is_the_home_folder_which_no_shell_says_inside_a_word(
         assert value_of(understood([f"results={text}"])[0]) == f"/home/of (me)/x{' (1)' * text.endswith(')')}"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{images}", "type data=folder data.root={images} for images of your own"),
+        ("method pca", "'method' is no key=value; type method=VALUE, with = and no space"),
+        ("seed=1 pca", "'pca' is no key=value; a value with spaces"),
+        ("pca data=digits", "'pca' is no key=value; type method=pca"),
+        ("digits", "type data=digits"),
+    ],
+)
+def test_a_word_alone_is_answered_with_the_argument_that_was_meant(tmp_path, line, message):
+    with pytest.raises(UserError, match=re.escape(message.format(images=tmp_path))):
+        understood(line.format(images=tmp_path).split())
+
+
 def test_what_the_shell_cut_off_is_joined_again_in_the_message():
     message = refusal("data=folder", "data.root=/my", "images")
     assert "'images' is no key=value" in message
@@ -267,6 +288,21 @@ def test_cfg_of_a_sweep_prints_the_configuration_of_its_first_job(capfd):
 )
 def test_options_that_do_not_go_together_are_refused_with_a_sentence(line, message):
     with pytest.raises(UserError, match=message):
+        checked(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("method=pca --dryrun seed=1", "--dryrun is no option; did you mean --dry-run?"),
+        ("--multi-run method=pca", "did you mean --multirun?"),
+        ("--seed 1", "--seed is no option; values are given as key=value, as in seed=VALUE"),
+        ("method=pca --data-root=/x", "as in data_root=/x"),
+        ("--device cpu method=pca", "--device is no option; values are given as key=value, as in seed=1"),
+    ],
+)
+def test_an_unknown_option_is_named_alone_with_what_to_type(line, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         checked(line.split())
 
 

@@ -18,6 +18,7 @@ from conftest import metrics_of, striped
 from PIL import Image
 
 import adbench
+from adbench import export
 from adbench.detection.detector import is_anomalous
 from adbench.detection.maps import read_map, write_map
 from adbench.detection.prediction import files_of, unique_names
@@ -154,6 +155,20 @@ def test_two_files_of_one_name_keep_a_map_each(trained, data_root, tmp_path):
     test = data_root / "mvtec/bottle/test"
     predict(trained, test / "good", test / "spot", "--out", tmp_path / "out")
     assert len(list((tmp_path / "out" / "maps").iterdir())) == len(files_of([test]))
+
+
+def test_a_prediction_replaces_an_earlier_one_in_its_folder_and_nothing_else(trained, data_root, tmp_path):
+    test, out = data_root / "mvtec/bottle/test", tmp_path / "out"
+    predict(trained, test, "--out", out)
+    (out / "scores.partial.csv").write_text("of a call that was stopped")
+    (out / "maps" / "mine.png").write_text("not a prediction's")
+    predict(trained, test / "good", "--out", out, "--maps", "npy")
+    names = {f"{path.stem}_png" for path in files_of([test / "good"])}
+    assert {path.stem for path in (out / "overlays").iterdir()} == names
+    assert {path.name for path in (out / "maps").iterdir()} == {*(f"{name}.npy" for name in names), "mine.png"}
+    assert not (out / "scores.partial.csv").exists()
+    predict(trained, test / "good", "--out", out, "--maps", "none")
+    assert [path.name for path in (out / "maps").iterdir()] == ["mine.png"]
 
 
 def test_without_maps_nothing_but_tables_is_written(trained, data_root, tmp_path):
@@ -403,7 +418,7 @@ def test_evaluating_on_other_data_keeps_weights_threshold_and_size_and_touches_n
 @pytest.mark.parametrize(
     ("override", "message"),
     [("method=cbigan", "changes the data alone"), ("data=nothing", "does not exist"), ("data=odds/cardio", "of kind"),
-     ("data=folder", "give data.root=..."),
+     ("data=folder", "give data.root=DIR"),
      ("data.source.root=/nowhere", "expected normal training images in /nowhere")],
 )  # fmt: skip
 def test_an_evaluation_that_makes_no_sense_is_refused(trained, override, message, capsys):
@@ -479,6 +494,13 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_s
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         assert predict(trained, data_root / "mvtec/bottle/test", "--out", out) == 1
         assert "cannot write to --out" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_exported(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adbench.detection.graph.save_graph", lambda *_: pytest.fail("a graph was made"))
+    (tmp_path / "file").write_text("in the way")
+    assert export.main([str(trained), "--out", str(tmp_path / "file" / "model.onnx")]) == 1
+    assert f"cannot write to --out {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_written_are_printed(trained, data_root, tmp_path, capsys):

@@ -272,8 +272,12 @@ def _who_is_normal(root: Path, images: Sequence[Path], places: dict[Path, _Place
     counts = _counted(root, images)
     listing = ", ".join(f"{name} ({count})" for name, count in counts[:MANY]) + (", ..." if len(counts) > MANY else "")
     open_to = [path for path, place in places.items() if place.role in ("unknown", "open")]
-    folders = [name for name, _ in _counted(root, open_to)] or [name for name, _ in counts]
-    example = typed("data.normal", folders[0])
+    if not open_to:  # none of these folders is to be offered as normal
+        return (
+            f"no image in {printable(root)} is normal, and training needs normal ones: {listing}. Put them into "
+            f"{printable(root / 'good')}, or say data.normal=NAME if a folder is called otherwise"
+        )
+    example = typed("data.normal", _counted(root, open_to)[0][0])
     return (
         f"which images in {printable(root)} are normal? No folder is called good, ok, normal or pass. Folders and "
         f"their images: {listing}. Say data.normal=NAME, {example} for instance, and data.anomalous=NAME if there are "

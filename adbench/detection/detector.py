@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -386,7 +387,7 @@ class OnnxEngine:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | str, device: str = "cpu", trust: Iterable[str] = ()) -> Detector:
+def load(path: os.PathLike[str] | str, device: str = "cpu", trust: Iterable[str] = ()) -> Detector:
     """A detector from a run folder, or from a .onnx or .safetensors file that `adbench.export` wrote.
 
     Args:

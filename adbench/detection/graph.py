@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from adbench.detection.detector import MethodEngine, load
+from adbench.detection.maps import refuse_unwritable
 from adbench.experiment.folder import RunFolder
 from adbench.experiment.identity import safe_id
 from adbench.files import whole, write_json
@@ -63,6 +64,7 @@ def export(
     card = detector.card | {"format": kind, "parity": None, "input_size": list(input_size) if input_size else None}
     name = "_".join(safe_id(card[part]).replace("/", "-") for part in ("method", "data"))
     path = _place(out, folder.path / "exports" / f"{name}{SUFFIXES[kind]}", SUFFIXES[kind])
+    refuse_unwritable(path.parent, "--out")
     if kind == "safetensors":
         save_weights(detector.engine.method, card, folder, path)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +11,7 @@ from matplotlib.colors import Normalize
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from adbench.errors import UserError
 from adbench.evaluation.overlay import overlay
 from adbench.files import whole
 
@@ -36,13 +38,38 @@ def draw(out: Path, name: str, values: np.ndarray, image: np.ndarray, kind: str,
         kind: png (16 bits, `write_map`) or npy (float32).
         scale: of the overlay's colours.
     """
-    with whole(out / "maps" / f"{name}.{kind}") as path:
+    of_map, of_overlay = places_of(out, name, kind)
+    with whole(of_map) as path:
         if kind == "npy":
             np.save(path, values)
         else:
             write_map(path, values)
-    with whole(out / "overlays" / f"{name}.jpg") as path:
+    with whole(of_overlay) as path:
         Image.fromarray(overlay(image, values, scale)).save(path, quality=90)
+
+
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Make a folder and write a file in it, before any work is done for it.
+
+    Args:
+        folder: that results are to be written to.
+        option: that names it on the command line.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".written-") as file:
+            file.write(b"written")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {option} {folder}: {reason}; choose another folder") from error
+
+
+def places_of(out: Path, name: str, *kinds: str) -> list[Path]:
+    """Where the maps of an image lie, of these kinds (any if none is given), and then its overlay."""
+    return [*(out / "maps" / f"{name}.{kind}" for kind in kinds or ("png", "npy")), out / "overlays" / f"{name}.jpg"]
 
 
 def write_map(path: Path | BinaryIO, values: np.ndarray) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import sys
-import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from adbench.data.images import decode
 from adbench.data.listing import SUFFIXES, below
 from adbench.data.tables import as_numbers, read_arrays, read_csv
 from adbench.detection.detector import Detector, is_anomalous, load
-from adbench.detection.maps import draw, thumbnail
+from adbench.detection.maps import draw, places_of, refuse_unwritable, thumbnail
 from adbench.files import shortened, whole, write_json
 from adbench.types import UserError
 
@@ -61,11 +61,12 @@ class Row(NamedTuple):
 
 @dataclass
 class Results:
-    """The scores so far, and the files that have none or lack their map, each with the reason."""
+    """The scores so far, the files that have none or lack their map, each with the reason, and the names of maps."""
 
     rows: list[Row] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     unwritten: list[tuple[str, str]] = field(default_factory=list)
+    drawn: set[str] = field(default_factory=set)
 
 
 def predict(
@@ -91,7 +92,7 @@ def predict(
     detector = load(model, device, trust)
     paths = files_of(inputs, TABLES if detector.tabular else SUFFIXES)
     threshold = detector.threshold(options.false_alarm_rate)
-    _check_writable(options.out)
+    refuse_unwritable(options.out, "--out")
     results = Results()
     try:
         (score_tables if detector.tabular else score_images)(detector, paths, options, results)
@@ -101,7 +102,10 @@ def predict(
             _write_scores(partial, detector, results.rows, threshold)
             print(f"stopped: the {len(results.rows)} scores so far are in {partial}", file=sys.stderr)
         raise
+    earlier = _earlier(options.out)
     _write(model, detector, results, threshold, options)
+    mine = {place for name in results.drawn for place in places_of(options.out, name, options.maps)}
+    _remove([*(earlier - mine), options.out / "scores.partial.csv"])  # the tables say nothing of them any more
     if not results.rows:
         reasons = options.out / "unreadable.csv"
         raise UserError(f"none of the {len(results.unreadable)} files could be read; {reasons} says why")
@@ -127,16 +131,6 @@ def files_of(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> li
     if not files:
         raise UserError(f"no file with {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
     return list(files)
-
-
-def _check_writable(out: Path) -> None:
-    """Make the folder and write a file in it, before anything is scored."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".scores-") as file:
-            file.write(b"scores")
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error.strerror or error}; choose another folder") from error
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -237,6 +231,7 @@ class _MapWriter:
         for path, future in self.waiting:
             try:
                 future.result()
+                self.results.drawn.add(self.names[path])
             except (OSError, ValueError) as error:  # a full disk
                 self.results.unwritten.append((str(path), getattr(error, "strerror", None) or str(error)))
         self.waiting = []
@@ -312,6 +307,24 @@ def _write(model: Path, detector: Detector, results: Results, threshold: Any, op
         f"{len(results.rows)} scored, {above}, {len(results.unreadable)} unreadable{lost} "
         f"-> {options.out / 'scores.csv'}"
     )
+
+
+def _earlier(out: Path) -> set[Path]:
+    """The maps and overlays of an earlier call's table in the same folder; files of anybody else are not among them."""
+    paths = []
+    for table in (out / "scores.csv", out / "unreadable.csv"):
+        if table.is_file():
+            with suppress(OSError, csv.Error, KeyError), table.open(newline="", errors="surrogateescape") as file:
+                paths += [Path(row["path"]) for row in csv.DictReader(file)]
+    names = unique_names(paths).values() if paths else ()
+    places = [place for name in names for place in places_of(out, name)]
+    return {place for place in places if place.is_file()}
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):  # the scores are there
+            file.unlink()
 
 
 def _write_scores(path: Path, detector: Detector, rows: Sequence[Row], threshold: Any) -> int | None:

@@ -16,7 +16,7 @@ PURPOSES: dict[str, tuple[str, str]] = {
     "pwae": ("textures and objects, whole and by patches", MINUTES),
     "igd": ("textures, objects and small images, whole and by patches", MINUTES),
     "cbigan": ("textures and objects, without any weights", MINUTES),
-    "egbad": ("the same, CBiGAN's predecessor", MINUTES),
+    "egbad": ("textures and objects, CBiGAN's predecessor", MINUTES),
     "esad": ("a few known defects (protocol=semi_supervised); tables, small images", MINUTES),
     "deep_sad": ("a few known defects (protocol=semi_supervised); tables, small images", SMALL),
     "deep_svdd": ("small images and tables, a baseline", SMALL),

@@ -44,8 +44,9 @@ def build(node: Any) -> Any:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
+        target = str(node.get("_target_"))
         raise UserError(
-            f"{node.get('_target_')} cannot be built from the values that it got: {one_line(root)}"
+            trusting.lacking(target, root) or f"{target} cannot be built from the values that it got: {one_line(root)}"
         ) from error
 
 
@@ -60,11 +61,18 @@ def build_method(cfg: DictConfig) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # refused here
         method = build(_method_arguments(cfg))
+    open_methods = [name for name in dir(type(method)) if _is_abstract(getattr(type(method), name, None))]
+    if open_methods:
+        raise UserError(f"{cfg.method._target_} lacks {' and '.join(f'{name}()' for name in open_methods)}; define it")
     empty = next((name for name, weight in method.named_parameters() if weight.numel() == 0), None)
     if empty:
         raise UserError(f"{empty} of this method has no entries: one of its sizes under method. is 0")
     method.seed = cfg.seed
     return method
+
+
+def _is_abstract(function: Any) -> bool:
+    return getattr(function, "__isabstractmethod__", False) is True
 
 
 def _method_arguments(cfg: DictConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from adbench.errors import UserError
 from adbench.experiment import identity  # noqa: F401  (its resolvers, which configurations use)
 from adbench.experiment.groups import conf_dir
 from adbench.experiment.overrides import understood
-from adbench.experiment.values import as_mapping
+from adbench.experiment.values import data_kinds
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def composed_method(name: str, kind: str | None, image_size: Any, words: Sequenc
         UserError: the method is not made for this kind.
     """
     first = composed([f"method={name}", "data=digits"])
-    kinds = list(as_mapping(first.method, resolve=False).get("recipe", {}).get("input", {}))
+    kinds = data_kinds(first.method)
     if kind is not None and kind not in kinds:
         raise UserError(f"method {name} takes data of kind {', '.join(kinds)}, got kind={kind!r}")
     kind = kind or kinds[0]

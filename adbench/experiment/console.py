@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from adbench.experiment.training import Job
 
 log = logging.getLogger("adbench")
+
+PACKAGE = Path(__file__).parents[1]
 
 #: Warnings of Lightning about what a run does on purpose.
 EXPECTED_WARNINGS = (
@@ -140,7 +143,23 @@ def log_error(error: BaseException) -> None:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks; the type stands before it unless it is the user's to mend."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, UserError):
+        return text
+    place = _own_line(error)
+    return f"{type(error).__name__}{f': {text}' if text else ''}{f' ({place})' if place else ''}"
+
+
+def _own_line(error: BaseException) -> str | None:
+    """Where an error arose in code that this package called and that is a user's own, such as a plug-in's method."""
+    place, inside = None, False
+    libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(PACKAGE):
+            inside = True
+        elif inside and file.is_file() and not any(file.resolve().is_relative_to(path) for path in libraries):
+            place = f"{file}, line {line}"
+    return place
 
 
 @contextmanager

@@ -130,7 +130,9 @@ class RunFolder:
         if not self.path.exists():
             raise UserError(f"there is no {self.path}; give the folder of a run")
         if not file.exists():
-            raise UserError(f"{self.path} is no run folder: {file} is missing")
+            raise UserError(
+                f"{self.path} is no run folder: {file} is missing; give the folder that the training command ended with"
+            )
         try:
             cfg = OmegaConf.load(file)
         except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:

@@ -31,7 +31,7 @@ from adbench.experiment.standing import Data, Standing, code_hash, look
 from adbench.experiment.states import Outcome
 from adbench.experiment.trainers import set_threads
 from adbench.experiment.training import Job, prepare, train_and_test
-from adbench.experiment.values import as_mapping, flat, refuse_absent_devices
+from adbench.experiment.values import data_kinds, flat, placeholder, refuse_absent_devices
 from adbench.imports import import_quickly
 
 log = logging.getLogger("adbench")
@@ -183,11 +183,11 @@ def resolve(cfg: DictConfig) -> None:
     """
     missing = [key for key, value in flat(OmegaConf.to_container(cfg, resolve=False)).items() if value == "???"]
     if missing:
-        raise UserError(f"give {' and '.join(f'{key}=...' for key in missing)} on the command line")
-    kinds = as_mapping(cfg.method, resolve=False).get("recipe", {}).get("input", {})
+        raise UserError(f"give {' and '.join(map(placeholder, missing))} on the command line")
+    kinds = data_kinds(cfg.method)
     if cfg.data.kind not in kinds:
         raise UserError(
-            f"this method takes data of kind {', '.join(kinds) or 'none'}, and this set is of kind {cfg.data.kind}; "
+            f"this method takes data of kind {', '.join(kinds)}, and this set is of kind {cfg.data.kind}; "
             "choose another data= or method= (python -m adbench.run --help lists them)"
         )
     try:

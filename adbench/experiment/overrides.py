@@ -150,6 +150,8 @@ def _joined(texts: list[str], place: int) -> str:
     text, before, after = texts[place], texts[place - 1] if place else "", [*texts[place + 1 :], ""][0]
     if before.endswith("=") or after.startswith("=") or text.startswith("="):
         return "there is no space before or after the ="
+    if "=" not in text and (meant := None if "=" in before else _meant(text)):
+        return f"type {meant}"
     if "=" not in text:
         cut = before if "=" in before else "data.root=/my"
         return f"a value with spaces goes into single quotes, as in {shlex.quote(f'{cut} {text}')}"
@@ -164,6 +166,16 @@ def _joined(texts: list[str], place: int) -> str:
         "are all brackets and quotes closed? In a list or a mapping, a text with brackets, = or accents goes into "
         "double quotes, and the whole argument into single quotes for the shell: 'key={name: \"images (1)/*.png\"}'"
     )
+
+
+def _meant(word: str) -> str | None:
+    """The argument that was meant by a folder, by the name of a key or by the name of a choice alone."""
+    if Path(word).expanduser().is_dir():
+        return f"data=folder {shlex.quote(f'data.root={word}')} for images of your own"
+    if word in (*GROUPS, *FOLDERS, "seed", "overwrite"):
+        return f"{word}=VALUE, with = and no space"
+    groups = [group for group in ("method", "data", "protocol", "pretraining", "budget") if word in choices(group)]
+    return " or ".join(f"{group}={word}" for group in groups) or None
 
 
 def _split(text: str) -> tuple[str, str, str, str]:
@@ -420,7 +432,8 @@ def _unknown(key: str, value: Any, added: bool, known: Known) -> str:
     target = TRAINER if parent == "trainer" else node.get("_target_")
     options = (accepted(target) or ()) if added and isinstance(target, str) else ()
     near = difflib.get_close_matches(key, [f"{parent}.{name}" for name in options]) if options else []
-    near = near or nearest(key, value, known.base)
+    last = key.rpartition(".")[2]
+    near = [last] if parent and last in known.base else near or nearest(key, value, known.base)
     having = [name for name in choices(section) if _names(section, name, inner)] if inner and "." not in inner else []
     if near and not (having and all(name.split(".")[0] != section for name in near)):
         return f"{what}; did you mean {' or '.join(near)}?"

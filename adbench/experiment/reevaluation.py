@@ -25,7 +25,7 @@ from adbench.experiment.placement import cores
 from adbench.experiment.provenance import git, hardware, now, versions
 from adbench.experiment.record import RunRecord, count
 from adbench.experiment.trainers import build_trainer, check_devices, set_threads
-from adbench.experiment.values import as_mapping, flat
+from adbench.experiment.values import as_mapping, flat, placeholder
 
 if TYPE_CHECKING:
     from adbench.evaluation.thresholds import Threshold
@@ -112,7 +112,8 @@ def _with_data(cfg: Any, record: dict[str, Any], overrides: list[str]) -> Any:
                 new.data[key] = cfg.data[key]
             values = as_mapping(new.data, resolve=False)
             if open_keys := [key for key, value in values.items() if value == "???"]:
-                raise UserError(f"give {' and '.join(f'data.{key}=...' for key in open_keys)} on the command line")
+                words = " and ".join(placeholder(f"data.{key}") for key in open_keys)
+                raise UserError(f"give {words} on the command line")
         resolved = OmegaConf.create(OmegaConf.to_container(new, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the data's configuration does not compose: {str(error).splitlines()[0]}") from error

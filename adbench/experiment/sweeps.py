@@ -255,7 +255,7 @@ def table(jobs: Sequence[Job]) -> str:
     lines = [f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in count.items())}"]
     for job in jobs:
         auroc = ((job.metrics or {}).get("metrics") or {}).get("image_auroc")
-        figure = f"{'' if auroc is None else f'{auroc:.4f}'}{'  stale' if job.stale else ''}"
+        figure = f"{'' if auroc is None else f'image_auroc {auroc:.4f}'}{'  stale' if job.stale else ''}"
         lines.append(f"  {job.name:<{width}}  {job.status:<11}  {figure}".rstrip())
     failed = [job for job in jobs if job.status != "finished"]
     if failed:

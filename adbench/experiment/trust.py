@@ -62,6 +62,8 @@ def check(node: Any, origin: Path | str, trust: Iterable[str] = ()) -> Any:
         name = key.rsplit(".", 1)[-1]
         called = name == "_target_" or (name in CALLED and isinstance(value, str) and "." in value)
         if called and value is not None and not trusted(value, trust):
+            if message := _not_found(value, trust):
+                raise UserError(message)
             raise UserError(f"{origin} wants to call {value} ({key}), {_why_not(value)}")
     return node
 
@@ -126,6 +128,30 @@ def _defined(module: str, attribute: str, home: str) -> bool:
     except ImportError:  # "adbench.data.cache.os" is no module, whatever adbench/data/cache.py imports
         return False
     return (inspect.isclass(found) or inspect.isfunction(found)) and _inside(found.__module__, home)
+
+
+def _not_found(target: Any, trust: Iterable[str]) -> str | None:
+    """The message for what is trusted by name and is not to be found."""
+    module = str(target).rpartition(".")[0]
+    if not any(_inside(module, home) for home in trust):
+        return None
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return lacking(str(target), error)
+    return None
+
+
+def lacking(target: str, error: BaseException) -> str | None:
+    """The message for a target whose own module Python does not find; None for any other error."""
+    module = target.rpartition(".")[0]
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not name or not _inside(module, name):
+        return None
+    return (
+        f"Python does not find the module {name} of {target}: install it, start python -m adbench... in the folder "
+        "that has it, or set PYTHONPATH to that folder"
+    )
 
 
 def _why_not(target: Any) -> str:

@@ -39,6 +39,35 @@ INNER = ("recipe", "id")  # of a node: not of its constructor
 COUNTED = ("method", "protocol", "pretraining", "budget", "evaluation", "data", "log_every")
 
 
+#: What a key stands for, where its name alone does not tell; for messages.
+PLACEHOLDERS = {
+    "data.root": "data.root=DIR (the folder of your images)",
+    "data.file": "data.file=FILE",
+    "data.name": "data.name=NAME",
+    "data.features": "data.features=D (columns without the label)",
+}
+
+
+def placeholder(key: str) -> str:
+    """A key that has no value yet, as it is to be typed."""
+    return PLACEHOLDERS.get(key, f"{key}=...")
+
+
+def data_kinds(method: Any) -> list[str]:
+    """The kinds of data that a method's configuration is made for.
+
+    Raises:
+        UserError: it names none, so nothing says how large its images are.
+    """
+    kinds = list((as_mapping(method, resolve=False).get("recipe") or {}).get("input") or {})
+    if not kinds:
+        raise UserError(
+            f"the configuration file of {method.get('_target_')} does not say what data it takes; add the side of its "
+            "images for each kind that it takes: recipe: {input: {object: 128, texture: 128, small: 32}}"
+        )
+    return kinds
+
+
 # -- types ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from adbench.errors import command
+
 MANY = 60  # items of work that deserve a progress bar
 
 
@@ -27,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)

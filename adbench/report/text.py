@@ -99,7 +99,8 @@ def write_charts(contents: Contents, out: Path) -> dict[str, str]:
 def summary_line(contents: Contents) -> str:
     """How many runs there are, and of which status."""
     parts = [f"{contents.count(status)} {status}" for status in ("finished", "failed", "interrupted", "running")]
-    return f"{len(contents.runs)} runs ({', '.join(part for part in parts if not part.startswith('0 '))})"
+    runs = f"{len(contents.runs)} run{'s' * (len(contents.runs) != 1)}"
+    return f"{runs} ({', '.join(part for part in parts if not part.startswith('0 '))})"
 
 
 def ranking_text(ranking: Ranking) -> str:

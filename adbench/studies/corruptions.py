@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adbench.errors import command
 from adbench.files import whole
 from adbench.transforms.corruption import Corruption, Draws
 from adbench.types import UserError
@@ -43,6 +44,7 @@ def contact_sheet(clean: Tensor, corrupt: Corruption, draws: int, seed: int) -> 
     return (sheet * 255).round().byte().cpu().numpy()
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adbench.errors import command
 from adbench.types import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Finished(NamedTuple):
         return str(self.config.data.id)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(

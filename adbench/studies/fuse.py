@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adbench.errors import command
+
 SAME = ("method", "data", "protocol", "seed", "data_fingerprint")
 
 
@@ -22,6 +24,7 @@ class Row(NamedTuple):
     score: float
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adbench.errors import command
 from adbench.files import whole, write_text
 from adbench.streams import torch_stream
 from adbench.transforms.corruption import Draws, swap_patch
@@ -131,6 +132,7 @@ def write_curves(points: Sequence[Point], folder: Path) -> list[Path]:
     return [folder / "orthogonality.csv", folder / "orthogonality.png"]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m adbench.orthogonality", description=__doc__.split("\n")[0])

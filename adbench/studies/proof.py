@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adbench import run
-from adbench.errors import UserError
+from adbench.errors import UserError, command
 from adbench.experiment import costs
 from adbench.experiment.build import build, build_datamodule, build_method, build_source
 from adbench.experiment.compose import composed, composed_job
@@ -423,6 +423,7 @@ def _forget() -> None:
         torch.cuda.empty_cache()
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m adbench.proof", description=__doc__.partition("\n\n")[0],

@@ -14,12 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from adbench import run
+from adbench.errors import command as ends_in_one_line
 from adbench.experiment.build import build
 from adbench.experiment.groups import choices, conf_dir
 from adbench.experiment.values import as_mapping
 from adbench.types import UserError
 
 
+@ends_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     papers = sorted({name.split("/")[0] for name in choices("experiment") if "/table" in name})

@@ -123,7 +123,7 @@ def test_a_pattern_of_normal_test_images_takes_them_out_of_training(heap):
         ({"normal": "**/*", "anomalous": "bad/*"}, "both normal and anomalous"),
         ({"normal": "ok/*", "anomalous": "bad/*", "masks": "truth"}, r"data\.masks: there is no folder"),
         ({"normal": "ok/*", "anomalous": "bad/*", "normal_test": 1.0}, r"share in \[0, 1\)"),
-        ({"anomalous": "ok/*"}, r"which images in .* are normal.*bad \(3\)"),
+        ({"anomalous": "ok/*"}, r"no image in .* is normal.*bad \(3\), ok \(10\)\. Put them into .*good, or say"),
     ],
 )
 def test_patterns_that_cannot_work_say_why(heap, options, message):
