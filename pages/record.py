@@ -24,6 +24,8 @@ def line_of(row: Mapping[str, Any], series: str, columns: list[str]) -> Line:
     """A run of a report's table as a row of runs.csv."""
     text = {key: "" if value is None else str(value) for key, value in row.items()}
     text |= {"series": series, "source": "run", "runs": "1", "commit": text["commit"][:10]}
+    parts = text["changed"].split(", ")  # the precision has a column of its own
+    text["changed"] = ", ".join(part for part in parts if not part.startswith("trainer.precision="))
     if row.get("modified"):
         text["commit"] += "+"
     for key, value in row.items():
