@@ -13,8 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import metrics_of, write_mvtec
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
 from adbench.experiment import sweeps
+from adbench.experiment.groups import conf_dir
 from adbench.experiment.placement import gpus_of_worker, jobs_side_by_side, threads_per_job
 from hydra_plugins import adbench_sweepers
 
@@ -43,6 +48,26 @@ def test_a_job_that_does_not_compose_is_recorded_and_the_others_run(run, capfd):
     code, _ = run("-m", "method=brightness", "data=mvtec/bottle", "seed=0,${nothing}", *QUICK)
     assert code == 1
     assert [job.status for job in sweeps.outcomes] == ["finished", "failed"]
+
+
+def test_jobs_that_differ_in_their_seed_alone_are_composed_once_and_alike(monkeypatch):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        shared = loader.load_configuration("config", ["data=digits"], run_mode=RunMode.MULTIRUN)
+        whole, calls = loader.load_sweep_config, []
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: (calls.append(given[1]), whole(*given))[1])
+        recorder = sweeps.Recorder(None, shared, loader)
+        for method, seed in itertools.product(("pca", "autoencoder"), (0, 7, 12)):
+            job = sweeps.Job(3, [f"method={method}", "data=digits", f"seed={seed}", "data.image_size=24"], "")
+            ours, theirs = recorder.composed(job), whole(shared, list(job.overrides))
+            with open_dict(theirs):
+                theirs.hydra.job.id = theirs.hydra.job.num = 3
+            assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
+            assert job.name == theirs.hydra.sweep.subdir and f"seed{seed}" in job.name
+        assert len(calls) == 2
+        for words in (["seed=1", "seed=2"], ["seed=null"], ["seed=1", "++seed=2"]):
+            recorder.composed(sweeps.Job(0, ["method=pca", "data=digits", *words], ""))
+        assert len(calls) == 5
 
 
 def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):
@@ -100,7 +125,7 @@ def test_the_table_names_every_job_and_why_some_failed(run, capfd):
     for method in ("brightness", "ocsvm"):
         record = metrics_of(next(job.folder for job in sweeps.outcomes if f"{method}/mvtec/bottle" in job.name))
         line = next(line for line in end.splitlines() if f"{method}/mvtec/bottle" in line)
-        assert line.endswith(f"finished     {record['metrics']['image_auroc']:.4f}")
+        assert line.endswith(f"finished     image_auroc {record['metrics']['image_auroc']:.4f}")
         reason = next(line for line in end.splitlines() if f"{method}/mvtec/cable" in line and "failed: " in line)
         assert "mvtec/cable/train/good" in reason
 
