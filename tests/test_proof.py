@@ -23,6 +23,7 @@ def smoke(out, *more):
     return proof.main(["--out", str(out), "--smoke", "--methods", "cbigan", "esad", *TINY, *more])
 
 
+@pytest.mark.slow
 def test_each_stage_leaves_a_row_and_a_second_command_does_nothing_again(places, capsys, monkeypatch):
     assert smoke(places) == 0
     rows = json.loads((places / "proof.json").read_text())["tasks"]
@@ -48,6 +49,7 @@ def test_each_stage_leaves_a_row_and_a_second_command_does_nothing_again(places,
     assert json.loads((places / "proof.json").read_text())["tasks"] == rows
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_is_listed_stops_no_other_and_is_tried_again(places, monkeypatch, capsys):
     done = []
 

@@ -256,7 +256,7 @@ def test_beside_named_anomalous_folders_the_normal_one_is_still_recognised(lay):
         (["OK/1.png", "train/good/1.png"], "several folders", ["data.normal=OK", "data.normal=[OK,train/good]"]),
         (["left/1.png", "right/1.png", "right/2.png"], r"Folders and their images: left \(1\), right \(2\)",
          ["data.normal=left"]),
-        (["bad/1.png", "bad/2.png"], "No folder is called good", ["data.normal=bad"]),
+        (["bad/1.png", "bad/2.png"], r"no image in .* is normal, .*: bad \(2\). Put them into", ["data.normal=NAME"]),
         (["good/1.png", "scratch/1.png", "my dent/1.png"], "are the images in my dent, scratch anomalous",
          ["data.normal=good", "data.anomalous=[my dent,scratch]", "data.anomalous=[]"]),
         (["good/1.png", "kratzer/1.png", "größe/1.png"], "are the images in", ['data.anomalous=["größe",kratzer]']),
