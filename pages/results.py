@@ -137,7 +137,10 @@ def first_run() -> str:
 
 
 def _places(series: str) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((line["data"], line["method"]) for line in lines() if line["series"] == series))
+    """Data set and method of each figure of a series, data set by data set."""
+    places = list(dict.fromkeys((line["data"], line["method"]) for line in lines() if line["series"] == series))
+    order = list(dict.fromkeys(data for data, _ in places))
+    return sorted(places, key=lambda place: order.index(place[0]))
 
 
 def _name(found: Sequence[Line]) -> str:
@@ -430,6 +433,7 @@ def readme_methods() -> str:
     shallow = ("ocsvm", "isolation_forest", "kde", "nearest_neighbour")
     reached = "tables yes, images unknown"
     patchcore = _bottle("patchcore/small", "reference")[0]
+    steps = batches(group("objects_and_textures", "vae", "mvtec/bottle")).replace(" of ", " batches of ")
     body = [
         [_page("cbigan", "cbigan"), "Carrara et al. 2020", "none", YES, NO, NO, UNKNOWN, *_bottle("cbigan/small")],
         [_page("cbigan", "egbad"), "the same, alpha = 0", "none", YES, NO, NO, UNKNOWN, *_bottle("egbad/small")],
@@ -447,7 +451,8 @@ def readme_methods() -> str:
          ", ".join(map(esad_mean, shallow)) + " %", NONE],
         [_page("baselines", "pca", "brightness"), "trivial baselines", "none", NONE, no_steps, NONE, NONE,
          _several(("pca", "brightness")), NONE],
-        [_page("baselines", "autoencoder", "vae"), "baselines", "none", YES, NO, NO, NONE, "not measured", NONE],
+        [_page("baselines", "autoencoder", "vae"), "baselines", "none", YES, NO, NO, NONE,
+         f"{_several(('autoencoder', 'vae'))}, {steps}", NONE],
         [_page("reference", "patchcore"), "Roth et al. 2022", lite0, YES, no_steps, NO, UNKNOWN,
          f"{patchcore} {small}", f"{printed('patchcore', 'mvtec/bottle')}, by SSAE's paper"],
         [_page("reference", "padim", "knn"), "Defard et al. 2021, Bergman et al. 2020", lite0, YES, no_steps, NO,
