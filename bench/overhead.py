@@ -15,13 +15,15 @@ import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from adbench.methods.base import Adversarial
 from adbench.transforms.image import to_float, to_rgb
@@ -53,7 +55,57 @@ def measure(precision: str = "32-true", data: str = DATA) -> list[dict[str, Any]
             "note": f"a run's training step, {precision}, one thread, processor time, median of {BATCHES - WARM}; "
             f"baseline: the same step in a bare loop, in turns; at most {1 + ALLOWED} asked",
         } | ({"before": BEFORE[method]} if data == DATA else {}))  # fmt: skip
-    return rows
+    return [*rows, lightning_alone()]
+
+
+def lightning_alone(method: str = "cbigan/small") -> dict[str, Any]:
+    """The row of what Lightning itself adds: a module whose step is the bare one, in a trainer with nothing else."""
+    from bench._steps import Step, built, images
+
+    torch.set_num_threads(1)
+    network, side, rows = built(method, f"data={DATA}")
+    module = _Around(Step(network, images(rows, side)))
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    loader = DataLoader(torch.rand(BATCHES * rows, 1), batch_size=rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, loader)
+    step, cycle = module.step, module.step.cycle
+    between, bare = _middle(module.between, cycle), _middle(module.bare, cycle)
+    return {
+        "name": f"overhead, Lightning's loop alone around a step of {method}",
+        "value": round(1e3 * (bare + between), 3), "unit": "ms", "baseline": round(1e3 * bare, 3), "ratio": round(1 + between / bare, 4),
+        "note": f"a module whose training step is the bare one of {len(step.batch.image)} images, manual "
+        f"optimisation, no callback, no log, one thread, processor time, median of {BATCHES - WARM}; baseline: the bare step",
+    }  # fmt: skip
+
+
+class _Around(LightningModule):
+    """Its training step is a bare one; notes what lies between two of them."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.step: Any = step
+        self.between: list[float] = []
+        self.bare: list[float] = []
+        self._left: float | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        arrived = time.process_time()
+        if self._left is not None:
+            self.between.append(arrived - self._left)
+        self.step()
+        self._left = time.process_time()
+        self.bare.append(self._left - arrived)
+
+    def configure_optimizers(self) -> None:
+        return None
 
 
 def step_times(method: str, data: str = DATA, precision: str = "32-true", *words: str) -> tuple[float, float]:
