@@ -78,10 +78,11 @@ def lightning_alone(method: str = "cbigan/small") -> dict[str, Any]:
     step, cycle = module.step, module.step.cycle
     between, bare = _middle(module.between, cycle), _middle(module.bare, cycle)
     return {
-        "name": f"overhead, Lightning's loop alone around a step of {method}",
-        "value": round(1e3 * (bare + between), 3), "unit": "ms", "baseline": round(1e3 * bare, 3), "ratio": round(1 + between / bare, 4),
-        "note": f"a module whose training step is the bare one of {len(step.batch.image)} images, manual "
-        f"optimisation, no callback, no log, one thread, processor time, median of {BATCHES - WARM}; baseline: the bare step",
+        "name": f"overhead, Lightning's loop alone around a step of {method}", "unit": "ms",
+        "value": round(1e3 * (bare + between), 3), "baseline": round(1e3 * bare, 3),
+        "ratio": round(1 + between / bare, 4),
+        "note": f"a module whose training step is the bare one of {len(step.batch.image)} images; manual optimisation, "
+        f"no callback, no log, one thread, processor time, median of {BATCHES - WARM}; baseline: the bare step",
     }  # fmt: skip
 
 
