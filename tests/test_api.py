@@ -97,6 +97,10 @@ def test_compare_is_a_table_of_all_runs_and_evaluate_never_trains(places):
         (lambda p: adbench.train("pca", data="digits", components="few", **p), "method.components must be"),
         (lambda p: adbench.compare("/nowhere/at/all"), "there is no folder"),
         (lambda p: adbench.create_method("cbigan", kind="tabular"), "takes data of kind"),
+        (lambda p: adbench.create_method("pca", image_size="x"), "a side or .height, width. in pixels, got 'x'"),
+        (lambda p: adbench.create_method("pca", image_size=(8, 8, 3)), r"in pixels, got \(8, 8, 3\)"),
+        (lambda p: adbench.fit("pca", None), "a method of adbench.create_method, got str"),
+        (lambda p: adbench.fit(adbench.create_method("pca"), str(p)), "a data module of adbench.create_data, got str"),
         (lambda p: adbench.evaluate("/nowhere/at/all"), "there is no"),
     ],
 )

@@ -71,7 +71,7 @@ def composed_method(name: str, kind: str | None, image_size: Any, words: Sequenc
     """The configuration of a method for data of a kind and a size.
 
     Raises:
-        UserError: the method is not made for this kind.
+        UserError: the method is not made for this kind, or the size is none.
     """
     first = composed([f"method={name}", "data=digits"])
     kinds = data_kinds(first.method)
@@ -82,11 +82,12 @@ def composed_method(name: str, kind: str | None, image_size: Any, words: Sequenc
         if not isinstance(image_size, int):
             raise UserError(f"method {name} takes tables here: give their number of features as image_size=D")
         return composed([f"method={name}", "data=tabular", "data.name=table", f"data.features={image_size}", *words])
-    size = (
-        []
-        if image_size is None
-        else [f"data.image_size={image_size if isinstance(image_size, int) else list(image_size)}"]
-    )
+    size = []
+    if image_size is not None:
+        numbers = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+        if len(numbers) != 2 or not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise UserError(f"image_size is a side or [height, width] in pixels, got {image_size!r}")
+        size = [f"data.image_size={image_size if isinstance(image_size, int) else numbers}"]
     return composed(
         [f"method={name}", "data=dataset", "data.name=mine", "data.target=mine", f"data.kind={kind}", *size, *words]
     )

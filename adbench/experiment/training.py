@@ -274,6 +274,16 @@ def fit(method: Any, datamodule: Any, *, max_batches: int | None = None, max_epo
     from pytorch_lightning import Trainer
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
+    from adbench.data.datamodule import DataModule
+    from adbench.methods.base import Method
+
+    if not isinstance(method, Method):
+        raise UserError(f"fit trains a method of adbench.create_method, got {type(method).__name__}")
+    if not isinstance(datamodule, DataModule):
+        raise UserError(
+            f"fit trains on a data module of adbench.create_data, got {type(datamodule).__name__}; with a loader of "
+            "your own, pytorch_lightning.Trainer(...).fit(method, loader) trains a method"
+        )
     method.check_inputs()
     datamodule.setup()
     _refuse_far_rows(method, datamodule)
