@@ -37,6 +37,10 @@ def import_quickly(*names: str) -> None:
 
 
 def _command() -> bool:
-    """Whether this process is a command of this package, and not somebody's own program that imports it."""
+    """Whether this process is a command of this package or a worker of its sweep, and not somebody's own program.
+
+    A worker of joblib collects garbage after every job where psutil is not installed.
+    """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and str(spec.name).split(".")[0] == __package__
+    name = "" if spec is None else str(spec.name)
+    return name.split(".")[0] == __package__ or name.startswith("joblib.externals.loky.")

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_what_a_command_keeps_from_collection_is_given_back_before_it_ends(monke
     import_quickly("this_is_kept")
     assert frozen == [True]
     assert at_end == [gc.unfreeze]
+
+
+@pytest.mark.parametrize(
+    ("main", "kept"),
+    [("adbench.run", True), ("joblib.externals.loky.backend.popen_loky_posix", True), ("pytest", False), (None, False)],
+)
+def test_commands_and_workers_of_sweeps_keep_their_imports_from_collection(monkeypatch, main, kept):
+    spec = None if main is None else SimpleNamespace(name=main)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert imports._command() == kept
 
 
 def test_a_command_line_is_read_without_torch():
