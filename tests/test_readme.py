@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import metrics_of
+from joblib.externals.loky import get_reusable_executor
 
 from adbench.experiment.groups import conf_dir
 from adbench.serve import _parser as serve_parser
@@ -62,6 +63,7 @@ def test_a_run_command_of_the_pages_runs(line, run, data_root, tmp_path):
     arguments = [a for a in arguments if not a.startswith(("budget", "trainer=", "hydra/launcher", "hydra.launcher"))]
     if "-m" in arguments:
         arguments.append("hydra.sweeper.n_trials=2" if "sweeper=tuning" in line else "hydra.sweeper.at_most=1")
+    get_reusable_executor().shutdown(wait=True)  # a worker that an earlier test has left has its environment
     code, _ = run(*arguments)
     records = list((tmp_path / "results").rglob("metrics.json"))
     if "--dry-run" in arguments:
