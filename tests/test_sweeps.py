@@ -65,9 +65,9 @@ def test_jobs_that_differ_in_their_seed_alone_are_composed_once_and_alike(monkey
             assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
             assert job.name == theirs.hydra.sweep.subdir and f"seed{seed}" in job.name
         assert len(calls) == 2
-        for words in (["seed=1", "seed=2"], ["seed=null"], ["seed=1", "++seed=2"]):
+        for words in (["seed=1", "seed=2"], ["seed=null"], ["seed=1", "++seed=2"], ["seed=007"]):
             recorder.composed(sweeps.Job(0, ["method=pca", "data=digits", *words], ""))
-        assert len(calls) == 5
+        assert len(calls) == 6
 
 
 def test_a_word_for_a_number_fails_its_own_job_with_the_reason(run, capfd):

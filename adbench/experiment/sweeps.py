@@ -38,7 +38,7 @@ log = logging.getLogger("adbench")
 
 # A client of NFS believes for as long as a minute what it knows of a folder (acdirmax).
 SEEN_S, LOOK_S = 70.0, 0.2
-SEED = re.compile(r"seed=[0-9]+")
+SEED = re.compile(r"seed=(0|[1-9][0-9]*)")  # what Hydra takes for an integer
 MOST_SHARED = 200  # configurations that are kept, each less than a megabyte
 
 
